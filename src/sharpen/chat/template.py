@@ -1,0 +1,102 @@
+"""A model's chat template and tokenizer: messages to token ids and back. With ``masks.py`` the only code that knows tokens."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sharpen.errors import ModelError
+from sharpen.records import Message, TurnTokens
+
+
+class ChatTemplate:
+    """Renders with the model's own template (through transformers) and continues from sampled ids without re-tokenising them."""
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(f"the tokenizer of {name} has no chat template; use an instruct model, or add chat_template.jinja to its folder")
+        self.tokenizer = tokenizer
+        self.name = name
+        self._lock = threading.Lock()  # fast tokenizers mutate themselves while encoding
+
+    @classmethod
+    def load(cls, path: str | Path) -> ChatTemplate:
+        """The template in a model folder. ModelError where the folder has no tokenizer that transformers can read."""
+        import transformers
+
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
+        except Exception as error:  # transformers raises many kinds here, none of them its own
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"no usable tokenizer in {path} ({first}); copy tokenizer.json and tokenizer_config.json there") from error
+        return cls(tokenizer, str(path))
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an assistant turn: the tokenizer's end of sequence, and what the template itself puts after an answer."""
+        ends = {self.tokenizer.eos_token_id} if self.tokenizer.eos_token_id is not None else set()
+        question = Message(role="user", content="a")
+        opened = self.render((question,))
+        closed = self.render((question, Message(role="assistant", content="b")), answered=True)
+        if closed.startswith(opened + "b"):
+            tail = self.encode(closed[len(opened) + 1 :])
+            if tail and tail[0] in self.tokenizer.all_special_ids:
+                ends.add(tail[0])
+        return frozenset(ends)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, answered: bool = False) -> str:
+        """The text the model reads. Unless ``answered``, it ends where an assistant turn begins."""
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [_plain(message) for message in messages], tools=list(tools) or None, tokenize=False, add_generation_prompt=not answered
+            )
+        except Exception as error:  # jinja's own errors, and whatever a template raises on roles it does not know
+            raise ModelError(f"the chat template of {self.name} cannot render this conversation: {error}") from error
+        return str(text)
+
+    def encode(self, text: str) -> list[int]:
+        with self._lock:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The exact text of ``ids``, special tokens included."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def answer(self, output: Sequence[int]) -> str:
+        """The text of a sampled turn, without the token that ended it."""
+        ids = list(output)
+        if ids and ids[-1] in self.end_ids:
+            ids.pop()
+        return self.decode(ids)
+
+    def prompt(self, messages: Sequence[Message], turns: Sequence[TurnTokens] = (), tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Ids that ask for the next assistant turn.
+
+        Where the last assistant turn carries its ids and the rendering extends it, those ids are continued unchanged and only what is new is
+        encoded; otherwise (text only, or a template that rewrites history) everything is encoded afresh.
+        """
+        text = self.render(messages, tools)
+        last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
+        if last is not None and turns and (ids := turns[-1].prompt) is not None and (output := turns[-1].output) is not None:
+            before = self.render(messages[:last], tools) + self.decode(output)
+            if text.startswith(before):
+                return [*ids, *output, *self.encode(text[len(before) :])]
+        return self.encode(text)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as chat templates expect it: tool arguments as a mapping, absent fields absent."""
+    plain: dict[str, Any] = msgspec.to_builtins(message)
+    if message.reasoning is not None:
+        plain["reasoning_content"] = plain.pop("reasoning")
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}} for call in message.tool_calls
+        ]
+    return plain

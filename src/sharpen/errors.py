@@ -1,0 +1,73 @@
+"""Everything that can go wrong, on one page.
+
+    SharpenError                     the user sees one line, never a traceback
+    ├── SettingsError                a setting is unknown, contradictory or out of range: names the place and the nearest right key
+    ├── TaskError                    a task set cannot be read, split or checked (no gold solution passes, splits overlap)
+    ├── ModelError                   weights, tokenizer or template are missing or do not fit together
+    ├── RunError                     a run folder is locked, changed, or half deleted
+    ├── StorageError                 the disk is full or a file cannot be written; what was finished is safe
+    ├── PolicyError                  the engine or endpoint broke: infrastructure, so an ``error``, never a ``fail``
+    │   └── ContextOverflow          the conversation outgrew the context: the policy's failure, so a ``fail``
+    ├── EnvironmentFault             the environment raised or hung: an ``error``
+    ├── TrainingError                the training process died, or the loss is NaN; the run can be resumed
+    └── Refused                      the advisor refuses a method, and says what would lift the refusal
+
+A bad rollout is data, not a crash: ``sampling.py`` turns PolicyError and EnvironmentFault into trajectories with ``stop="error"``
+at one boundary; everything else ends the command in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SharpenError(Exception):
+    """Base of every error a user can meet. The message says what is wrong, where, and what to do."""
+
+
+class SettingsError(SharpenError, ValueError):
+    """A setting is unknown, contradictory or out of range. A ValueError too, so that msgspec adds the place where it happened."""
+
+
+class TaskError(SharpenError):
+    """A task set cannot be read, split or trusted."""
+
+
+class ModelError(SharpenError):
+    """Weights, tokenizer or template are missing or do not fit together."""
+
+
+class RunError(SharpenError):
+    """A run folder is in use by another process, was made with other settings, or is damaged."""
+
+
+class StorageError(SharpenError):
+    """Something could not be written. What was finished before is on disk."""
+
+
+class PolicyError(SharpenError):
+    """The engine or endpoint broke. Infrastructure: the try is an error, not a fail."""
+
+
+class ContextOverflow(PolicyError):
+    """The conversation no longer fits the model's context. The policy's own failure."""
+
+
+class EnvironmentFault(SharpenError):
+    """The environment raised or hung. Infrastructure: the try is an error, not a fail."""
+
+
+class TrainingError(SharpenError):
+    """The training process died or its loss is not a number. Nothing earlier is lost; the same command resumes."""
+
+
+class Refused(SharpenError):
+    """A method would be useless here. The message says what would lift the refusal."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A ``; did you mean 'x'?`` for ``word``, or the list of what is known where nothing is near."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(options)}"

@@ -1,0 +1,276 @@
+"""The nouns of sharpen, on one page. Records are frozen, hold no behaviour and survive a JSON round trip.
+
+Read this file first, then ``methods/rejection_sampling.py`` (the story), then ``advisor.py`` (the choice).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, keyword-only, unknown fields refused when read back."""
+
+
+# ---------------------------------------------------------------- conversation
+
+
+class ToolCall(Record, omit_defaults=True):
+    """One call of a tool. ``arguments`` is a JSON string: as a mapping, Arrow would pad it with nulls."""
+
+    id: str = ""
+    name: str
+    arguments: str
+
+
+class Message(Record, omit_defaults=True):
+    """One message of a conversation, in the field's usual roles."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+# ---------------------------------------------------------------- tasks and models
+
+
+class Task(Record):
+    """Something to be done.
+
+    ``key`` is stable across runs and machines; ``family`` is the unit of splitting and of resampling (siblings share
+    it); ``params`` and ``prompt`` are what the environment starts from; ``reference`` is hidden from the policy and
+    seen by the verifier only.
+    """
+
+    key: str
+    family: str
+    split: str = ""
+    prompt: tuple[Message, ...] = ()
+    params: dict[str, Any] = {}
+    reference: Any = None
+
+
+class Lineage(Record):
+    """Where weights come from: the base they started at, the model trained from, what it was trained on and how."""
+
+    base: str
+    parent: str | None = None
+    training_set: str | None = None
+    settings: dict[str, Any] = {}
+
+
+class Model(Record):
+    """Weights with tokenizer and chat template. What ``sft`` takes and gives.
+
+    ``path`` is a local folder; ``fingerprint`` a digest of its weights, tokenizer and template, so that a sample says
+    which weights made it; ``kind`` tells a pretrained folder from the scripted fake or a served endpoint.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    kind: Literal["pretrained", "scripted", "endpoint"] = "pretrained"
+    lineage: Lineage
+
+
+# ---------------------------------------------------------------- what happened
+
+
+class SampleKey(Record):
+    """The identity of one try. Two tries with the same key are the same try."""
+
+    model: str
+    task: str
+    environment: str
+    sampling: str
+    index: int
+
+
+Stop = Literal[
+    "done",  # the environment ended the episode
+    "turn_limit",  # the policy used up its turns: the policy's failure
+    "token_limit",  # a turn hit max_tokens and the episode ended there: the policy's failure
+    "overflow",  # the conversation outgrew the context: the policy's failure
+    "error",  # broken infrastructure: neither a pass nor a fail
+    "cancelled",
+]
+
+
+class TurnTokens(Record):
+    """One assistant turn as the engine saw it.
+
+    ``prompt`` and ``output`` are token ids, ``None`` where the engine returned text only. ``output`` holds every sampled
+    token, the end-of-turn token included when it was sampled. ``stop`` is why the engine stopped.
+    """
+
+    prompt: tuple[int, ...] | None = None
+    output: tuple[int, ...] | None = None
+    stop: Literal["stop", "length"] = "stop"
+
+
+class Cost(Record):
+    """What a trajectory cost. Tokens as the engine counted them; ``seconds`` is wall time from start to end."""
+
+    prompt_tokens: int = 0
+    sampled_tokens: int = 0
+    seconds: float = 0.0
+    turns: int = 0
+
+
+class Trajectory(Record):
+    """What happened in one try.
+
+    ``messages`` is the whole conversation, from the first system or user message on. ``turns`` are the assistant turns in order
+    (empty for demonstrations: only text exists). ``actions`` is what the environment understood, the unit of
+    de-duplication. ``outcome`` is what the environment itself says at the end (``won``, ``score`` and the like).
+    ``agent`` names who made it (a model's name, ``expert``, ...).
+    """
+
+    key: SampleKey
+    agent: str
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    turns: tuple[TurnTokens, ...] = ()
+    actions: tuple[str, ...] = ()
+    stop: Stop
+    outcome: dict[str, Any] = {}
+    cost: Cost = Cost()
+    error: str | None = None
+
+
+class Verdict(Record):
+    """What a verifier says of one trajectory: pass, fail or error. Three values, never two.
+
+    ``bool(verdict)`` is true for a pass and for nothing else: a score of 0.1 is not a pass and a broken verifier is not a fail.
+    """
+
+    key: SampleKey
+    outcome: Literal["pass", "fail", "error"]
+    score: float | None = None
+    reason: str = ""
+    verifier: str = ""
+
+    def __bool__(self) -> bool:
+        return self.outcome == "pass"
+
+
+# ---------------------------------------------------------------- training
+
+
+class Row(Record):
+    """One training row: ``input_ids`` and, same length, ``labels`` (the id where trained, -100 where not).
+
+    ``key`` is the try it came from, ``source`` where that came from (``demonstration``, ``sampled``, ``earlier round``);
+    ``origin`` says whether the ids are the engine's (``sampled``) or were rendered from text (``rendered``).
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    key: SampleKey
+    source: str
+    origin: Literal["sampled", "rendered"]
+
+
+class LeftOut(Record):
+    """A trajectory that was not selected, and why not."""
+
+    key: SampleKey
+    reason: str
+
+
+class Selection(Record):
+    """Which trajectories train, and why each of the others does not."""
+
+    kept: tuple[SampleKey, ...]
+    left_out: tuple[LeftOut, ...]
+    counts: dict[str, int]
+    settings: dict[str, Any] = {}
+
+
+class TrainingReport(Record):
+    """What a trainer did. ``trained_tokens`` counts labels, ``tokens`` every token of every row passed through."""
+
+    steps: int
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    losses: tuple[float, ...] = ()
+    precision: str = ""
+
+
+# ---------------------------------------------------------------- measuring and deciding
+
+
+class Interval(Record):
+    """An estimate with its two-sided interval at ``level`` and the ``n`` clusters behind it. NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+    method: str = ""
+
+
+class TaskResult(Record):
+    """Counts on one task. ``samples = passes + fails + errors``."""
+
+    task: str
+    family: str
+    samples: int
+    passes: int
+    errors: int = 0
+
+
+class Evaluation(Record):
+    """How good a model is on a named split. ``pass_at`` maps k to its interval."""
+
+    model: str
+    split: str
+    sampling: dict[str, Any]
+    tasks: tuple[TaskResult, ...]
+    pass_at: dict[int, Interval]
+    cost: Cost
+    errors: int = 0
+
+
+class Gain(Record):
+    """A paired difference in pass@1 on the same tasks: ``other`` minus ``base``, at ``level`` for the decision and 95 % for print.
+
+    ``smallest_visible`` is the smallest true gain this design would find with power 0.8.
+    """
+
+    base: str
+    other: str
+    printed: Interval
+    deciding: Interval
+    smallest_visible: float
+
+
+class Decision(Record):
+    """The next step, or a refusal, or what became of a rung, with the numbers that forced it."""
+
+    outcome: Literal["keep", "plateau", "undecided", "worse", "refuse", "proceed", "baseline"]
+    action: str
+    reasons: tuple[str, ...]
+    gain: Gain | None = None
+
+
+class Measurements(Record):
+    """All that the advisor may know. ``None`` means not measured."""
+
+    demonstrations: int = 0
+    demonstrations_passing: int | None = None
+    verifier: str | None = None
+    verifier_exact: bool = False
+    gold_passes: bool | None = None
+    noop_fails: bool | None = None
+    samples_per_task: int | None = None
+    tasks_sampled: int | None = None
+    tasks_solved: int | None = None
+    tasks_mixed: int | None = None

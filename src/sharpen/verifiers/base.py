@@ -1,0 +1,19 @@
+"""What a verifier is: it looks at a task and a finished trajectory, and says pass, fail or error."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sharpen.records import Task, Trajectory, Verdict
+
+
+class Verifier(Protocol):
+    """``name`` is written on every verdict. ``exact`` says that the verifier *is* the definition of success
+    (an environment's own state, a set's own scorer), so that it needs no labels, only gold and no-op checks."""
+
+    name: str
+    exact: bool
+
+    def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+        """Never raises for a bad trajectory: that is a fail. Raising means that the verifier is broken: an error."""
+        ...

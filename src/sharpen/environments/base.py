@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from sharpen.records import Message, Record, Task
 
 
-class Step(Record):
+class Step(Record, kw_only=True):
     """What a turn led to.
 
     ``messages`` is what the policy sees next; ``action`` what the environment understood; ``done`` ends the episode;

@@ -1,0 +1,78 @@
+"""Measurements -> Decision. Pure: knows nothing of models or files, only numbers.
+
+First form: it refuses a method that would be useless here and says what would lift the refusal; the choice among the
+methods is the ladder's fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sharpen.records import Decision, Gain, Measurements
+from sharpen.stats import decide
+
+Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration"]
+METHODS: tuple[Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration")
+
+
+def advise(method: Method, seen: Measurements) -> Decision:
+    """Whether ``method`` may be tried on what has been measured. ``refuse`` carries what would lift the refusal."""
+    obstacle = {"few-shot": _without_demonstrations, "sft": _without_demonstrations}.get(method, _without_signal)(seen)
+    if obstacle is not None:
+        return Decision(outcome="refuse", action=f"leave out {method}", reasons=(obstacle,))
+    return Decision(outcome="proceed", action=f"try {method}", reasons=(_ground(method, seen),))
+
+
+def after_sampling(method: Method, seen: Measurements) -> Decision:
+    """Whether survivors are worth training on, once the tries have been made and judged."""
+    assert seen.tasks_sampled is not None and seen.samples_per_task is not None and seen.tasks_solved is not None
+    tries = f"{seen.samples_per_task} tries on each of {seen.tasks_sampled} tasks"
+    if seen.tasks_solved == 0:
+        reason = (
+            f"{tries} hold no success: there is nothing to keep; "
+            "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
+        )
+        return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
+    reason = f"{tries}: {seen.tasks_solved} solved at least once, {seen.tasks_mixed} of them not always"
+    return Decision(outcome="proceed", action=f"train on the survivors of {method}", reasons=(reason,))
+
+
+def judge_gain(gain: Gain, delta: float) -> Decision:
+    """Keep, roll back, or say that it is undecided: three outcomes for every gain (honesty rule 3). ``delta`` is the smallest effect of interest."""
+    outcome = decide(gain, delta)
+    d = gain.deciding
+    numbers = f"paired gain {d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families"
+    reason = {
+        "keep": f"{numbers}: better",
+        "worse": f"{numbers}: worse",
+        "plateau": f"{numbers}: whatever is gained is under the smallest effect of interest, {delta:.1%}",
+        "undecided": f"{numbers}: neither shown better nor shown to be under {delta:.1%}; the smallest gain this design would see is "
+        f"{gain.smallest_visible:.1%}; more dev families or evaluation.max_n would tell",
+    }[outcome]
+    action = {"keep": "keep it", "worse": "roll it back", "plateau": "roll it back", "undecided": "roll it back, as not proved"}[outcome]
+    return Decision(outcome=outcome, action=action, reasons=(reason,), gain=gain)
+
+
+def _without_demonstrations(seen: Measurements) -> str | None:
+    if seen.demonstrations == 0:
+        return "there are no demonstrations; give the demo split tasks whose solutions are known"
+    if not seen.demonstrations_passing:
+        return f"none of the {seen.demonstrations} demonstrations passes the verifier; fix the demonstrations or the verifier"
+    return None
+
+
+def _without_signal(seen: Measurements) -> str | None:
+    if seen.verifier is None:
+        return "there is no verifier: without filtering this is SFT on average behaviour; give the tasks a verifier"
+    if seen.gold_passes is False:
+        return f"the verifier {seen.verifier} fails gold solutions; fix it, or the solutions"
+    if seen.noop_fails is False:
+        return f"the verifier {seen.verifier} passes empty or off-task answers; what it keeps is not success; fix it"
+    return None
+
+
+def _ground(method: Method, seen: Measurements) -> str:
+    if method in ("few-shot", "sft"):
+        return f"{seen.demonstrations_passing} of {seen.demonstrations} demonstrations pass"
+    checks = "its gold and no-op checks hold" if seen.gold_passes and seen.noop_fails else "it has no gold solutions to check it with"
+    return f"the verifier {seen.verifier} {'is exact, and ' if seen.verifier_exact else 'is in place, and '}{checks}"

@@ -1,0 +1,81 @@
+"""What every verifier must show before anything is trained on its word: gold solutions pass, doing nothing fails.
+
+Here and not among the verifiers because the check plays whole episodes.
+"""
+
+from __future__ import annotations
+
+from sharpen.agents.recorded import replay
+from sharpen.errors import SharpenError, TaskError
+from sharpen.records import Record, Task, Verdict
+from sharpen.tasks.base import TaskSet
+from sharpen.verifiers.run import judge
+
+NOOPS = {"empty": "", "off-task": "I would rather talk about the weather."}
+
+
+class Checks(Record, kw_only=True):
+    """What the checks found.
+
+    ``gold_passes`` is None where no task has a gold solution; ``noop_fails`` None where no task was tried. ``example`` tells the
+    first thing that went wrong, in one line. An error verdict satisfies neither check.
+    """
+
+    gold_tried: int
+    gold_passed: int
+    noop_tried: int
+    noop_failed: int
+    gold_passes: bool | None
+    noop_fails: bool | None
+    example: str = ""
+
+
+async def gold_and_noop(taskset: TaskSet, limit: int = 20, timeout_s: float = 60.0) -> Checks:
+    """Replay the gold solution, an empty and an off-task answer on up to ``limit`` tasks spread evenly over the set.
+
+    The test split is left alone. TaskError where the set has no verifier. A broken environment counts against the check.
+    """
+    if taskset.verifier is None:
+        raise TaskError(f"task set {taskset.name!r} has no verifier; give it one before checking it")
+    tasks = [task for task in taskset.tasks if task.split != "test"]
+    tasks = [tasks[index * len(tasks) // limit] for index in range(limit)] if len(tasks) > limit else tasks
+    gold: list[bool] = []
+    noop: list[bool] = []
+    example = ""
+    for task in tasks:
+        expert = taskset.environment.expert(task)
+        if expert is not None:
+            verdict = await _try(taskset, task, expert, timeout_s)
+            gold.append(verdict == "pass")
+            if not gold[-1]:
+                example = example or f"task {task.key!r}: the gold solution {_short(expert)} got {verdict}"
+        for kind, answer in NOOPS.items():
+            verdict = await _try(taskset, task, (answer,) * taskset.environment.max_turns, timeout_s)
+            noop.append(verdict.startswith("fail"))
+            if not noop[-1]:
+                example = example or f"task {task.key!r}: an {kind} answer got {verdict}"
+    return Checks(
+        gold_tried=len(gold),
+        gold_passed=sum(gold),
+        noop_tried=len(noop),
+        noop_failed=sum(noop),
+        gold_passes=all(gold) if gold else None,
+        noop_fails=all(noop) if noop else None,
+        example=example,
+    )
+
+
+async def _try(taskset: TaskSet, task: Task, actions: tuple[str, ...], timeout_s: float) -> str:
+    """The verdict on one replay: ``pass``, or ``fail`` or ``error`` with the reason."""
+    assert taskset.verifier is not None
+    try:
+        trajectory = await replay(task, taskset.environment, actions)
+    except SharpenError as error:
+        return f"error ({error})"
+    verdict: Verdict = judge(task, trajectory, taskset.verifier, timeout_s)
+    return verdict.outcome if verdict.outcome == "pass" else f"{verdict.outcome} ({verdict.reason})"
+
+
+def _short(actions: tuple[str, ...]) -> str:
+    text = repr("; ".join(actions))
+    return text if len(text) <= 120 else f"{text[:120]}..."

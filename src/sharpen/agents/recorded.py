@@ -1,0 +1,44 @@
+"""Recorded turns as an agent: an expert's walkthrough, played once more to see that it still wins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from sharpen.environments.base import Environment
+from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory
+
+
+async def replay(task: Task, environment: Environment, actions: Sequence[str], *, agent: str = "expert") -> Trajectory:
+    """Play ``actions``, one an assistant turn, and record what happened.
+
+    Ends with ``done`` when the environment says so and leaves the remaining actions unplayed; with ``turn_limit`` when the actions
+    or the environment's turns are used up before. ``turns`` stays empty: there are no sampled tokens. EnvironmentFault passes through.
+    """
+    started = time.monotonic()
+    episode, opening = await environment.start(task)
+    messages = list(opening)
+    understood: list[str] = []
+    stop: Stop = "turn_limit"
+    outcome: dict[str, object] = {}
+    try:
+        for action in actions[: environment.max_turns]:
+            turn = Message(role="assistant", content=action)
+            step = await episode.step(turn)
+            messages += [turn, *step.messages]
+            understood.append(step.action)
+            outcome = step.outcome
+            if step.done:
+                stop = "done"
+                break
+    finally:
+        await episode.close()
+    return Trajectory(
+        key=SampleKey(model=agent, task=task.key, environment=environment.name, sampling="recorded", index=0),
+        agent=agent,
+        messages=tuple(messages),
+        actions=tuple(understood),
+        stop=stop,
+        outcome=outcome,
+        cost=Cost(seconds=time.monotonic() - started, turns=len(understood)),
+    )

@@ -1,0 +1,188 @@
+"""The essay's verbs: ``sample``, ``sample_many``, ``verify``, ``filter``, ``sft``. Sync over the async core; each call's work is on disk before it is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import builtins
+import itertools
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from sharpen import loop
+from sharpen.agents.base import PolicyAgent
+from sharpen.chat.load import load_template
+from sharpen.errors import Refused
+from sharpen.models import load_model
+from sharpen.policies.base import Policy
+from sharpen.policies.choose import Auto, Engine, open_policy
+from sharpen.records import Model, SampleKey, Selection, Trajectory, Verdict
+from sharpen.sampling import SamplingSettings, collect
+from sharpen.selection import build_rows
+from sharpen.store.segments import Segments
+from sharpen.tasks.base import BoundTask, TaskSet
+from sharpen.training.base import Training
+from sharpen.training.load import trainer_for
+from sharpen.verifiers.run import judge
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One try at a task, perhaps still being made. Reading ``trajectory`` (or verifying it) waits for its end."""
+
+    bound: BoundTask
+    _future: Future[Trajectory] = field(repr=False)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return self._future.result()
+
+    @property
+    def done(self) -> bool:
+        return self._future.done()
+
+
+class Session:
+    """Where the verbs keep their work: trajectories, verdicts and trained models under ``folder`` (default: a temporary one, gone at exit).
+
+    Tries of one model on one task are numbered on, so that calling ``sample`` N times makes N different tries; a session opened again on
+    the same folder starts its numbers anew and finds what it has already made.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, sampling: SamplingSettings | None = None, training: Training | None = None,
+                 engine: Engine | None = None, seed: int = 0) -> None:  # fmt: skip
+        self.sampling = sampling or SamplingSettings()
+        self.training = training or Training()
+        self.engine = engine or Auto()
+        self.seed = seed
+        if folder is None:
+            folder = tempfile.mkdtemp(prefix="sharpen-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        self.folder = Path(folder)
+        self._trajectories = Segments(self.folder / "trajectories", Trajectory)
+        self._verdicts = Segments(self.folder / "verdicts", Verdict)
+        self._counters: dict[tuple[str, str], itertools.count[int]] = defaultdict(itertools.count)
+        self._policies: dict[str, Policy] = {}
+        self._slots: asyncio.Semaphore | None = None
+        self._trained = itertools.count(1)
+
+    def sample(self, model: Model | str, task: BoundTask) -> Candidate:
+        """Start one more try of ``model`` at ``task`` and return at once."""
+        model = _model(model)
+        agent = self._agent(model, task)
+        index = next(self._counters[agent.fingerprint, task.key])
+        return Candidate(task, loop.submit(self._one(agent, task, index)))
+
+    def sample_many(self, model: Model | str, tasks: Iterable[BoundTask], n: int | None = None) -> Iterator[Candidate]:
+        """``n`` tries (default: the session's) of every task, yielded as they finish. Leaving the loop cancels what is in flight."""
+        model = _model(model)
+        bound = {task.key: task for task in tasks}
+        if not bound:
+            return
+        agent = self._agent(model, next(iter(bound.values())))
+        rounds = [[(task.task, next(self._counters[agent.fingerprint, task.key])) for task in bound.values()] for _ in range(n or self.sampling.n)]
+        for trajectory in loop.stream(self._many(agent, [pair for pairs in rounds for pair in pairs])):
+            future: Future[Trajectory] = Future()
+            future.set_result(trajectory)
+            yield Candidate(bound[trajectory.key.task], future)
+
+    def verify(self, candidate: Candidate) -> Verdict:
+        """What the task set's own verifier says. True for a pass only. Refused where the set has no verifier."""
+        verifier = candidate.bound.tasks.verifier
+        if verifier is None:
+            raise Refused(f"task set {candidate.bound.tasks.name!r} has no verifier: without filtering this is SFT on average behaviour")
+        trajectory = candidate.trajectory
+        known = self._verdicts.records.get(trajectory.key)
+        if known is not None and known.verifier == verifier.name:
+            return known
+        verdict = judge(candidate.bound.task, trajectory, verifier, self.sampling.verifier_timeout_s)
+        self._verdicts.append(verdict)
+        return verdict
+
+    def sft(self, model: Model | str, good: Iterable[Candidate]) -> Model:
+        """Train ``model`` on the trajectories in ``good`` with exact masks, and return the new model. Refused where there is nothing to train on."""
+        model = _model(model)
+        chosen = [("sampled", candidate.trajectory) for candidate in good]
+        keys: tuple[SampleKey, ...] = tuple(trajectory.key for _, trajectory in chosen)
+        rows, selection = build_rows(Selection(kept=keys, left_out=(), counts={}), chosen, load_template(model), self.training.max_length)
+        if not rows:
+            reasons = ", ".join(sorted({item.reason for item in selection.left_out})) or "no candidate passed"
+            raise Refused(f"nothing to train on: {reasons}")
+        self.close()  # the engine's memory is free for the trainer
+        out = self.folder / "models" / f"{next(self._trained):03d}"
+        trained, _ = trainer_for(model)(rows, model, self.training, out)
+        return trained
+
+    def close(self) -> None:
+        """Give the engines back. What is on disk stays; the next call opens them again."""
+        for policy in self._policies.values():
+            loop.run(policy.close())
+        self._policies.clear()
+
+    def _agent(self, model: Model, task: BoundTask) -> PolicyAgent:
+        if model.fingerprint not in self._policies:
+            self._policies[model.fingerprint], _ = open_policy(model, self.engine)
+        policy = self._policies[model.fingerprint]
+        return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, self.sampling.turn(self.seed))
+
+    async def _one(self, agent: PolicyAgent, task: BoundTask, index: int) -> Trajectory:
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self.sampling.concurrency)
+        async with self._slots:
+            async for trajectory in self._many(agent, [(task.task, index)]):
+                return trajectory
+        raise AssertionError("a try ends in a trajectory or raises")
+
+    async def _many(self, agent: PolicyAgent, wanted: list[tuple]) -> AsyncIterator[Trajectory]:  # type: ignore[type-arg]
+        settings = self.sampling
+        async for trajectory, _ in collect(
+            agent, wanted, None, self._trajectories, self._verdicts, concurrency=settings.concurrency, episode_timeout_s=settings.episode_timeout_s
+        ):  # fmt: skip
+            yield trajectory
+
+
+@cache
+def _ephemeral() -> Session:
+    session = Session()
+    atexit.register(session.close)
+    return session
+
+
+def sample(model: Model | str, task: BoundTask) -> Candidate:
+    """Start one try of ``model`` at ``task``; several calls run side by side. See Session.sample."""
+    return _ephemeral().sample(model, task)
+
+
+def sample_many(model: Model | str, tasks: TaskSet | Iterable[BoundTask], n: int | None = None) -> Iterator[Candidate]:
+    """``n`` tries of every task, streamed as they finish. See Session.sample_many."""
+    return _ephemeral().sample_many(model, tasks, n)
+
+
+def verify(candidate: Candidate) -> Verdict:
+    """Pass, fail or error, by the verifier of the task's own set. See Session.verify."""
+    return _ephemeral().verify(candidate)
+
+
+def filter(candidates: Iterable[Candidate], verify: Callable[[Candidate], Verdict]) -> list[Candidate]:
+    """The candidates that ``verify`` passes. An error is no pass, and neither is a low score."""
+    return [candidate for candidate in builtins.list(candidates) if verify(candidate)]
+
+
+def sft(model: Model | str, good: Iterable[Candidate]) -> Model:
+    """A new model: ``model`` trained on ``good``. See Session.sft."""
+    return _ephemeral().sft(model, good)
+
+
+@cache
+def _named(name: str) -> Model:
+    return load_model(name)
+
+
+def _model(model: Model | str) -> Model:
+    return _named(model) if isinstance(model, str) else model

@@ -1,0 +1,83 @@
+"""How good an agent is on a split: pass@1 and pass@k, by task, with intervals over families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from sharpen.errors import SettingsError
+from sharpen.policies.base import Sampling
+from sharpen.records import Cost, Evaluation, Record, Task, TaskResult
+from sharpen.sampling import Pool
+from sharpen.stats import pass_interval
+
+
+class EvaluationSettings(Record, kw_only=True):
+    """Fixed for the whole ladder, so that rungs can be compared.
+
+    ``n`` tries of every task; pass@k for each ``k`` (at most ``n``). Where a gain stays undecided the tries are doubled until they would
+    pass ``max_n`` (0: never), for both rungs; the alpha is shared among these looks too.
+    """
+
+    n: int = 4
+    k: tuple[int, ...] = (1, 4)
+    max_n: int = 0
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise SettingsError(f"n is {self.n}, but must be at least 1")
+        for k in self.k:
+            if not 1 <= k <= self.n:
+                raise SettingsError(f"k holds {k}, but pass@k needs 1 <= k <= n, and n is {self.n}")
+        if 1 not in self.k:
+            raise SettingsError("k must hold 1: decisions rest on pass@1")
+        if self.temperature == 0 and self.n > 1:
+            raise SettingsError(f"temperature 0 gives the same try {self.n} times; set n: 1 or raise temperature")
+        self.turn(0)
+
+    def turn(self, seed: int) -> Sampling:
+        """What the policy is told, with the run's seed."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Tries per task at each look: n, then doubled while ``max_n`` allows."""
+        sizes = [self.n]
+        while sizes[-1] * 2 <= self.max_n:
+            sizes.append(sizes[-1] * 2)
+        return tuple(sizes)
+
+
+def count(pool: Pool, tasks: Sequence[Task]) -> tuple[TaskResult, ...]:
+    """Passes and errors of every task. An error is neither a pass nor a fail."""
+    results = []
+    for task in tasks:
+        outcomes = [pool.verdicts[key].outcome for key in pool.tries(task.key)]
+        results.append(
+            TaskResult(task=task.key, family=task.family, samples=len(outcomes), passes=outcomes.count("pass"), errors=outcomes.count("error"))
+        )
+    return tuple(results)
+
+
+def evaluate(pool: Pool, tasks: Sequence[Task], model: str, split: str, settings: EvaluationSettings, seed: int) -> Evaluation:
+    """Turn judged tries into numbers. Bootstrap over families, with ``seed``."""
+    results = count(pool, tasks)
+    costs = [pool.trajectories[key].cost for key in pool.wanted]
+    return Evaluation(
+        model=model,
+        split=split,
+        sampling=msgspec.to_builtins(settings.turn(seed)),
+        tasks=results,
+        pass_at={k: pass_interval(results, k, 0.95, seed) for k in settings.k},
+        cost=Cost(
+            prompt_tokens=sum(cost.prompt_tokens for cost in costs),
+            sampled_tokens=sum(cost.sampled_tokens for cost in costs),
+            seconds=round(sum(cost.seconds for cost in costs), 3),
+            turns=sum(cost.turns for cost in costs),
+        ),
+        errors=sum(result.errors for result in results),
+    )

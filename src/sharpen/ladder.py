@@ -1,0 +1,213 @@
+"""Measure, do a rung, evaluate, keep or roll back. The only place that iterates, and the only one that decides what stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from sharpen import advisor, loop
+from sharpen.errors import Refused, SettingsError, nearest
+from sharpen.methods.base import Attempt, Bench, Prompted
+from sharpen.methods.expert_iteration import expert_iteration
+from sharpen.methods.prompt import few_shot
+from sharpen.methods.rejection_sampling import Sourced, rejection_sampling
+from sharpen.methods.sft import sft
+from sharpen.records import Decision, Evaluation, Measurements, Record
+from sharpen.sampling import Pool
+from sharpen.stats import paired_gain, shared_level
+from sharpen.store.files import write_json
+from sharpen.verifiers.checks import gold_and_noop
+
+
+class LadderSettings(Record, kw_only=True):
+    """``rungs`` in order; the bare model is always first. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling.
+
+    ``delta`` is the smallest gain of interest in pass@1, ``alpha`` the chance of keeping something no better, shared among all tries of the
+    ladder and all looks at each.
+    """
+
+    rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling")
+    rounds: int = 3
+    control: bool = True
+    delta: float = 0.03
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        for rung in self.rungs:
+            if rung not in advisor.METHODS:
+                raise SettingsError(f"rungs holds {rung!r}{nearest(rung, advisor.METHODS)}")
+        if self.rounds < 1:
+            raise SettingsError(f"rounds is {self.rounds}, but must be at least 1")
+        if not 0 < self.alpha < 1:
+            raise SettingsError(f"alpha is {self.alpha}, but must be between 0 and 1")
+        if self.delta < 0:
+            raise SettingsError(f"delta is {self.delta}, but must be 0 or more")
+
+    @property
+    def tries(self) -> int:
+        """How many gains may be judged: each rung once, expert iteration once a round."""
+        return sum(self.rounds if rung == "expert-iteration" else 1 for rung in self.rungs)
+
+
+@dataclass
+class Rung:
+    """What became of one rung. ``decision`` is a refusal where nothing was made."""
+
+    name: str
+    method: str
+    agent: Prompted | None
+    decision: Decision
+    dev: Evaluation | None = None
+    test: Evaluation | None = None
+    attempt: Attempt | None = None
+    control: bool = False
+
+
+@dataclass
+class Ladder:
+    """The rungs climbed so far, and the one that stands."""
+
+    bench: Bench
+    settings: LadderSettings
+    rungs: list[Rung] = field(default_factory=list)
+    survivors: tuple[Sourced, ...] = ()
+    seen: Measurements = field(default_factory=Measurements)
+
+    @property
+    def standing(self) -> Rung:
+        """The best rung so far: the last that was kept."""
+        return [rung for rung in self.rungs if rung.decision.outcome in ("baseline", "keep") and not rung.control][-1]
+
+    # ------------------------------------------------------------ climbing
+
+    def climb(self) -> Rung:
+        """All rungs, then the test split once, for the base and for what ships. Returns the rung that ships."""
+        self.seen = self.look()
+        self._baseline()
+        for method in self.settings.rungs:
+            rounds = self.settings.rounds if method == "expert-iteration" else 1
+            for _ in range(rounds):
+                if not self._try(method).decision.outcome == "keep":
+                    break  # a round that was not better leaves the next one the same prior: the plateau, or nothing provable here
+        self._open_test()
+        return self.standing
+
+    def look(self) -> Measurements:
+        """What can be known before the first rung: demonstrations, and whether the verifier passes gold and fails no-ops."""
+        tasks, verifier = self.bench.tasks, self.bench.tasks.verifier
+        demonstrations = self.bench.demonstrations()
+        passing = sum(bool(demonstrations.verdicts[key]) for key in demonstrations.wanted)
+        seen = Measurements(demonstrations=len(demonstrations.wanted), demonstrations_passing=passing)
+        if verifier is None:
+            return seen
+        checked = loop.run(gold_and_noop(tasks))
+        return replace(
+            seen, verifier=verifier.name, verifier_exact=verifier.exact, gold_passes=checked.gold_passes, noop_fails=checked.noop_fails
+        )
+
+    def _baseline(self) -> None:
+        bench = self.bench
+        name = self._name("base")
+        agent = Prompted(bench.base)
+        dev = bench.evaluate(name, agent, "dev")
+        decision = Decision(outcome="baseline", action="start from it", reasons=("the bare model, as it came",))
+        self._add(Rung(name, "base", agent, decision, dev))
+
+    def _try(self, method: advisor.Method) -> Rung:
+        """One rung by ``method`` from what stands: advise, do it, evaluate it on dev, decide."""
+        name = self._name(method)
+        decision = advisor.advise(method, self.seen)
+        if decision.outcome == "refuse":
+            return self._add(Rung(name, method, None, decision))
+        try:
+            attempt = self._do(method, name)
+        except Refused as refusal:
+            return self._add(Rung(name, method, None, Decision(outcome="refuse", action=f"leave out {method}", reasons=(str(refusal),))))
+        rung = self._decide(Rung(name, method, attempt.proposal, decision, attempt=attempt))
+        self._add(rung)
+        if rung.decision.outcome == "keep":
+            self.survivors = attempt.survivors if method == "expert-iteration" else (*self.survivors, *attempt.survivors)
+        if attempt.control is not None:
+            self._control(rung, attempt.control)
+        return rung
+
+    def _do(self, method: advisor.Method, name: str) -> Attempt:
+        bench, standing = self.bench, self.standing.agent
+        assert standing is not None
+        if method == "few-shot":
+            return few_shot(bench, name, standing)
+        if method == "sft":
+            return sft(bench, name, standing)
+        self._sampled(method, name, standing)
+        if method == "rejection-sampling":
+            return rejection_sampling(bench, name, standing, self.survivors, control=self.settings.control)
+        return expert_iteration(bench, name, standing, self.survivors)
+
+    def _sampled(self, method: advisor.Method, name: str, standing: Prompted) -> None:
+        """Make the round's tries, and ask the advisor whether they hold anything to keep."""
+        pool = self.bench.sample(f"{name}/sampling", standing, self.bench.tasks.split("train").tasks, self.bench.sampling)
+        seen = replace(self.seen, samples_per_task=self.bench.sampling.n, tasks_sampled=len(pool.tasks), tasks_solved=pool.solved, tasks_mixed=_mixed(pool))
+        decision = advisor.after_sampling(method, seen)
+        if decision.outcome == "refuse":
+            raise Refused(decision.reasons[0])
+
+    def _decide(self, rung: Rung) -> Rung:
+        """Compare with what stands on the same dev tasks; where that stays undecided, look again with more tries of both."""
+        looks = self.bench.evaluation.looks
+        level = shared_level(self.settings.tries * len(looks), self.settings.alpha)
+        before, agent = self.standing, rung.agent
+        assert agent is not None and before.agent is not None
+        for n in looks:
+            dev = self.bench.evaluate(rung.name, agent, "dev", n)
+            base = self.bench.evaluate(before.name, before.agent, "dev", n)
+            gain = replace(paired_gain(base.tasks, dev.tasks, level, self.bench.seed), base=before.name, other=rung.name)
+            rung.dev, rung.decision = dev, advisor.judge_gain(gain, self.settings.delta)
+            if rung.decision.outcome != "undecided":
+                break
+        return rung
+
+    def _control(self, real: Rung, attempt: Attempt) -> None:
+        """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""
+        before = [rung for rung in self.rungs if real.decision.gain is not None and rung.name == real.decision.gain.base][0]
+        name = f"{real.name}-control"
+        assert real.dev is not None and before.agent is not None
+        n = real.dev.tasks[0].samples
+        dev = self.bench.evaluate(name, attempt.proposal, "dev", n)
+        base = self.bench.evaluate(before.name, before.agent, "dev", n)
+        level = shared_level(self.settings.tries * len(self.bench.evaluation.looks), self.settings.alpha)
+        gain = replace(paired_gain(base.tasks, dev.tasks, level, self.bench.seed), base=before.name, other=name)
+        reason = advisor.judge_gain(gain, self.settings.delta).reasons[0]
+        decision = Decision(outcome="baseline", action="a control, never kept", reasons=(f"verdicts ignored: {reason}",), gain=gain)
+        self._add(Rung(name, "control", attempt.proposal, decision, dev, attempt=attempt, control=True))
+
+    def _open_test(self) -> None:
+        """The test split, once: for the base, and for what ships. Opening it again for something else is written down and shown."""
+        for rung in dict.fromkeys((self.rungs[0].name, self.standing.name)):
+            entry = next(r for r in self.rungs if r.name == rung)
+            assert entry.agent is not None
+            if not self.bench.tasks.split("test").tasks:
+                return
+            self.bench.run.note({"event": "test opened", "rung": entry.name, "agent": entry.agent.fingerprint})
+            entry.test = self.bench.evaluate(entry.name, entry.agent, "test")
+
+    # ------------------------------------------------------------ keeping track
+
+    def _name(self, method: str) -> str:
+        return f"rungs/{len([rung for rung in self.rungs if not rung.control]):03d}-{method}"
+
+    def _add(self, rung: Rung) -> Rung:
+        self.rungs.append(rung)
+        folder = self.bench.run.folder / rung.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "decision.json", rung.decision)
+        self.bench.say(f"{rung.name.removeprefix('rungs/')}: {rung.decision.action}: {'; '.join(rung.decision.reasons)}")
+        return rung
+
+
+def _mixed(pool: Pool) -> int:
+    """Tasks with both passes and fails: where a next round can still learn."""
+    outcomes = [{pool.verdicts[key].outcome for key in pool.tries(task)} for task in pool.tasks]
+    return sum({"pass", "fail"} <= found for found in outcomes)
+
+

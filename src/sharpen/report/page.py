@@ -1,0 +1,232 @@
+"""The report: one self-contained HTML page. No script, no network, and every word of it escaped, since trajectories are hostile text."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sharpen.records import Decision, Evaluation, Gain, Interval, Record, Selection, TaskResult, TrainingReport, Trajectory, Verdict
+
+
+class SampleView(Record, frozen=True, kw_only=True):
+    """One trajectory with its verdict, why it was kept or not, and its training row's text in order (True where trained)."""
+
+    trajectory: Trajectory
+    verdict: Verdict | None
+    why: str
+    pieces: tuple[tuple[str, bool], ...] = ()
+
+
+class RungView(Record, frozen=True, kw_only=True):
+    """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it."""
+
+    name: str
+    method: str
+    dev: Evaluation | None
+    test: Evaluation | None = None
+    gain: Gain | None = None
+    decision: Decision | None = None
+    selection: Selection | None = None
+    training: TrainingReport | None = None
+    sampled_tokens: int = 0
+    trained_tokens: int = 0
+    minutes: float = 0.0
+    control: bool = False
+    shipped: bool = False
+    samples: tuple[SampleView, ...] = ()
+
+
+class RunView(Record, frozen=True, kw_only=True):
+    """A run as the page shows it, rungs in order."""
+
+    name: str
+    settings_yaml: str
+    rungs: tuple[RungView, ...]
+    banners: tuple[str, ...] = ()
+    hardware: str = ""
+    commit: str = ""
+    engine: str = ""
+    seed: int = 0
+    date: str = ""
+    seconds_in_engine: float = 0
+    seconds_in_training: float = 0
+    seconds_total: float = 0
+
+
+def render(view: RunView) -> str:
+    """The page as one string of HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"rate": rate, "points": points, "count": count, "minutes": minutes, "outcome": outcome}
+    known = view.seconds_in_engine + view.seconds_in_training
+    times = [
+        ("sampling", view.seconds_in_engine),
+        ("training", view.seconds_in_training),
+        ("everything else", max(0.0, view.seconds_total - known)),
+    ]
+    return environment.get_template("page.html.j2").render(
+        view=view,
+        plot=plot(view.rungs),
+        heat=heat_map(view.rungs),
+        largest={rung.name: largest(rung) for rung in view.rungs},
+        many=many_tries(view.rungs),
+        shipped=next((rung for rung in view.rungs if rung.shipped), None),
+        has_test=any(rung.test for rung in view.rungs),
+        times=[(what, seconds / 60, 100 * seconds / max(view.seconds_total, known)) for what, seconds in times if seconds],
+    )
+
+
+# ---------------------------------------------------------------- numbers as text
+
+
+def numbers(interval: Interval | None, signed: bool = False) -> tuple[str, str, str]:
+    """Value, low and high in percent (or points), one decimal: ``-`` where not measured, ``undefined`` where NaN, never 0 for either."""
+    if interval is None:
+        return "-", "-", "-"
+    value, low, high = (
+        "undefined" if math.isnan(x) else f"{100 * x:{'+' if signed else ''}.1f}" for x in (interval.value, interval.low, interval.high)
+    )
+    return value, low, high
+
+
+def rate(interval: Interval | None) -> str:
+    """``48.1 % [40.2, 56.0], n 60``."""
+    return _with_bounds(interval, numbers(interval), " %")
+
+
+def points(interval: Interval | None) -> str:
+    """A gain in points: ``+16.2 [+8.1, +24.0], n 60``."""
+    return _with_bounds(interval, numbers(interval, signed=True), "")
+
+
+def _with_bounds(interval: Interval | None, texts: tuple[str, str, str], unit: str) -> str:
+    value, low, high = texts
+    if interval is None:
+        return value
+    unit = "" if value == "undefined" else unit
+    inside = "undefined" if low == high == "undefined" else f"{low}, {high}"
+    return f"{value}{unit} [{inside}], n {interval.n}"
+
+
+def count(n: int) -> str:
+    """``950``, ``12k``, ``4.5M``; ``-`` for none."""
+    if not n:
+        return "-"
+    if n < 1000:
+        return str(n)
+    return f"{n / 1e3:.0f}k" if n < 999_500 else f"{n / 1e6:.1f}M"
+
+
+def minutes(value: float) -> str:
+    return f"{value:.{1 if value < 100 else 0}f}" if value else "-"
+
+
+def outcome(rung: RungView) -> str:
+    """What became of the rung, in a word or two."""
+    if rung.control:
+        return "control"
+    if rung.decision is None:
+        return "-"
+    words = {"keep": "kept", "worse": "rolled back", "plateau": "plateau, rolled back", "refuse": "refused"}
+    return words.get(rung.decision.outcome, rung.decision.outcome)
+
+
+def largest(rung: RungView) -> int:
+    """The largest k that was measured on dev (or on test, where dev was not)."""
+    measured = rung.dev or rung.test
+    return max(measured.pass_at, default=1) if measured else 1
+
+
+def many_tries(rungs: tuple[RungView, ...]) -> str:
+    """``pass@8`` where the rungs share their largest k, ``pass@k`` where they do not."""
+    ks = {largest(rung) for rung in rungs} - {1}
+    return f"pass@{ks.pop()}" if len(ks) == 1 else "pass@k"
+
+
+# ---------------------------------------------------------------- geometry
+
+
+class Mark(NamedTuple):
+    """One estimate with its interval. ``x``, ``low``, ``high`` in percent of the plot's width, ``y`` in pixels."""
+
+    kind: str  # pass1, passk, test1, testk
+    x: float
+    low: float | None
+    high: float | None
+    y: int
+    says: str
+
+
+class Plot(NamedTuple):
+    """The ladder: ``rows`` are (rung, top in pixels, marks), ``steps`` join the pass@1 of the rungs, controls left aside."""
+
+    rows: list[tuple[RungView, int, list[Mark]]]
+    steps: list[tuple[Mark, Mark]]
+    ticks: list[tuple[float, str]]
+    height: int
+
+
+def plot(rungs: tuple[RungView, ...]) -> Plot:
+    """Where everything goes: a band for each rung, a line in it for each measured number, and an axis from 0 to a round rate."""
+    measured = [(rung, _measured(rung)) for rung in rungs]
+    reach = [x for _, marks in measured for _, _, i in marks for x in (i.value, i.high) if not math.isnan(x)]
+    top = min(1.0, math.ceil(10 * max(reach, default=1.0) - 1e-9) / 10) or 0.1
+
+    rows, spine, y = [], [], 0
+    for rung, marks in measured:
+        placed = [
+            Mark(kind, *_across(i, top), y + 28 + 10 * line, f"{what}: {rate(i)}")
+            for line, (kind, what, i) in enumerate(marks)
+            if not math.isnan(i.value)
+        ]
+        rows.append((rung, y, placed))
+        if not rung.control:
+            spine += [mark for mark in placed if mark.kind == "pass1"]
+        y += 40 + 10 * len(marks)
+    tenths = round(10 * top)
+    ticks = [(100 * t / tenths, f"{10 * t} %") for t in range(0, tenths + 1, 1 if tenths <= 4 else 2)]
+    return Plot(rows, list(itertools.pairwise(spine)), ticks, y)
+
+
+def _measured(rung: RungView) -> list[tuple[str, str, Interval]]:
+    """(kind, words, interval) of each number of the rung."""
+    found = []
+    for split, evaluation in (("dev", rung.dev), ("test", rung.test)):
+        ks = sorted({1, max(evaluation.pass_at, default=1)}) if evaluation else []
+        for k in ks:
+            if evaluation and (interval := evaluation.pass_at.get(k)):
+                kind = {"dev": "pass", "test": "test"}[split] + ("1" if k == 1 else "k")
+                found.append((kind, f"pass@{k} on {split}", interval))
+    return found
+
+
+def _across(interval: Interval, top: float) -> tuple[float, float | None, float | None]:
+    x, low, high = (None if math.isnan(v) else round(100 * min(v, top) / top, 2) for v in (interval.value, interval.low, interval.high))
+    return x or 0.0, low, high
+
+
+class Cell(NamedTuple):
+    """Pass rate in percent, None where the task was not tried, and the counts as text."""
+
+    percent: int | None
+    says: str
+
+
+def heat_map(rungs: tuple[RungView, ...]) -> list[tuple[TaskResult, list[Cell]]]:
+    """Tasks of dev, most solved first, with one cell for each rung that was measured on dev. Errored samples are not tries."""
+    columns = [{r.task: r for r in rung.dev.tasks} for rung in rungs if rung.dev]
+    tasks = {task: result for column in reversed(columns) for task, result in column.items()}
+    rows = [(result, [_cell(column.get(task)) for column in columns]) for task, result in tasks.items()]
+    return sorted(rows, key=lambda row: (-sum(cell.percent or 0 for cell in row[1]), row[0].task))
+
+
+def _cell(result: TaskResult | None) -> Cell:
+    if result is None or result.samples == result.errors:
+        return Cell(None, "-" if result is None else "error")
+    tries = result.samples - result.errors
+    return Cell(round(100 * result.passes / tries), f"{result.passes}/{tries}")

@@ -1,0 +1,160 @@
+"""A run folder read back as what the report shows. Everything comes from files, so a page can be made of any run, also an unfinished one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from sharpen.chat.load import load_template
+from sharpen.chat.masks import pieces
+from sharpen.errors import RunError, SharpenError
+from sharpen.models import load_model
+from sharpen.records import Decision, Evaluation, Row, SampleKey, Selection, TrainingReport, Trajectory, Verdict
+from sharpen.report.page import RungView, RunView, SampleView, render
+from sharpen.store.files import write_atomic
+from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
+from sharpen.store.segments import Segments
+
+R = TypeVar("R")
+
+
+def write_page(folder: Path) -> Path:
+    """Write ``report.html`` into the run folder and return its path."""
+    page = folder / "report.html"
+    write_atomic(page, render(read_run(folder)).encode())
+    return page
+
+
+def read_run(folder: Path, samples: int = 4) -> RunView:
+    """The run as far as it has come. ``samples`` trajectories are shown for each rung. RunError where there is no run."""
+    if not (folder / SETTINGS).exists():
+        raise RunError(f"there is no run in {folder}: it has no {SETTINGS}; name a folder that sharpen run made, such as runs/quickstart")
+    settings_yaml = (folder / SETTINGS).read_text()
+    notes = _ledger(folder)
+    started: dict[str, Any] = next((note for note in notes if note.get("event") == "started"), {})
+    rungs = [_rung(path, folder, samples) for path in sorted((folder / "rungs").glob("*")) if (path / "decision.json").exists()]
+    kept = [rung.name for rung in rungs if not rung.control and rung.decision and rung.decision.outcome in ("baseline", "keep")]
+    rungs = [msgspec.structs.replace(rung, shipped=bool(kept) and rung.name == kept[-1]) for rung in rungs]
+    stages = [_manifest(path) for path in folder.rglob(MANIFEST)]
+    training = sum(rung.training.seconds for rung in rungs if rung.training)
+    sampling = sum(stage.seconds for stage in stages if stage and stage.trained_tokens == 0)
+    return RunView(
+        name=folder.resolve().name,
+        settings_yaml=settings_yaml,
+        rungs=tuple(rungs),
+        banners=tuple(_banners(notes)),
+        hardware=str(started.get("hardware", "")),
+        commit=str(started.get("commit", "")),
+        engine=next((str(note["engine"]) for note in reversed(notes) if note.get("event") == "engine"), ""),
+        seed=int(started.get("seed", 0)),
+        date=str(started.get("date", "")),
+        seconds_in_engine=sampling,
+        seconds_in_training=training,
+        seconds_total=sum(float(note["seconds"]) for note in notes if note.get("event") == "stopped"),
+    )
+
+
+def read_samples(folder: Path, *, rung: str | None = None, task: str | None = None, limit: int = 5) -> list[SampleView]:
+    """Trajectories of a run, those that train first. RunError where nothing matches."""
+    read_run(folder, samples=0)
+    found: list[SampleView] = []
+    for path in sorted((folder / "rungs").glob("*")):
+        if rung is None or rung in path.name:
+            found += [view for view in _samples(path, folder) if task is None or task in view.trajectory.key.task]
+    if not found:
+        raise RunError(f"no trajectory in {folder} matches; rungs: {', '.join(sorted(p.name for p in (folder / 'rungs').glob('*'))) or 'none'}")
+    return found[:limit]
+
+
+def _rung(path: Path, folder: Path, samples: int) -> RungView:
+    decision = _read(path / "decision.json", Decision)
+    stages = [stage for stage in map(_manifest, path.rglob(MANIFEST)) if stage]
+    views = list(_samples(path, folder)) if samples else []
+    random.Random(path.name).shuffle(views)
+    views.sort(key=lambda view: not view.pieces)
+    return RungView(
+        name=path.name,
+        method=path.name.split("-", 1)[-1].replace("-", " "),
+        dev=_read(path / "evaluation.json", Evaluation),
+        test=_read(path / "evaluation-test.json", Evaluation),
+        gain=decision.gain if decision else None,
+        decision=decision,
+        selection=_read(path / "selection.json", Selection),
+        training=_read(path / "training.json", TrainingReport),
+        sampled_tokens=sum(stage.sampled_tokens for stage in stages),
+        trained_tokens=sum(stage.trained_tokens for stage in stages),
+        minutes=sum(stage.seconds for stage in stages) / 60,
+        control=path.name.endswith("-control"),
+        samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
+    )
+
+
+def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
+    """What a rung trained on, then what it left out; of a rung that samples nothing, its tries on dev."""
+    selection = _read(path / "selection.json", Selection)
+    reasons = {item.key: item.reason for item in selection.left_out} if selection else {}
+    kept = set(selection.kept) if selection else set()
+    rows = {row.key: row for row in _rows(path)}
+    template = _template(folder) if rows else None
+    for place in (folder / "demonstrations", path / "sampling") if selection else (path / "dev",):
+        verdicts = Segments(place / "verdicts", Verdict).records
+        for key, trajectory in Segments(place / "trajectories", Trajectory).records.items():
+            row = rows.get(key)
+            yield SampleView(
+                trajectory=trajectory,
+                verdict=verdicts.get(key),
+                why=_why(key, kept, reasons),
+                pieces=pieces(row, template) if row is not None and template is not None else (),
+            )
+
+
+def _why(key: SampleKey, kept: set[SampleKey], reasons: dict[SampleKey, str]) -> str:
+    if key in kept:
+        return "kept: it passed, within the cap, no duplicate"
+    return f"left out: {reasons[key]}" if key in reasons else "evaluation only: never trains"
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    file = path / "training_set" / "rows.jsonl"
+    decode = msgspec.json.Decoder(Row).decode
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        yield decode(line)
+
+
+def _template(folder: Path) -> Any:
+    """The template of any model the run trained (all share the base's), or None where it is gone: then nothing is marked."""
+    for path in sorted(folder.glob("rungs/*/model")):
+        try:
+            return load_template(load_model(str(path)))
+        except SharpenError:
+            continue
+    return None
+
+
+def _banners(notes: list[dict[str, Any]]) -> Iterator[str]:
+    opened = {note["agent"] for note in notes if note.get("event") == "test opened"}
+    if len(opened) > 2:
+        yield f"the test split was opened for {len(opened)} different models: its numbers are no longer those of a split seen once"
+
+
+def _ledger(folder: Path) -> list[dict[str, Any]]:
+    from sharpen.store.run import Run
+
+    return Run(folder).ledger() if (folder / LEDGER).exists() else []
+
+
+def _manifest(path: Path) -> Manifest | None:
+    return _read(path, Manifest)
+
+
+def _read(path: Path, record: type[R]) -> R | None:
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=record)
+    except msgspec.MsgspecError as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it and give sharpen run again") from error

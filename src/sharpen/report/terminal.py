@@ -1,0 +1,109 @@
+"""The ladder and a trajectory for the terminal. Text from outside is shown as text: never as rich markup, never as control codes."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sharpen.records import Interval
+from sharpen.report.page import RunView, SampleView, count, largest, many_tries, minutes, numbers, outcome
+
+# C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+_VERDICT_STYLE = {"pass": "bold green", "fail": "bold red", "error": "bold yellow"}
+
+
+def ladder_table(view: RunView) -> Table:
+    """One row a rung. Rates in percent and gains in points, each over its 95 % interval; the test columns appear once test was opened."""
+    many = many_tries(view.rungs)
+    has_test = any(rung.test for rung in view.rungs)
+    splits = ("dev", "test") if has_test else ("dev",)
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption=_caption(view))
+    table.add_column("rung", overflow="fold")
+    for split in splits:
+        table.add_column(f"pass@1\n{split} 95 %", justify="right", no_wrap=True)
+        table.add_column(f"{many}\n{split} 95 %", justify="right", no_wrap=True)
+    table.add_column("gain over\nbefore 95 %", justify="right", no_wrap=True)
+    table.add_column("outcome", min_width=9)
+    for header in ("tokens\nsampled", "tokens\ntrained", "min"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for rung in view.rungs:
+        # Two lines, as the numbers beside it: rich alone would break a name in the middle of a word.
+        cells = [_plain(textwrap.fill(rung.name, 14))]
+        for evaluation in (rung.dev, rung.test)[: len(splits)]:
+            k = largest(rung)
+            cells.append(_rate(evaluation.pass_at.get(1) if evaluation else None))
+            text = _rate(evaluation.pass_at.get(k) if evaluation and k > 1 else None)
+            cells.append(text if many != "pass@k" or text.plain == "-" else Text(f"k {k}: ") + text)
+        cells.append(_gain(rung.gain.printed if rung.gain else None))
+        cells.append(_plain(outcome(rung) + (", shipped" if rung.shipped else "")))
+        cells += [Text(count(rung.sampled_tokens)), Text(count(rung.trained_tokens)), Text(minutes(rung.minutes))]
+        table.add_row(*cells, style="dim" if rung.control else "bold" if rung.shipped else "")
+    return table
+
+
+def trajectory_text(sample: SampleView) -> RenderableType:
+    """The verdict, the conversation, and the training row: trained text is coloured and, for pipes, stands between ``«`` and ``»``."""
+    trajectory, verdict = sample.trajectory, sample.verdict
+    judged = verdict.outcome if verdict else "not judged"
+    head = Text.assemble((judged, _VERDICT_STYLE.get(judged, "bold")), "  ", (_clean(trajectory.key.task), "bold"))
+    head.append(f"  try {trajectory.key.index} by {_clean(trajectory.agent)}, stopped: {trajectory.stop}")
+    parts: list[RenderableType] = [head, _plain(sample.why)]
+    if verdict and verdict.reason:
+        parts.append(_plain(f"verdict: {verdict.reason}"))
+    if trajectory.error:
+        parts.append(_plain(f"error: {trajectory.error}"))
+    for message in trajectory.messages:
+        parts.append(Text(f"\n{message.role}", style="bold cyan"))
+        if message.reasoning:
+            parts.append(Text(_clean(message.reasoning), style="italic dim"))
+        if message.content:
+            parts.append(_plain(message.content))
+        parts += [_plain(f"-> {call.name}({call.arguments})") for call in message.tool_calls]
+    if sample.pieces:
+        parts.append(Text("\ntraining row, trained text in «»", style="bold cyan"))
+        row = Text()
+        for text, trained in sample.pieces:
+            row.append(f"«{_clean(text)}»" if trained else _clean(text), style="green" if trained else "dim")
+        parts.append(row)
+    return Group(*parts)
+
+
+def _clean(text: str) -> str:
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _plain(text: str) -> Text:
+    return Text(_clean(text))
+
+
+def _rate(interval: Interval | None) -> Text:
+    value, low, high = numbers(interval)
+    if interval is None:
+        return Text("-")
+    return Text(f"{value}\n{low if low == high == 'undefined' else f'{low}-{high}'}")
+
+
+def _gain(interval: Interval | None) -> Text:
+    value, low, high = numbers(interval, signed=True)
+    if interval is None:
+        return Text("-")
+    return Text(f"{value}\n{'undefined' if low == high == 'undefined' else f'[{low},{high}]'}")
+
+
+def _caption(view: RunView) -> Text:
+    """The n behind the numbers, as a range where rungs differ."""
+    said = []
+    for split in ("dev", "test"):
+        evaluations = [rung.dev if split == "dev" else rung.test for rung in view.rungs]
+        ns = {i.n for e in evaluations if e for i in e.pass_at.values()}
+        if ns:
+            said.append(f"{split} n = {min(ns) if len(ns) == 1 else f'{min(ns)} to {max(ns)}'} families")
+    return Text("; ".join([*said, *(_clean(banner) for banner in view.banners)]))

@@ -1,0 +1,90 @@
+"""One run from settings to page: what ``sharpen run`` does."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from sharpen.errors import SettingsError
+from sharpen.ladder import Ladder, Rung
+from sharpen.methods.base import Bench
+from sharpen.models import load_model
+from sharpen.report.live import Live
+from sharpen.report.read import read_run, write_page
+from sharpen.report.terminal import ladder_table
+from sharpen.settings import RunSettings, to_yaml
+from sharpen.store.run import Run, fork
+from sharpen.tasks.load import load_tasks
+
+
+def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung:
+    """Climb the ladder in ``runs/NAME``, going on where an earlier call stopped, and print its table. Returns the rung that ships."""
+    folder = runs / settings.name
+    if fork_to is not None:
+        fork(folder, runs / fork_to)
+        from msgspec.structs import replace
+
+        settings, folder = replace(settings, name=fork_to), runs / fork_to
+    run = Run.open(folder, to_yaml(settings))
+    started = time.monotonic()
+    try:
+        with Live() as live:
+            live.say(f"sharpen: {folder}, seed {settings.seed}")
+            tasks = load_tasks(settings.tasks)
+            if not tasks.split("dev").tasks:
+                raise SettingsError("the tasks have no dev split: nothing could be decided; give tasks.splits.dev some families")
+            model = load_model(settings.model)
+            bench = Bench(
+                run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
+                selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
+                listen=live, say=live.say,
+            )  # fmt: skip
+            with bench:
+                run.note(_circumstances(settings))
+                shipped = Ladder(bench, settings.ladder).climb()
+    finally:
+        run.note({"event": "stopped", "seconds": round(time.monotonic() - started, 1)})
+        run.close()
+    page = write_page(folder)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(ladder_table(read_run(folder, samples=0)))
+    assert shipped.agent is not None
+    console.print(f"ships: {shipped.name.removeprefix('rungs/')}  {shipped.agent.model.path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page:  {page}", markup=False, highlight=False, soft_wrap=True)
+    return shipped
+
+
+def _circumstances(settings: RunSettings) -> dict[str, object]:
+    """What a number needs beside it: hardware, commit, seed, date."""
+    return {
+        "event": "started",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "commit": _commit(),
+        "seed": settings.seed,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    """The commit of the checkout that sharpen runs from, where it runs from one."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,259 @@
+"""Many tries at once: concurrency, resume, and the one boundary where broken infrastructure becomes data."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from sharpen.agents.base import Agent
+from sharpen.errors import EnvironmentFault, PolicyError, SettingsError, SharpenError
+from sharpen.policies.base import Sampling
+from sharpen.records import Cost, Record, SampleKey, Task, Trajectory, Verdict
+from sharpen.store.segments import Segments
+from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.run import judge
+
+ATTEMPTS = 2  # a try is made again once where infrastructure broke, then recorded as an error
+BROKEN = 8  # tries in a row that end in an error before the whole stage is called broken
+
+
+class SamplingSettings(Record, kw_only=True):
+    """How tries are made for training. ``n`` tries of every task, at most ``concurrency`` episodes at once.
+
+    METHODS: n of 8 to 32 and a temperature of 0.7 to 1.0 are where to start.
+    """
+
+    n: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    concurrency: int = 64
+    episode_timeout_s: float = 600.0
+    verifier_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise SettingsError(f"n is {self.n}, but must be at least 1")
+        if self.temperature == 0 and self.n > 1:
+            raise SettingsError(f"temperature 0 gives the same try {self.n} times; set n: 1 or raise temperature")
+        if self.concurrency < 1:
+            raise SettingsError(f"concurrency is {self.concurrency}, but must be at least 1")
+        self.turn(0)
+
+    def turn(self, seed: int) -> Sampling:
+        """What the policy is told, with the run's seed."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)
+
+
+class Progress(Record, kw_only=True):
+    """What is running, for whoever watches. ``rate`` counts tokens a second since the stage began; ``note`` is free text (a loss)."""
+
+    what: str
+    done: int
+    total: int
+    passes: int = 0
+    judged: int = 0
+    errors: int = 0
+    rate: float = 0.0
+    note: str = ""
+
+
+Listener = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """Watch nothing."""
+
+
+@dataclass
+class Pool:
+    """Tries of some tasks and what was said of them. ``wanted`` fixes which tries count, in order."""
+
+    tasks: dict[str, Task]
+    wanted: tuple[SampleKey, ...]
+    trajectories: dict[SampleKey, Trajectory] = field(default_factory=dict)
+    verdicts: dict[SampleKey, Verdict] = field(default_factory=dict)
+
+    @cached_property
+    def _tries(self) -> dict[str, list[SampleKey]]:
+        by_task: dict[str, list[SampleKey]] = defaultdict(list)
+        for key in self.wanted:
+            by_task[key.task].append(key)
+        return by_task
+
+    def tries(self, task: str) -> list[SampleKey]:
+        """The wanted tries of one task, in order."""
+        return self._tries.get(task, [])
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(self.trajectories[key].cost.sampled_tokens for key in self.wanted)
+
+    @property
+    def solved(self) -> int:
+        """Tasks with at least one pass."""
+        return len({key.task for key in self.wanted if self.verdicts[key].outcome == "pass"})
+
+
+async def collect(
+    agent: Agent,
+    wanted: Iterable[tuple[Task, int]],
+    verifier: Verifier | None,
+    trajectories: Segments[Trajectory],
+    verdicts: Segments[Verdict],
+    *,
+    concurrency: int,
+    verifier_timeout_s: float = 60.0,
+    episode_timeout_s: float = 600.0,
+    what: str = "sampling",
+    listen: Listener = silent,
+) -> AsyncIterator[tuple[Trajectory, Verdict | None]]:
+    """Make the ``wanted`` tries (task, index) that are not on disk yet, judge each, and yield them as they finish, the stored ones first.
+
+    A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given. Closing the
+    iterator cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where
+    that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade.
+    """
+    wanted = list(wanted)
+    watch = _Watch(what, len(wanted), listen)
+    queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception] = asyncio.Queue(maxsize=max(concurrency, 1))
+    streak = _Streak(BROKEN)
+
+    async def judged(task: Task, trajectory: Trajectory) -> Verdict | None:
+        if verifier is None:
+            return None
+        if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name:
+            return known
+        verdict = await asyncio.to_thread(judge, task, trajectory, verifier, verifier_timeout_s)
+        verdicts.append(verdict)
+        return verdict
+
+    async def one(task: Task, index: int) -> tuple[Trajectory, Verdict | None]:
+        stored = trajectories.records.get(agent.key(task, index))
+        if stored is None:
+            trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
+            trajectories.append(trajectory)
+        else:
+            trajectory = stored
+        verdict = await judged(task, trajectory)
+        watch.saw(trajectory, verdict, fresh=stored is None)
+        return trajectory, verdict
+
+    jobs = iter(wanted)
+
+    async def worker() -> None:
+        try:
+            for task, index in jobs:
+                await queue.put(await one(task, index))
+        except Exception as error:  # carried to whoever reads, who raises it
+            await queue.put(error)
+
+    workers = [asyncio.create_task(worker()) for _ in range(min(concurrency, len(wanted)))]
+    try:
+        for _ in wanted:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        for job in workers:
+            job.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, streak: _Streak) -> Trajectory:
+    """One try, made again where infrastructure broke. The boundary between broken infrastructure and a failing policy."""
+    error: SharpenError | None = None
+    started = time.monotonic()
+    for _ in range(ATTEMPTS):
+        try:
+            async with asyncio.timeout(timeout_s):
+                trajectory = await agent.run(task, index)
+        except (PolicyError, EnvironmentFault) as fault:
+            error = fault
+        except TimeoutError:
+            error = EnvironmentFault(f"task {task.key}: no end after {timeout_s:g} s")
+        else:
+            streak.reset()
+            return trajectory
+    assert error is not None
+    streak.count(error)
+    return Trajectory(
+        key=agent.key(task, index),
+        agent=agent.name,
+        messages=task.prompt,
+        stop="error",
+        error=str(error),
+        cost=Cost(seconds=round(time.monotonic() - started, 3)),
+    )
+
+
+class _Streak:
+    """Counts tries in a row that ended in an error. One bad task is data; a dead engine is not worth a thousand errors."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.length = 0
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def count(self, error: SharpenError) -> None:
+        self.length += 1
+        if self.length >= self.limit:
+            raise type(error)(f"{self.length} tries in a row broke, the last with: {error}")
+
+
+class _Watch:
+    """Turns finished tries into progress."""
+
+    def __init__(self, what: str, total: int, listen: Listener) -> None:
+        self.what, self.total, self.listen = what, total, listen
+        self.started = time.monotonic()
+        self.done = self.passes = self.judged = self.errors = self.tokens = 0
+        listen(Progress(what=what, done=0, total=total))
+
+    def saw(self, trajectory: Trajectory, verdict: Verdict | None, *, fresh: bool) -> None:
+        self.done += 1
+        self.errors += trajectory.stop == "error"
+        if verdict is not None and verdict.outcome != "error":
+            self.judged += 1
+            self.passes += verdict.outcome == "pass"
+        self.tokens += trajectory.cost.sampled_tokens * fresh
+        seconds = time.monotonic() - self.started
+        self.listen(
+            Progress(
+                what=self.what,
+                done=self.done,
+                total=self.total,
+                passes=self.passes,
+                judged=self.judged,
+                errors=self.errors,
+                rate=self.tokens / seconds if seconds > 0 else 0.0,
+            )
+        )
+
+
+async def fill(
+    agent: Agent,
+    tasks: Sequence[Task],
+    indices: Iterable[int],
+    verifier: Verifier | None,
+    trajectories: Segments[Trajectory],
+    verdicts: Segments[Verdict],
+    **options: Any,
+) -> Pool:
+    """The tries ``indices`` of every task, all of them. Launched by index first, task second: a task's first try warms the prefix cache for the rest."""
+    wanted = [(task, index) for index in indices for task in tasks]
+    pool = Pool({task.key: task for task in tasks}, tuple(agent.key(task, index) for task, index in wanted))
+    async for trajectory, verdict in collect(agent, wanted, verifier, trajectories, verdicts, **options):
+        pool.trajectories[trajectory.key] = trajectory
+        if verdict is not None:
+            pool.verdicts[trajectory.key] = verdict
+    return pool
+

@@ -1,0 +1,137 @@
+"""From verdicts to a training set: which tries train, and for every other one, why not."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from sharpen.chat.base import Template
+from sharpen.chat.masks import rows as make_rows
+from sharpen.errors import SettingsError
+from sharpen.records import LeftOut, Record, Row, SampleKey, Selection, Trajectory
+from sharpen.sampling import Pool
+from sharpen.store.segments import order
+
+Weighting = Literal["capped", "log_pass_rate", "mean_pass_rate"]
+
+
+class SelectionSettings(Record, kw_only=True):
+    """Which passing tries train. The cap is a choice of objective, not tidying (METHODS: "The cap is a choice of objective").
+
+    ``weighting``:
+
+    - ``capped``: up to ``cap`` passes a task (default 2, as for agents in SWE-Gym), drawn at random. Between the two below: easy tasks
+      cannot flood the set, hard ones count more than their pass rate.
+    - ``log_pass_rate``: one pass a solved task, drawn at random. In expectation its gradient follows the sum over j <= n of
+      pass@j / j, which tends to log p plus a constant as n grows: every task pulls alike, however rarely it is solved.
+    - ``mean_pass_rate``: every pass. At the sampling policy, T = 1 and without top-p, its gradient is that of the mean pass rate:
+      the policy gradient with reward in {0, 1} and no baseline. Easy tasks weigh most.
+
+    ``shortest_first`` takes the passes with the fewest turns instead of a random draw, and ``dedup`` leaves out a pass whose sequence of
+    actions another kept pass of the task has: both bend the objectives above towards short, and towards rare, solutions.
+    """
+
+    weighting: Weighting = "capped"
+    cap: int = 2
+    shortest_first: bool = False
+    dedup: bool = True
+
+    def __post_init__(self) -> None:
+        if self.cap < 1:
+            raise SettingsError(f"cap is {self.cap}, but must be at least 1")
+
+    @property
+    def limit(self) -> int | None:
+        """Passes kept for one task; None for all."""
+        return {"capped": self.cap, "log_pass_rate": 1, "mean_pass_rate": None}[self.weighting]
+
+
+def select(pool: Pool, settings: SelectionSettings, seed: int, known: Collection[tuple[str, tuple[str, ...]]] = ()) -> Selection:
+    """Keep only what passed, then apply duplicates and the cap, task by task.
+
+    ``known`` are (task, actions) that train already, from rounds before. Every try that is not kept is in ``left_out`` with its
+    reason: what the verifier or the stop said, ``duplicate``, ``known from an earlier round``, or ``over the cap``.
+    """
+    kept: list[SampleKey] = []
+    left: list[LeftOut] = []
+    by_task: dict[str, list[SampleKey]] = defaultdict(list)
+    for key in sorted(pool.wanted, key=order):
+        verdict = pool.verdicts[key]
+        if verdict:
+            by_task[key.task].append(key)
+        else:
+            left.append(LeftOut(key=key, reason=_why_not(pool.trajectories[key], verdict.outcome)))
+    for task, passes in sorted(by_task.items()):
+        random.Random(f"{seed}/{task}").shuffle(passes)
+        if settings.shortest_first:
+            passes.sort(key=lambda key: pool.trajectories[key].cost.turns)
+        seen: set[tuple[str, ...]] = set()
+        chosen = 0
+        for key in passes:
+            actions = pool.trajectories[key].actions
+            if settings.dedup and (task, actions) in known:
+                left.append(LeftOut(key=key, reason="known from an earlier round"))
+            elif settings.dedup and actions in seen:
+                left.append(LeftOut(key=key, reason="duplicate"))
+            elif settings.limit is not None and chosen >= settings.limit:
+                left.append(LeftOut(key=key, reason="over the cap"))
+            else:
+                seen.add(actions)
+                kept.append(key)
+                chosen += 1
+    return _selection(kept, left, msgspec.to_builtins(settings))
+
+
+def ignore_verdicts(pool: Pool, like: Selection, seed: int) -> Selection:
+    """The control's choice: for every task as many tries as ``like`` keeps, drawn at random with the verdicts ignored.
+
+    Tries that ended in an error are no behaviour of the policy, and are never drawn.
+    """
+    share = Counter(key.task for key in like.kept)
+    kept: list[SampleKey] = []
+    for task in sorted(share):
+        tries = [key for key in pool.tries(task) if pool.trajectories[key].stop != "error" and pool.trajectories[key].turns]
+        tries.sort(key=order)
+        kept += random.Random(f"{seed}/control/{task}").sample(tries, min(share[task], len(tries)))
+    left = [LeftOut(key=key, reason="not drawn") for key in sorted(pool.wanted, key=order) if key not in set(kept)]
+    return _selection(kept, left, {"control": "as many tries per task, verdict ignored"})
+
+
+def build_rows(
+    selection: Selection, trajectories: Iterable[tuple[str, Trajectory]], template: Template, max_length: int
+) -> tuple[tuple[Row, ...], Selection]:
+    """Rows for the chosen ``(source, trajectory)`` pairs, and the selection with those moved out whose mask could not be proved."""
+    rows: list[Row] = []
+    dropped: list[LeftOut] = []
+    for source, trajectory in trajectories:
+        made, problem = make_rows(trajectory, template, source, max_length)
+        rows += made
+        if problem is not None:
+            dropped.append(LeftOut(key=trajectory.key, reason=problem))
+    gone = {item.key for item in dropped}
+    kept = [key for key in selection.kept if key not in gone]
+    return tuple(rows), _selection(kept, [*selection.left_out, *dropped], selection.settings)
+
+
+def merge(parts: Sequence[Selection]) -> Selection:
+    """Several selections (demonstrations, this round, earlier rounds) as one."""
+    return _selection([key for part in parts for key in part.kept], [item for part in parts for item in part.left_out], parts[-1].settings)
+
+
+def _selection(kept: Sequence[SampleKey], left: Sequence[LeftOut], settings: dict[str, object]) -> Selection:
+    counts = Counter(item.reason for item in left)
+    counts["kept"] = len(kept)
+    return Selection(kept=tuple(sorted(kept, key=order)), left_out=tuple(left), counts=dict(sorted(counts.items())), settings=settings)
+
+
+def _why_not(trajectory: Trajectory, outcome: str) -> str:
+    """A reason that can be counted: texts of verdicts differ from try to try."""
+    if outcome == "error":
+        return "error: the policy's server or the environment broke" if trajectory.stop == "error" else "error: the verifier broke"
+    return f"fail: {trajectory.stop.replace('_', ' ')}" if trajectory.stop != "done" else "fail: judged wrong"
+
+

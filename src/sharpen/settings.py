@@ -1,0 +1,151 @@
+"""A run's settings: one typed definition, read from YAML and from flags. Each part is declared beside what it sets; here they are only put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+from sharpen.errors import SettingsError, nearest
+from sharpen.evaluation import EvaluationSettings
+from sharpen.ladder import LadderSettings
+from sharpen.methods.base import FewShot
+from sharpen.policies.choose import Auto, Engine
+from sharpen.records import Record
+from sharpen.sampling import SamplingSettings
+from sharpen.selection import SelectionSettings
+from sharpen.tasks.load import TaskSource
+from sharpen.training.base import Training
+
+
+class RunSettings(Record, kw_only=True):
+    """Everything that makes a run what it is. ``model`` is a packaged name, a folder or a hub id; ``seed`` drives every draw."""
+
+    name: str
+    tasks: TaskSource
+    model: str = "smollm2-135m-instruct"
+    seed: int = 0
+    engine: Engine = Auto()
+    sampling: SamplingSettings = SamplingSettings()
+    selection: SelectionSettings = SelectionSettings()
+    training: Training = Training()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    few_shot: FewShot = FewShot()
+    ladder: LadderSettings = LadderSettings()
+
+
+def load_settings(path: Path, overrides: Mapping[str, str]) -> RunSettings:
+    """Settings from a YAML file, with ``overrides`` such as ``{"sampling.n": "16"}``, whose values are YAML too.
+
+    SettingsError, one line, for a file that is not there or not a mapping, an unknown key (with the nearest right one), a wrong type, a contradiction.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path} holds no settings; see examples/textworld/quickstart.yaml for what a run needs")
+    data.setdefault("name", path.stem)
+    for key, text in overrides.items():
+        _put(data, key.split("."), _value(key, text))
+    return convert(data, str(path))
+
+
+def convert(data: Mapping[str, Any], where: str) -> RunSettings:
+    """Typed settings from plain data. A tagged part may be given by its tag alone: ``engine: openvino``."""
+    spread = _spread(dict(data), RunSettings, "")
+    try:
+        return msgspec.convert(spread, RunSettings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{where}: {_readable(str(error))}") from error
+
+
+def to_yaml(settings: RunSettings) -> str:
+    """The resolved settings, every default written out."""
+    return yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False, allow_unicode=True)
+
+
+def known_keys() -> dict[str, str]:
+    """Every dotted key with its type and default, for ``sharpen run --help``."""
+    return dict(_keys(RunSettings, ""))
+
+
+def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = data.get(part)
+        if isinstance(inner, str):
+            inner = {"": inner}  # a tag given alone: _spread puts it under its field
+        data[part] = inner = dict(inner) if isinstance(inner, dict) else {}
+        data = inner
+    data[path[-1]] = value
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--{key} {text}: not a value that YAML can read") from error
+
+
+def _structs(hint: Any) -> list[type[msgspec.Struct]]:
+    """The struct types in a type hint: one, or the members of a tagged union."""
+    options = get_args(hint) if get_origin(hint) is not None and not isinstance(hint, type) else (hint,)
+    return [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]
+
+
+def _spread(data: Any, hint: Any, place: str) -> Any:
+    """Check keys against the types, with the nearest right key in the error, and spell out tags given alone."""
+    structs = _structs(hint)
+    if not structs:
+        return data
+    tag_field = structs[0].__struct_config__.tag_field
+    tags = {struct.__struct_config__.tag: struct for struct in structs}
+    if tag_field is not None:
+        if isinstance(data, str):
+            data = {tag_field: data}
+        elif isinstance(data, dict) and "" in data:
+            data = {tag_field: data.pop(""), **data}
+    if not isinstance(data, dict):
+        return data
+    chosen = structs[0]
+    if tag_field is not None:
+        tag = data.get(tag_field, next((t for t in tags if t == "auto"), None))
+        if tag is None:
+            raise SettingsError(f"{place or 'settings'} needs {tag_field!r}: one of {', '.join(map(str, tags))}")
+        if tag not in tags:
+            raise SettingsError(f"{place}.{tag_field} is {tag!r}{nearest(str(tag), map(str, tags))}")
+        chosen, data = tags[tag], {tag_field: tag, **data}
+    hints = get_type_hints(chosen)
+    result = {}
+    for key, value in data.items():
+        if key not in hints and key != tag_field:
+            raise SettingsError(f"unknown setting {f'{place}.{key}'.lstrip('.')!r}{nearest(str(key), hints)}")
+        result[key] = _spread(value, hints.get(key), f"{place}.{key}".lstrip("."))
+    return result
+
+
+def _keys(struct: type[msgspec.Struct], place: str) -> Iterator[tuple[str, str]]:
+    for field in msgspec.structs.fields(struct):
+        name = f"{place}.{field.name}".lstrip(".")
+        hint = get_type_hints(struct)[field.name]
+        structs = _structs(hint)
+        if not structs:
+            default = "required" if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT else repr(field.default)
+            yield name, default
+        for inner in structs:
+            tag = inner.__struct_config__.tag
+            if tag is not None:
+                yield f"{name}.{inner.__struct_config__.tag_field}", str(tag)
+            yield from _keys(inner, name)
+
+
+def _readable(message: str) -> str:
+    """msgspec's ``... - at `$.sampling.n```, with the place first."""
+    found = re.search(r"^(.*?) - at `\$\.?(.*?)`$", message)
+    return f"{found[2]}: {found[1]}" if found and found[2] else message

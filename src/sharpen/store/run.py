@@ -1,0 +1,216 @@
+"""A run folder: one coordinator, resolved settings, a ledger, and stages that are either done or redone."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from sharpen.errors import RunError
+from sharpen.records import Record
+from sharpen.store.files import digest, file_digest, sync_folder, write_atomic, write_json, writing
+
+R = TypeVar("R")
+SETTINGS = "run.yaml"
+LEDGER = "ledger.jsonl"
+MANIFEST = "stage.json"
+
+
+class Manifest(Record, kw_only=True):
+    """What a finished stage was made from and what it left. ``outputs`` maps file names to sha256."""
+
+    stage: str
+    inputs: dict[str, str]
+    settings: str
+    outputs: dict[str, str]
+    seconds: float
+    sampled_tokens: int = 0
+    trained_tokens: int = 0
+    versions: dict[str, str] = {}
+
+
+class Run:
+    """The folder of one run, held by one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, folder: Path, settings: str) -> Run:
+        """Lock the folder; make it, or see that it was made with the same resolved ``settings`` (YAML text).
+
+        RunError where another process holds it, or where the settings differ: the message carries the diff.
+        """
+        run = cls(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        run._take_lock()
+        try:
+            known = run.settings()
+            if known is None:
+                if (folder / "rungs").exists():
+                    raise RunError(f"{folder} holds rungs but no {SETTINGS}; restore that file, or choose another --name")
+                write_atomic(folder / SETTINGS, settings.encode())
+            elif known != settings:
+                diff = [
+                    line
+                    for line in difflib.unified_diff(known.splitlines(), settings.splitlines(), "the run", "now", n=0, lineterm="")
+                    if not line.startswith("@@")
+                ]
+                raise RunError(
+                    f"{folder} was made with other settings; give them back, or add --fork NEW to go on under another name\n" + "\n".join(diff)
+                )
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def settings(self) -> str | None:
+        path = self.folder / SETTINGS
+        return path.read_text() if path.exists() else None
+
+    def _take_lock(self) -> None:
+        with writing(self.folder):
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 32).decode().strip() or "another process"
+            os.close(handle)
+            raise RunError(f"{self.folder} is in use by process {holder}; wait for it, or choose another --name") from None
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        self._lock = handle
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def stage(self, name: str, inputs: Mapping[str, str], settings: Any) -> Stage:
+        """A stage of this run. ``inputs`` name what it is made from by digest."""
+        return Stage(self, name, dict(inputs), digest(settings))
+
+    def note(self, line: Any) -> None:
+        """One more line in the ledger, synced."""
+        path = self.folder / LEDGER
+        with writing(path), path.open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every line so far; a line torn by a kill is skipped."""
+        path = self.folder / LEDGER
+        lines: list[dict[str, Any]] = []
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                lines.append(msgspec.json.decode(line))
+            except msgspec.DecodeError:
+                continue
+        return lines
+
+
+def fork(old: Path, new: Path) -> None:
+    """Copy a run's folder under a new name, without its settings. Stages whose inputs and settings still hold are not done again."""
+    if new.exists():
+        raise RunError(f"{new} exists already; choose another name for --fork")
+    if not (old / SETTINGS).exists():
+        raise RunError(f"there is no run in {old} to fork; leave out --fork")
+    with writing(new):
+        staged = new.with_name(f".{new.name}.forking")
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.copytree(old, staged, ignore=shutil.ignore_patterns(".lock", SETTINGS, "report.html"))
+        staged.replace(new)
+        sync_folder(new.parent)
+
+
+class Stage:
+    """Maps (inputs, settings) to files and one committed manifest. Nothing counts until the manifest is there."""
+
+    def __init__(self, run: Run, name: str, inputs: dict[str, str], settings: str) -> None:
+        self.run = run
+        self.name = name
+        self.folder = run.folder / name
+        self.inputs = inputs
+        self.settings = settings
+        self.started = time.monotonic()
+
+    def manifest(self) -> Manifest | None:
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return None
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        except msgspec.MsgspecError as error:
+            raise RunError(f"{path} cannot be read ({error}); delete it, and the stage is done again") from error
+
+    def done(self) -> bool:
+        """Whether the stage is committed, from these inputs and settings, with every output in place.
+
+        Outputs that are gone make it not done (it is done again); outputs that changed are a RunError, because something
+        else may rest on them.
+        """
+        manifest = self.manifest()
+        if manifest is None or manifest.inputs != self.inputs or manifest.settings != self.settings:
+            return False
+        for name, sha in manifest.outputs.items():
+            path = self.folder / name
+            if not path.exists():
+                return False
+            if file_digest(path) != sha:
+                raise RunError(f"{path} is not what stage {self.name} wrote; restore it, or delete {self.folder} to do the stage again")
+        return True
+
+    def begin(self) -> None:
+        """Take back an older commitment, so that a kill from here on cannot leave new files under an old manifest."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+        self.started = time.monotonic()
+
+    def commit(self, outputs: Sequence[Path], *, sampled_tokens: int = 0, trained_tokens: int = 0, seconds: float | None = None) -> Manifest:
+        """Write the manifest, then the ledger line."""
+        manifest = Manifest(
+            stage=self.name,
+            inputs=self.inputs,
+            settings=self.settings,
+            outputs={str(path.relative_to(self.folder)): file_digest(path) for path in outputs},
+            seconds=round(time.monotonic() - self.started if seconds is None else seconds, 3),
+            sampled_tokens=sampled_tokens,
+            trained_tokens=trained_tokens,
+            versions=_versions(),
+        )
+        write_json(self.folder / MANIFEST, manifest)
+        self.run.note(manifest)
+        return manifest
+
+
+    def read(self, name: str, record: type[R]) -> R:
+        """One output, decoded."""
+        path = self.folder / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=record)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RunError(f"{path} cannot be read ({error}); delete {self.folder}, and the stage is done again") from error
+
+
+def _versions() -> dict[str, str]:
+    """What was installed when a stage was made: the packages whose versions change results."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str] = {}
+    for package in ("sharpen", "torch", "transformers", "trl", "peft", "openvino-genai", "textworld", "reasoning-gym"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

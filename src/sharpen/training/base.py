@@ -1,0 +1,163 @@
+"""What training is: its settings, its order of rows, and the protocol. Pure: knows no torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from sharpen.errors import SettingsError
+from sharpen.records import Model, Record, Row, TrainingReport
+
+# Tuned on SmolLM2-135M (see benchmarks/training.py); LoRA wants about ten times the rate of full training whatever the model
+# (Schulman et al., "LoRA Without Regret", 2025), and larger models want less of both.
+DEFAULT_RATES = {"lora": 1e-3, "full": 1e-4}
+
+
+class Training(Record, kw_only=True):
+    """How a model is trained.
+
+    ``learning_rate`` is the peak (None: by method, see ``DEFAULT_RATES``), ``warmup`` a share of the steps in [0, 1). ``batch_size`` is rows per
+    optimiser step over all processes; a step is computed in micro-batches of at most ``micro_tokens`` tokens, padding included, so memory is
+    bounded by tokens and not by rows (a longer row goes alone). ``lora_targets`` names modules (None: every linear layer but the head).
+    ``max_length`` is in tokens. ``start`` says whether a round begins at the base or at the current model. ``precision`` "auto" is bf16 where the
+    hardware computes in it, else f32. ``accelerate_config`` is a file made by ``accelerate config``, for many GPUs or machines.
+    """
+
+    method: Literal["lora", "full"] = "lora"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_targets: tuple[str, ...] | None = None
+    learning_rate: float | None = None
+    epochs: int = 2
+    batch_size: int = 8
+    micro_tokens: int = 4096
+    warmup: float = 0.05
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    max_length: int = 2048
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    start: Literal["base", "current"] = "base"
+    report_to: tuple[str, ...] = ()
+    seed: int = 0
+    accelerate_config: str | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "lora_alpha", "epochs", "batch_size", "micro_tokens"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.max_length < 2:
+            raise SettingsError(f"max_length is {self.max_length} tokens, but a row needs at least 2: one to read and one to learn")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise SettingsError(f"learning_rate is {self.learning_rate}, but must be over 0")
+        if not 0 <= self.warmup < 1:
+            raise SettingsError(f"warmup is {self.warmup}, but is a share of the steps: 0 or more and under 1")
+        if self.weight_decay < 0:
+            raise SettingsError(f"weight_decay is {self.weight_decay}, but must be 0 or more")
+        if self.lora_targets == ():
+            raise SettingsError("lora_targets is empty: nothing would be trained; leave it out for every linear layer")
+        if self.accelerate_config is not None and not Path(self.accelerate_config).is_file():
+            raise SettingsError(f"accelerate_config {self.accelerate_config} is not a file; `accelerate config --config_file PATH` makes one")
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate in use."""
+        return DEFAULT_RATES[self.method] if self.learning_rate is None else self.learning_rate
+
+
+class Progress(Record, kw_only=True):
+    """How far a training is. ``loss`` is the mean over the step's labels, ``tokens_per_second`` counts the tokens of rows without padding."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+
+
+class Trainer(Protocol):
+    """Training rows and a model to a new model, in a process of its own."""
+
+    def __call__(
+        self,
+        rows: Sequence[Row],
+        model: Model,
+        settings: Training,
+        out: Path,
+        *,
+        token_budget: int | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> tuple[Model, TrainingReport]:
+        """The trained model in the folder ``out``. TrainingError where it failed; then ``out`` does not exist."""
+        ...
+
+
+class Plan(Record, kw_only=True):
+    """What is trained on, in which order: ``steps`` hold indices into ``rows``. ``trained_tokens`` counts labels, ``tokens`` whole rows."""
+
+    rows: tuple[Row, ...]
+    steps: tuple[tuple[int, ...], ...]
+    trained_tokens: int
+    tokens: int
+
+
+def trained(row: Row) -> int:
+    """How many tokens of ``row`` are learnt. A label on the first token counts for nothing: nothing predicts it."""
+    return sum(label != -100 for label in row.labels[1:])
+
+
+def plan_rows(rows: Sequence[Row], epochs: int, seed: int, token_budget: int | None = None, *, batch_size: int = 8) -> Plan:
+    """The order in which ``rows`` are trained: the same for the same rows, whatever order they arrived in.
+
+    Each epoch is shuffled anew. With a ``token_budget`` (labels; a control gets as many as the arm it is compared with) ``epochs`` is ignored:
+    epochs go on until the budget is reached, the last row included, so the count overshoots by less than one row.
+    Batches hold rows of like length, which is what keeps padding small; their order is random.
+    """
+    ordered = sorted(rows, key=lambda row: (msgspec.json.encode(row.key), row.input_ids, row.labels))
+    counts = [trained(row) for row in ordered]
+    if not any(counts):
+        raise SettingsError("there is nothing to train on: no row has a token with a label")
+    if token_budget is not None and token_budget < 1:
+        raise SettingsError(f"token_budget is {token_budget}, but must be at least 1 trained token")
+    draw = random.Random(seed)
+    steps: list[tuple[int, ...]] = []
+    done = epoch = 0
+    while done < token_budget if token_budget is not None else epoch < epochs:
+        order = [index for index in range(len(ordered)) if counts[index]]
+        draw.shuffle(order)
+        taken: list[int] = []
+        for index in order:
+            taken.append(index)
+            done += counts[index]
+            if token_budget is not None and done >= token_budget:
+                break
+        steps += _batches(taken, [len(row.input_ids) for row in ordered], batch_size, draw)
+        epoch += 1
+    tokens = sum(len(ordered[index].input_ids) for step in steps for index in step)
+    return Plan(rows=tuple(ordered), steps=tuple(steps), trained_tokens=done, tokens=tokens)
+
+
+def _batches(taken: list[int], lengths: list[int], batch_size: int, draw: random.Random) -> list[tuple[int, ...]]:
+    """Batches of like length in random order. ``taken`` comes shuffled, so rows of equal length meet others each epoch."""
+    by_length = sorted(taken, key=lambda index: lengths[index])
+    batches = [tuple(by_length[at : at + batch_size]) for at in range(0, len(by_length), batch_size)]
+    draw.shuffle(batches)
+    return batches
+
+
+def micro_batches(step: Sequence[int], lengths: Sequence[int], micro_tokens: int, processes: int = 1) -> list[list[list[int]]]:
+    """A step's rows dealt to ``processes``: for each, the same number of micro-batches of at most ``micro_tokens`` padded tokens.
+
+    The same number everywhere, because processes that share weights must run in step; some may be empty. A row over the limit goes alone.
+    """
+    rows = sorted(step, key=lambda index: lengths[index])
+    for each in range(1, -(-len(rows) // processes) + 1):
+        parts = each * processes
+        cuts = [round(part * len(rows) / parts) for part in range(parts + 1)]
+        chunks = [rows[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+        if all(len(chunk) <= 1 or len(chunk) * lengths[chunk[-1]] <= micro_tokens for chunk in chunks):
+            break
+    return [chunks[process::processes] for process in range(processes)]

@@ -1,0 +1,40 @@
+"""The environment's own word on whether the task was solved."""
+
+from __future__ import annotations
+
+from sharpen.records import Task, Trajectory, Verdict
+
+
+class EnvironmentOutcome:
+    """Passes a trajectory that the environment ended (``stop == "done"``) and calls ``won`` or ``success``.
+
+    Exact: the environment's state is what success means. A trajectory whose outcome has neither key is a fail; the score is the
+    environment's ``score`` where it gives a number.
+    """
+
+    name = "environment_outcome"
+    exact = True
+
+    def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+        outcome = trajectory.outcome
+        # ``is True``: an environment that says "no" in a string must not pass for being non-empty.
+        solved = outcome.get("won") is True or outcome.get("success") is True
+        passed = solved and trajectory.stop == "done"
+        score = outcome.get("score")
+        return Verdict(
+            key=trajectory.key,
+            outcome="pass" if passed else "fail",
+            score=float(score) if isinstance(score, int | float) else None,
+            reason="" if passed else _why(trajectory, solved),
+            verifier=self.name,
+        )
+
+
+def _why(trajectory: Trajectory, solved: bool) -> str:
+    if trajectory.stop != "done":
+        return f"the episode ended by {trajectory.stop}"
+    if trajectory.outcome.get("lost") is True:
+        return "lost"
+    if trajectory.outcome.get("out_of_turns") is True:
+        return "out of turns"
+    return "not solved" if not solved else ""

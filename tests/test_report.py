@@ -1,0 +1,311 @@
+"""The page and the terminal table from hand-made views: hostile text, undefined intervals, nothing at all, one rung, a whole ladder."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+
+from sharpen.records import (
+    Cost,
+    Decision,
+    Evaluation,
+    Gain,
+    Interval,
+    LeftOut,
+    Message,
+    SampleKey,
+    Selection,
+    TaskResult,
+    ToolCall,
+    TrainingReport,
+    Trajectory,
+    Verdict,
+)
+from sharpen.report.page import RungView, RunView, SampleView, heat_map, numbers, outcome, plot, render
+from sharpen.report.terminal import ladder_table, trajectory_text
+from sharpen.stats import paired_gain, pass_interval
+
+NAN = math.nan
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> [bold]\x1b[2J\u202e"
+
+
+def evaluation(rate: float, split: str = "dev", seed: int = 0, tasks: int = 60, k: int = 4) -> Evaluation:
+
+    def passes(i: int) -> int:
+        return min(8, max(0, round(8 * rate + (i * 7 + seed) % 9 - 4)))
+
+    counts = tuple(
+        TaskResult(task=f"quest-{i:03d}", family=f"map-{i % 30}", samples=8, passes=passes(i))
+        for i in range(tasks)
+    )
+    pass_at = {j: pass_interval(counts, j) for j in (1, k)}
+    return Evaluation(model="m", split=split, sampling={"temperature": 0.7}, tasks=counts, pass_at=pass_at, cost=Cost())
+
+
+def sample(text: str = "go north", key: str = "quest-001", why: str = "kept: shortest pass") -> SampleView:
+    sample_key = SampleKey(model="m", task=key, environment="e", sampling="s", index=2)
+    call = ToolCall(name="walk", arguments=f'{{"to": "{text}"}}')
+    messages = (
+        Message(role="system", content="You are in a maze."),
+        Message(role="user", content="A door leads north."),
+        Message(role="assistant", content=text, reasoning="North, then.", tool_calls=(call,)),
+        Message(role="tool", content=text, name="walk"),
+    )
+    cost = Cost(sampled_tokens=120, turns=1, seconds=1.5)
+    trajectory = Trajectory(key=sample_key, agent="001-sft", messages=messages, stop="done", cost=cost, error=text)
+    verdict = Verdict(key=sample_key, outcome="pass", reason=text, verifier="exact")
+    return SampleView(trajectory=trajectory, verdict=verdict, why=why, pieces=(("<|user|>A door leads north.", False), (text, True)))
+
+
+def ladder() -> RunView:
+    evaluations = [evaluation(rate, seed=i) for i, rate in enumerate((0.06, 0.32, 0.48, 0.36, 0.5))]
+    gains = [paired_gain(a.tasks, b.tasks, level=0.99, names=("before", "after")) for a, b in itertools.pairwise(evaluations)]
+    key = sample().trajectory.key
+    selection = Selection(
+        kept=(key,) * 152,
+        left_out=tuple(LeftOut(key=key, reason="failed") for _ in range(300)),
+        counts={"kept": 152, "failed": 300, "same actions as a kept one": 96, "over the cap of 2": 71, "verifier error": 3},
+    )
+    training = TrainingReport(steps=96, tokens=410_000, trained_tokens=52_000, seconds=900, losses=(1.2, 0.4, 0.31))
+
+    def decision(what: str, gain: Gain, action: str) -> Decision:
+        return Decision(outcome=what, action=action, reasons=("The gate is 3 points.",), gain=gain)  # type: ignore[arg-type]
+
+    rungs = (
+        RungView(
+            name="000-base",
+            method="prompt",
+            dev=evaluations[0],
+            test=evaluation(0.05, "test", 3),
+            sampled_tokens=210_000,
+            minutes=3.1,
+            decision=Decision(outcome="baseline", action="Measured as it is.", reasons=()),
+        ),
+        RungView(
+            name="001-sft",
+            method="SFT on demonstrations",
+            dev=evaluations[1],
+            gain=gains[0],
+            decision=decision("keep", gains[0], "Kept: surely better than the base."),
+            training=training,
+            sampled_tokens=198_000,
+            trained_tokens=31_000,
+            minutes=11.4,
+        ),
+        RungView(
+            name="002-rejection-sampling",
+            method="rejection sampling",
+            dev=evaluations[2],
+            test=evaluation(0.47, "test", 5),
+            gain=gains[1],
+            decision=decision("keep", gains[1], "Kept: surely better than 001-sft."),
+            selection=selection,
+            training=training,
+            sampled_tokens=1_240_000,
+            trained_tokens=52_000,
+            minutes=24.9,
+            shipped=True,
+            samples=(sample(), sample("take the brass key", "quest-017", "left out: over the cap")),
+        ),
+        RungView(
+            name="002-control",
+            method="verdict ignored",
+            dev=evaluations[3],
+            training=training,
+            sampled_tokens=201_000,
+            trained_tokens=52_000,
+            minutes=14.0,
+            control=True,
+        ),
+        RungView(
+            name="003-expert-iteration",
+            method="expert iteration",
+            dev=evaluations[4],
+            gain=gains[3],
+            decision=decision("undecided", gains[3], "Rolled back: more evaluation would decide."),
+            training=training,
+            sampled_tokens=1_190_000,
+            trained_tokens=68_000,
+            minutes=26.0,
+        ),
+    )
+    return RunView(
+        name="textworld-small",
+        settings_yaml="tasks: textworld\nseed: 0\n",
+        rungs=rungs,
+        banners=("The test split was opened once, at the end.",),
+        hardware="2 CPU cores",
+        commit="683b054",
+        engine="openvino-genai 2026.1",
+        date="2026-03-01",
+        seconds_in_engine=2100,
+        seconds_in_training=2400,
+        seconds_total=4900,
+    )
+
+
+def text_of(renderable: RenderableType, width: int = 100, **console: object) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, **console).print(renderable)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+class Tags(HTMLParser):
+    """Every tag and attribute of a page, and whether all that opens also closes."""
+
+    void = frozenset({"meta", "path", "circle", "line", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in self.void or self.open.pop() == tag
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_needs_nothing_from_outside() -> None:
+    page = render(ladder())
+    tags = Tags(page)
+    assert tags.open == []
+    assert not tags.names & {"script", "link", "img", "iframe", "object", "form"}
+    assert not tags.attributes & {"src", "href", "srcset"}
+    assert "http://" not in page and "https://" not in page and "url(" not in page
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = render(ladder())
+    gain = ladder().rungs[2].gain
+    assert gain is not None
+    assert f"{100 * gain.printed.value:+.1f} [" in page
+    for words in ("002-rejection-sampling", "shipped", "n 30 at 99 %", "n 30", "same actions as a kept one", "1.2M", "26.0", "seed: 0"):
+        assert words in page
+    assert "<mark>go north</mark>" in page
+
+
+@pytest.mark.parametrize("place", ["trajectory", "task key", "reason", "names"])
+def test_hostile_text_stays_text(place: str) -> None:
+    rung = ladder().rungs[2]
+    if place == "trajectory":
+        rung = msgspec.structs.replace(rung, samples=(sample(HOSTILE),))
+    if place == "task key":
+        dev = evaluation(0.5)
+        task = msgspec.structs.replace(dev.tasks[0], task=HOSTILE, family=HOSTILE)
+        rung = msgspec.structs.replace(rung, dev=msgspec.structs.replace(dev, tasks=(task,)), samples=(sample(key=HOSTILE),))
+    if place == "reason":
+        decision = Decision(outcome="keep", action=HOSTILE, reasons=(HOSTILE,))
+        selection = Selection(kept=(), left_out=(), counts={HOSTILE: 1})
+        rung = msgspec.structs.replace(rung, decision=decision, selection=selection, samples=(sample(why=HOSTILE),))
+    if place == "names":
+        rung = msgspec.structs.replace(rung, name=HOSTILE, method=HOSTILE)
+    view = RunView(name=HOSTILE, settings_yaml=HOSTILE, rungs=(rung,), banners=(HOSTILE,), hardware=HOSTILE, commit=HOSTILE)
+
+    page = render(view)
+    assert "&lt;script&gt;" in page
+    tags = Tags(page)
+    assert tags.open == []
+    assert not tags.names & {"script", "img"}
+    assert "onerror" not in tags.attributes
+
+    shown = text_of(ladder_table(view)) + "".join(text_of(trajectory_text(s)) for s in rung.samples)
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert "[bold]" in shown  # not read as markup
+
+
+def test_no_rungs() -> None:
+    page = render(RunView(name="empty", settings_yaml="", rungs=()))
+    assert "No rung has been measured yet" in page
+    assert "rung" in text_of(ladder_table(RunView(name="empty", settings_yaml="", rungs=())))
+
+
+def test_one_rung_that_failed_to_be_measured() -> None:
+    view = RunView(name="one", settings_yaml="", rungs=(RungView(name="000-base", method="prompt", dev=None),))
+    assert Tags(render(view)).open == []
+    cells = next(line.split() for line in text_of(ladder_table(view)).splitlines() if "000-base" in line)
+    assert cells == ["000-base", "-", "-", "-", "-", "-", "-", "-"]
+
+
+def test_undefined_is_never_zero() -> None:
+    undefined = Interval(value=NAN, low=NAN, high=NAN, n=0)
+    one_family = Interval(value=0.25, low=NAN, high=NAN, n=1)
+    dev = Evaluation(model="m", split="dev", sampling={}, tasks=(), pass_at={1: one_family, 8: undefined}, cost=Cost())
+    gain = Gain(base="a", other="b", printed=undefined, deciding=undefined, smallest_visible=NAN)
+    decision = Decision(outcome="undecided", action="Undecided.", reasons=(), gain=gain)
+    rung = RungView(name="001", method="sft", dev=dev, gain=gain, decision=decision, shipped=True)
+    view = RunView(name="nan", settings_yaml="", rungs=(rung,))
+
+    page, table = render(view), text_of(ladder_table(view))
+    assert "pass@1 25.0 % [undefined], n 1" in page
+    assert "four times in five: undefined" in page
+    assert "nan" not in re.sub(r"<title>.*?</title>|<h1>.*?</h1>", "", page).lower()
+    assert table.count("undefined") == 5 and "nan" not in table.lower()
+    assert numbers(undefined) == ("undefined",) * 3 and numbers(None) == ("-",) * 3
+
+
+def test_an_untried_task_is_not_a_failed_one() -> None:
+    first = evaluation(0.5, tasks=2)
+    errored = TaskResult(task="quest-000", family="map-0", samples=8, passes=0, errors=8)
+    second = msgspec.structs.replace(first, tasks=(errored,))
+    heat = heat_map((RungView(name="0", method="", dev=first), RungView(name="1", method="", dev=second)))
+    assert {task.task: cells[1].says for task, cells in heat} == {"quest-000": "error", "quest-001": "-"}
+    assert all(cells[1].percent is None for _, cells in heat)
+
+
+def test_the_plot_keeps_controls_off_the_spine() -> None:
+    drawn = plot(ladder().rungs)
+    assert len(drawn.rows) == 5 and len(drawn.steps) == 3
+    marks = [mark for _, _, marks in drawn.rows for mark in marks]
+    assert all(0 <= m.low <= m.x <= m.high <= 100 for m in marks if m.low is not None and m.high is not None)
+    assert {m.kind for m in marks} == {"pass1", "passk", "test1", "testk"}
+
+
+# ---------------------------------------------------------------- the terminal
+
+
+@pytest.mark.parametrize("width", [100, 140])
+def test_the_table_fits_and_has_no_colour_in_a_pipe(width: int) -> None:
+    table = text_of(ladder_table(ladder()), width)
+    assert "\x1b" not in table and max(map(len, table.splitlines())) <= width
+    for words in ("pass@1", "pass@4", "kept", "control", "undecided", "baseline", "shipped", "1.2M", "dev n = 30 families"):
+        assert words in table
+    value, low, high = numbers(ladder().rungs[1].dev.pass_at[1])  # type: ignore[union-attr]
+    assert value in table and f"{low}-{high}" in table and "26.0" in table  # neither broken nor cut
+
+
+def test_the_test_columns_wait_for_the_test_split() -> None:
+    view = ladder()
+    unopened = msgspec.structs.replace(view, rungs=tuple(msgspec.structs.replace(r, test=None) for r in view.rungs))
+    assert "test 95 %" in text_of(ladder_table(view)) and "test 95 %" not in text_of(ladder_table(unopened))
+
+
+@pytest.mark.parametrize(
+    ("decided", "words"), [("worse", "rolled back"), ("plateau", "plateau, rolled back"), ("refuse", "refused"), ("proceed", "proceed")]
+)
+def test_outcomes_in_words(decided: str, words: str) -> None:
+    decision = Decision(outcome=decided, action="", reasons=())  # type: ignore[arg-type]
+    assert outcome(RungView(name="1", method="", dev=None, decision=decision)) == words
+
+
+def test_trained_text_is_marked_with_and_without_colour() -> None:
+    piped = text_of(trajectory_text(sample()))
+    assert "«go north»" in piped and "<|user|>A door" in piped and "\x1b" not in piped
+    coloured = text_of(trajectory_text(sample()), force_terminal=True, color_system="standard")
+    assert "\x1b[32m«go north»" in coloured

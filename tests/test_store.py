@@ -1,0 +1,149 @@
+"""The store: what is written survives a kill, a full disk and a second process; what is damaged is named in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sharpen.errors import RunError, StorageError
+from sharpen.records import Message, SampleKey, Trajectory
+from sharpen.store.files import digest, write_atomic
+from sharpen.store.run import Run, fork
+from sharpen.store.segments import JOURNAL, Segments
+
+
+def trajectory(index: int, task: str = "t") -> Trajectory:
+    key = SampleKey(model="m", task=task, environment="e", sampling="s", index=index)
+    return Trajectory(key=key, agent="a", messages=(Message(role="user", content="\u2028 é 🎲"),), stop="done")
+
+
+def test_a_torn_last_line_is_cut_off_and_the_next_append_is_whole(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, Trajectory)
+    segments.append(trajectory(0))
+    segments.append(trajectory(1))
+    segments.close()
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-7])
+    again = Segments(tmp_path, Trajectory)
+    assert [key.index for key in again.records] == [0]
+    again.append(trajectory(2))
+    again.close()
+    assert [key.index for key in Segments(tmp_path, Trajectory).records] == [0, 2]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, Trajectory)
+    segments.append(trajectory(0))
+    segments.append(trajectory(1))
+    segments.close()
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes().replace(b"agent", b"agenT", 1))
+    with pytest.raises(RunError, match=r"journal\.jsonl:1 cannot be read"):
+        Segments(tmp_path, Trajectory)
+
+
+def test_sealing_sorts_by_key_so_that_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
+    names = []
+    for place, order in (("a", (2, 0, 1)), ("b", (1, 2, 0))):
+        segments = Segments(tmp_path / place, Trajectory)
+        for index in order:
+            segments.append(trajectory(index))
+        sealed = segments.seal(list(segments.records))
+        names.append(sealed.name)
+        assert [key.index for key in Segments(tmp_path / place, Trajectory).records] == [0, 1, 2]
+        assert list((tmp_path / place).glob("*.jsonl")) == [sealed]
+    assert names[0] == names[1]
+
+
+def test_a_full_disk_leaves_whole_records_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = Segments(tmp_path, Trajectory)
+    segments.append(trajectory(0))
+    real = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        if len(data) > 20 and data.startswith(b'{"key"'):
+            real(handle, data[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match="no space left"):
+        segments.append(trajectory(1))
+    monkeypatch.undo()
+    segments.append(trajectory(2))
+    segments.close()
+    assert [key.index for key in Segments(tmp_path, Trajectory).records] == [0, 2]
+
+
+def test_a_second_process_is_refused_in_one_line(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", "a: 1\n")
+    code = f"from pathlib import Path; from sharpen.store.run import Run; Run.open(Path({str(tmp_path / 'r')!r}), 'a: 1\\n')"
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert tried.returncode != 0
+    assert f"is in use by process {os.getpid()}" in tried.stderr
+    run.close()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_changed_settings_are_refused_with_the_diff(tmp_path: Path) -> None:
+    Run.open(tmp_path / "r", "a: 1\nb: 2\n").close()
+    with pytest.raises(RunError, match="--fork") as caught:
+        Run.open(tmp_path / "r", "a: 1\nb: 3\n")
+    assert "-b: 2" in str(caught.value)
+    assert "+b: 3" in str(caught.value)
+    Run.open(tmp_path / "r", "a: 1\nb: 2\n").close()  # and the refusal gave the lock back
+
+
+def test_a_run_without_its_settings_is_named(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", "a: 1\n")
+    (tmp_path / "r" / "rungs").mkdir()
+    run.close()
+    (tmp_path / "r" / "run.yaml").unlink()
+    with pytest.raises(RunError, match=r"no run\.yaml"):
+        Run.open(tmp_path / "r", "a: 1\n")
+
+
+def test_a_stage_is_done_only_with_its_inputs_settings_and_outputs(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", "")
+    stage = run.stage("s", {"x": "1"}, {"n": 1})
+    assert not stage.done()
+    stage.begin()
+    output = stage.folder / "out.json"
+    write_atomic(output, b"1")
+    stage.commit([output])
+    assert run.stage("s", {"x": "1"}, {"n": 1}).done()
+    assert not run.stage("s", {"x": "2"}, {"n": 1}).done()
+    assert not run.stage("s", {"x": "1"}, {"n": 2}).done()
+    output.write_bytes(b"2")
+    with pytest.raises(RunError, match=r"out\.json is not what stage s wrote"):
+        run.stage("s", {"x": "1"}, {"n": 1}).done()
+    output.unlink()
+    assert not run.stage("s", {"x": "1"}, {"n": 1}).done()
+    assert len(run.ledger()) == 1
+    run.close()
+
+
+def test_fork_keeps_finished_stages_and_refuses_an_existing_name(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "old", "a: 1\n")
+    stage = run.stage("s", {}, 1)
+    stage.begin()
+    stage.commit([])
+    run.close()
+    fork(tmp_path / "old", tmp_path / "new")
+    new = Run.open(tmp_path / "new", "a: 2\n")
+    assert new.stage("s", {}, 1).done()
+    new.close()
+    with pytest.raises(RunError, match="exists already"):
+        fork(tmp_path / "old", tmp_path / "new")
+    with pytest.raises(RunError, match="no run"):
+        fork(tmp_path / "nowhere", tmp_path / "newer")
+
+
+def test_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})

@@ -66,7 +66,8 @@ def sample(text: str = "go north", key: str = "quest-001", why: str = "kept: sho
 
 def ladder() -> RunView:
     evaluations = [evaluation(rate, seed=i) for i, rate in enumerate((0.06, 0.32, 0.48, 0.36, 0.5))]
-    gains = [paired_gain(a.tasks, b.tasks, level=0.99, names=("before", "after")) for a, b in itertools.pairwise(evaluations)]
+    rungs_only = evaluations[:3] + evaluations[4:]  # the control stands aside
+    gains = [paired_gain(a.tasks, b.tasks, level=0.96, names=("before", "after")) for a, b in itertools.pairwise(rungs_only)]
     key = sample().trajectory.key
     selection = Selection(
         kept=(key,) * 152,
@@ -128,8 +129,8 @@ def ladder() -> RunView:
             name="003-expert-iteration",
             method="expert iteration",
             dev=evaluations[4],
-            gain=gains[3],
-            decision=decision("undecided", gains[3], "Rolled back: more evaluation would decide."),
+            gain=gains[2],
+            decision=decision("undecided", gains[2], "Rolled back: more evaluation would decide."),
             training=training,
             sampled_tokens=1_190_000,
             trained_tokens=68_000,
@@ -196,7 +197,7 @@ def test_the_page_says_what_was_measured() -> None:
     gain = ladder().rungs[2].gain
     assert gain is not None
     assert f"{100 * gain.printed.value:+.1f} [" in page
-    for words in ("002-rejection-sampling", "shipped", "n 30 at 99 %", "n 30", "same actions as a kept one", "1.2M", "26.0", "seed: 0"):
+    for words in ("002-rejection-sampling", "shipped", "n 30 at 96 %", "n 30", "same actions as a kept one", "1.2M", "26.0", "seed: 0"):
         assert words in page
     assert "<mark>go north</mark>" in page
 

@@ -86,7 +86,9 @@ class Session:
         if not bound:
             return
         agent = self._agent(model, next(iter(bound.values())))
-        rounds = [[(task.task, next(self._counters[agent.fingerprint, task.key])) for task in bound.values()] for _ in range(n or self.sampling.n)]
+        rounds = [
+            [(task.task, next(self._counters[agent.fingerprint, task.key])) for task in bound.values()] for _ in range(n or self.sampling.n)
+        ]
         for trajectory in loop.stream(self._many(agent, [pair for pairs in rounds for pair in pairs])):
             future: Future[Trajectory] = Future()
             future.set_result(trajectory)

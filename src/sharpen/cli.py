@@ -48,7 +48,8 @@ def entry() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sharpen", description="Get out of supervision all that supervision can give, measured and proved, before anyone reaches for RL."
+        prog="sharpen",
+        description="Get out of supervision all that supervision can give, measured and proved, before anyone reaches for RL.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     run = verbs.add_parser(
@@ -124,5 +125,3 @@ def _show(arguments: argparse.Namespace) -> None:
     console = Console()
     for sample in samples:
         console.print(trajectory_text(sample))
-
-

@@ -13,7 +13,7 @@ from sharpen.sampling import Pool
 from sharpen.stats import pass_interval
 
 
-class EvaluationSettings(Record, kw_only=True):
+class EvaluationSettings(Record, frozen=True, kw_only=True):
     """Fixed for the whole ladder, so that rungs can be compared.
 
     ``n`` tries of every task; pass@k for each ``k`` (at most ``n``). Where a gain stays undecided the tries are doubled until they would
@@ -58,7 +58,9 @@ def count(pool: Pool, tasks: Sequence[Task]) -> tuple[TaskResult, ...]:
     for task in tasks:
         outcomes = [pool.verdicts[key].outcome for key in pool.tries(task.key)]
         results.append(
-            TaskResult(task=task.key, family=task.family, samples=len(outcomes), passes=outcomes.count("pass"), errors=outcomes.count("error"))
+            TaskResult(
+                task=task.key, family=task.family, samples=len(outcomes), passes=outcomes.count("pass"), errors=outcomes.count("error")
+            )
         )
     return tuple(results)
 

@@ -20,7 +20,7 @@ from sharpen.store.files import write_json
 from sharpen.verifiers.checks import gold_and_noop
 
 
-class LadderSettings(Record, kw_only=True):
+class LadderSettings(Record, frozen=True, kw_only=True):
     """``rungs`` in order; the bare model is always first. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling.
 
     ``delta`` is the smallest gain of interest in pass@1, ``alpha`` the chance of keeping something no better, shared among all tries of the
@@ -147,7 +147,13 @@ class Ladder:
     def _sampled(self, method: advisor.Method, name: str, standing: Prompted) -> None:
         """Make the round's tries, and ask the advisor whether they hold anything to keep."""
         pool = self.bench.sample(f"{name}/sampling", standing, self.bench.tasks.split("train").tasks, self.bench.sampling)
-        seen = replace(self.seen, samples_per_task=self.bench.sampling.n, tasks_sampled=len(pool.tasks), tasks_solved=pool.solved, tasks_mixed=_mixed(pool))
+        seen = replace(
+            self.seen,
+            samples_per_task=self.bench.sampling.n,
+            tasks_sampled=len(pool.tasks),
+            tasks_solved=pool.solved,
+            tasks_mixed=_mixed(pool),
+        )
         decision = advisor.after_sampling(method, seen)
         if decision.outcome == "refuse":
             raise Refused(decision.reasons[0])
@@ -209,5 +215,3 @@ def _mixed(pool: Pool) -> int:
     """Tasks with both passes and fails: where a next round can still learn."""
     outcomes = [{pool.verdicts[key].outcome for key in pool.tries(task)} for task in pool.tasks]
     return sum({"pass", "fail"} <= found for found in outcomes)
-
-

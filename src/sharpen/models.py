@@ -99,7 +99,7 @@ def check_folder(path: Path) -> None:
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise ModelError(f"{path} holds a LoRA adapter, not a model; merge it into its base first")
     read_config(path)
-    for weights in _weights(path):
+    for weights in weight_files(path):
         _check_safetensors(weights)
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"{path} has no tokenizer (tokenizer.json); copy it from the base model")
@@ -118,7 +118,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def _weights(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """The weight files of a folder, every shard there."""
     index = path / "model.safetensors.index.json"
     if index.exists():
@@ -163,7 +163,7 @@ def fingerprint(path: str | Path) -> str:
         known = json.loads((path / _DIGESTS).read_text())
     files = [path / name for name in _IDENTITY if (path / name).exists()]
     if not (path / "scripted.json").exists():
-        files += _weights(path)
+        files += weight_files(path)
     digests = {}
     for file in files:
         stat = file.stat()

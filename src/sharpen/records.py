@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # ---------------------------------------------------------------- conversation
 
 
-class ToolCall(Record, kw_only=True, omit_defaults=True):
+class ToolCall(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One call of a tool. ``arguments`` is a JSON string: as a mapping, Arrow would pad it with nulls."""
 
     id: str = ""
@@ -25,7 +25,7 @@ class ToolCall(Record, kw_only=True, omit_defaults=True):
     arguments: str
 
 
-class Message(Record, kw_only=True, omit_defaults=True):
+class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One message of a conversation, in the field's usual roles."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -39,7 +39,7 @@ class Message(Record, kw_only=True, omit_defaults=True):
 # ---------------------------------------------------------------- tasks and models
 
 
-class Task(Record, kw_only=True):
+class Task(Record, frozen=True, kw_only=True):
     """Something to be done.
 
     ``key`` is stable across runs and machines; ``family`` is the unit of splitting and of resampling (siblings share
@@ -55,7 +55,7 @@ class Task(Record, kw_only=True):
     reference: Any = None
 
 
-class Lineage(Record, kw_only=True):
+class Lineage(Record, frozen=True, kw_only=True):
     """Where weights come from: the base they started at, the model trained from, what it was trained on and how."""
 
     base: str
@@ -64,7 +64,7 @@ class Lineage(Record, kw_only=True):
     settings: dict[str, Any] = {}
 
 
-class Model(Record, kw_only=True):
+class Model(Record, frozen=True, kw_only=True):
     """Weights with tokenizer and chat template. What ``sft`` takes and gives.
 
     ``path`` is a local folder; ``fingerprint`` a digest of its weights, tokenizer and template, so that a sample says
@@ -81,7 +81,7 @@ class Model(Record, kw_only=True):
 # ---------------------------------------------------------------- what happened
 
 
-class SampleKey(Record, kw_only=True):
+class SampleKey(Record, frozen=True, kw_only=True):
     """The identity of one try. Two tries with the same key are the same try."""
 
     model: str
@@ -101,7 +101,7 @@ Stop = Literal[
 ]
 
 
-class TurnTokens(Record, kw_only=True):
+class TurnTokens(Record, frozen=True, kw_only=True):
     """One assistant turn as the engine saw it.
 
     ``prompt`` and ``output`` are token ids, ``None`` where the engine returned text only. ``output`` holds every sampled
@@ -113,7 +113,7 @@ class TurnTokens(Record, kw_only=True):
     stop: Literal["stop", "length"] = "stop"
 
 
-class Cost(Record, kw_only=True):
+class Cost(Record, frozen=True, kw_only=True):
     """What a trajectory cost. Tokens as the engine counted them; ``seconds`` is wall time from start to end."""
 
     prompt_tokens: int = 0
@@ -122,7 +122,7 @@ class Cost(Record, kw_only=True):
     turns: int = 0
 
 
-class Trajectory(Record, kw_only=True):
+class Trajectory(Record, frozen=True, kw_only=True):
     """What happened in one try.
 
     ``messages`` is the whole conversation, from the first system or user message on. ``turns`` are the assistant turns in order
@@ -143,7 +143,7 @@ class Trajectory(Record, kw_only=True):
     error: str | None = None
 
 
-class Verdict(Record, kw_only=True):
+class Verdict(Record, frozen=True, kw_only=True):
     """What a verifier says of one trajectory: pass, fail or error. Three values, never two.
 
     ``bool(verdict)`` is true for a pass and for nothing else: a score of 0.1 is not a pass and a broken verifier is not a fail.
@@ -162,7 +162,7 @@ class Verdict(Record, kw_only=True):
 # ---------------------------------------------------------------- training
 
 
-class Row(Record, kw_only=True):
+class Row(Record, frozen=True, kw_only=True):
     """One training row: ``input_ids`` and, same length, ``labels`` (the id where trained, -100 where not).
 
     ``key`` is the try it came from, ``source`` where that came from (``demonstration``, ``sampled``, ``earlier round``);
@@ -176,14 +176,14 @@ class Row(Record, kw_only=True):
     origin: Literal["sampled", "rendered"]
 
 
-class LeftOut(Record, kw_only=True):
+class LeftOut(Record, frozen=True, kw_only=True):
     """A trajectory that was not selected, and why not."""
 
     key: SampleKey
     reason: str
 
 
-class Selection(Record, kw_only=True):
+class Selection(Record, frozen=True, kw_only=True):
     """Which trajectories train, and why each of the others does not."""
 
     kept: tuple[SampleKey, ...]
@@ -192,7 +192,7 @@ class Selection(Record, kw_only=True):
     settings: dict[str, Any] = {}
 
 
-class TrainingReport(Record, kw_only=True):
+class TrainingReport(Record, frozen=True, kw_only=True):
     """What a trainer did. ``trained_tokens`` counts labels, ``tokens`` every token of every row passed through."""
 
     steps: int
@@ -206,7 +206,7 @@ class TrainingReport(Record, kw_only=True):
 # ---------------------------------------------------------------- measuring and deciding
 
 
-class Interval(Record, kw_only=True):
+class Interval(Record, frozen=True, kw_only=True):
     """An estimate with its two-sided interval at ``level`` and the ``n`` clusters behind it. NaN where undefined."""
 
     value: float
@@ -217,7 +217,7 @@ class Interval(Record, kw_only=True):
     method: str = ""
 
 
-class TaskResult(Record, kw_only=True):
+class TaskResult(Record, frozen=True, kw_only=True):
     """Counts on one task. ``samples = passes + fails + errors``."""
 
     task: str
@@ -227,7 +227,7 @@ class TaskResult(Record, kw_only=True):
     errors: int = 0
 
 
-class Evaluation(Record, kw_only=True):
+class Evaluation(Record, frozen=True, kw_only=True):
     """How good a model is on a named split. ``pass_at`` maps k to its interval."""
 
     model: str
@@ -239,7 +239,7 @@ class Evaluation(Record, kw_only=True):
     errors: int = 0
 
 
-class Gain(Record, kw_only=True):
+class Gain(Record, frozen=True, kw_only=True):
     """A paired difference in pass@1 on the same tasks: ``other`` minus ``base``, at ``level`` for the decision and 95 % for print.
 
     ``smallest_visible`` is the smallest true gain this design would find with power 0.8.
@@ -252,7 +252,7 @@ class Gain(Record, kw_only=True):
     smallest_visible: float
 
 
-class Decision(Record, kw_only=True):
+class Decision(Record, frozen=True, kw_only=True):
     """The next step, or a refusal, or what became of a rung, with the numbers that forced it."""
 
     outcome: Literal["keep", "plateau", "undecided", "worse", "refuse", "proceed", "baseline"]
@@ -261,7 +261,7 @@ class Decision(Record, kw_only=True):
     gain: Gain | None = None
 
 
-class Measurements(Record, kw_only=True):
+class Measurements(Record, frozen=True, kw_only=True):
     """All that the advisor may know. ``None`` means not measured."""
 
     demonstrations: int = 0

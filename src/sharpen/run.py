@@ -56,7 +56,9 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(ladder_table(read_run(folder, samples=0)))
     assert shipped.agent is not None
-    console.print(f"ships: {shipped.name.removeprefix('rungs/')}  {shipped.agent.model.path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"ships: {shipped.name.removeprefix('rungs/')}  {shipped.agent.model.path}", markup=False, highlight=False, soft_wrap=True
+    )
     console.print(f"page:  {page}", markup=False, highlight=False, soft_wrap=True)
     return shipped
 

@@ -22,7 +22,7 @@ ATTEMPTS = 2  # a try is made again once where infrastructure broke, then record
 BROKEN = 8  # tries in a row that end in an error before the whole stage is called broken
 
 
-class SamplingSettings(Record, kw_only=True):
+class SamplingSettings(Record, frozen=True, kw_only=True):
     """How tries are made for training. ``n`` tries of every task, at most ``concurrency`` episodes at once.
 
     METHODS: n of 8 to 32 and a temperature of 0.7 to 1.0 are where to start.
@@ -50,7 +50,7 @@ class SamplingSettings(Record, kw_only=True):
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)
 
 
-class Progress(Record, kw_only=True):
+class Progress(Record, frozen=True, kw_only=True):
     """What is running, for whoever watches. ``rate`` counts tokens a second since the stage began; ``note`` is free text (a loss)."""
 
     what: str
@@ -256,4 +256,3 @@ async def fill(
         if verdict is not None:
             pool.verdicts[trajectory.key] = verdict
     return pool
-

@@ -19,7 +19,7 @@ from sharpen.store.segments import order
 Weighting = Literal["capped", "log_pass_rate", "mean_pass_rate"]
 
 
-class SelectionSettings(Record, kw_only=True):
+class SelectionSettings(Record, frozen=True, kw_only=True):
     """Which passing tries train. The cap is a choice of objective, not tidying (METHODS: "The cap is a choice of objective").
 
     ``weighting``:
@@ -133,5 +133,3 @@ def _why_not(trajectory: Trajectory, outcome: str) -> str:
     if outcome == "error":
         return "error: the policy's server or the environment broke" if trajectory.stop == "error" else "error: the verifier broke"
     return f"fail: {trajectory.stop.replace('_', ' ')}" if trajectory.stop != "done" else "fail: judged wrong"
-
-

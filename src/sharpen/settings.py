@@ -22,7 +22,7 @@ from sharpen.tasks.load import TaskSource
 from sharpen.training.base import Training
 
 
-class RunSettings(Record, kw_only=True):
+class RunSettings(Record, frozen=True, kw_only=True):
     """Everything that makes a run what it is. ``model`` is a packaged name, a folder or a hub id; ``seed`` drives every draw."""
 
     name: str
@@ -136,7 +136,9 @@ def _keys(struct: type[msgspec.Struct], place: str) -> Iterator[tuple[str, str]]
         hint = get_type_hints(struct)[field.name]
         structs = _structs(hint)
         if not structs:
-            default = "required" if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT else repr(field.default)
+            default = (
+                "required" if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT else repr(field.default)
+            )
             yield name, default
         for inner in structs:
             tag = inner.__struct_config__.tag

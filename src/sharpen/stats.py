@@ -25,7 +25,7 @@ FEW_FAMILIES = 20
 """Under this many families the interval is Student's t, not the bootstrap.
 
 At the levels a ladder decides at (0.99 and over) the bootstrap of fewer families has no draws left in its tails. Simulated coverage at
-level 0.95, 5 to 60 families: null gains 0.94 to 1.00, rates 0.95 to 1.00, strongly skewed rates of unequal families 0.91 at worst, by too
+level 0.95, 5 to 60 families: null gains 0.94 to 1.00, rates 0.95 to 1.00, strongly skewed rates of unequal families 0.90 at worst, by too
 low an upper bound. ``tests/test_stats.py`` repeats a part of it.
 """
 

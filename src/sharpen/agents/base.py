@@ -19,7 +19,8 @@ from sharpen.store.files import digest
 class Agent(Protocol):
     """Plays tasks. Best-of-N, ensembles, outside harnesses and recorded trajectories are agents too."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def key(self, task: Task, index: int) -> SampleKey:
         """The identity of one try, known before it is made."""

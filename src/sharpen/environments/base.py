@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from sharpen.records import Message, Record, Task
 
 
-class Step(Record, kw_only=True):
+class Step(Record, frozen=True, kw_only=True):
     """What a turn led to.
 
     ``messages`` is what the policy sees next; ``action`` what the environment understood; ``done`` ends the episode;
@@ -33,8 +33,11 @@ class Episode(Protocol):
 class Environment(Protocol):
     """Makes episodes. ``name`` identifies it and its settings in every sample key: change the one, change the other."""
 
-    name: str
-    max_turns: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_turns(self) -> int: ...
 
     async def start(self, task: Task) -> tuple[Episode, tuple[Message, ...]]:
         """A fresh episode and the messages that open it."""

@@ -8,16 +8,14 @@ a game), and a small model on a slow machine pays for each of them at every turn
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-import msgspec
-
 from sharpen.environments.base import Episode, Step
 from sharpen.errors import EnvironmentFault, SettingsError
 from sharpen.records import Message, Record, Task
+from sharpen.store.files import digest
 
 T = TypeVar("T")
 
@@ -27,7 +25,7 @@ LONGEST_ACTION = 200  # characters kept of what the policy typed; no command is 
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
-class TextGameSettings(Record, kw_only=True):
+class TextGameSettings(Record, frozen=True, kw_only=True):
     """How games are played.
 
     ``show_commands`` lists the admissible commands at every turn (about 40 tokens each). A game ends after twice the expert's
@@ -52,8 +50,7 @@ class TextGame:
         self._build = build
         self.settings = settings or TextGameSettings()
         self.max_turns = self.settings.max_turns
-        behaviour = [WORDING, self.settings.show_commands, self.settings.max_turns]
-        self.name = f"text_game-{hashlib.sha256(msgspec.json.encode(behaviour)).hexdigest()[:8]}"
+        self.name = f"text_game-{digest([WORDING, self.settings.show_commands, self.max_turns])[:8]}"
 
     async def start(self, task: Task) -> tuple[Episode, tuple[Message, ...]]:
         """A fresh game, opened by the objective and the first room. EnvironmentFault where the game cannot be made."""
@@ -171,7 +168,7 @@ class _Play:
 
     @staticmethod
     def _at(fact: Any, room: str) -> bool:
-        return fact.arguments[1].name == room and fact.arguments[0].type != "P"
+        return bool(fact.arguments[1].name == room and fact.arguments[0].type != "P")
 
     def _room(self) -> str:
         return next(str(fact.arguments[1].name) for fact in self._facts("at") if fact.arguments[0].type == "P")

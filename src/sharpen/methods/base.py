@@ -60,7 +60,7 @@ class Attempt:
     control: Attempt | None = None
 
 
-class FewShot(Record, kw_only=True):
+class FewShot(Record, frozen=True, kw_only=True):
     """``shots`` demonstrations go before the task, the shortest first among a random draw."""
 
     shots: int = 2
@@ -113,7 +113,12 @@ class Bench(AbstractContextManager["Bench"]):
     # ------------------------------------------------------------ sampling
 
     def sample(
-        self, name: str, agent: Prompted, tasks: Sequence[Task], settings: SamplingSettings | EvaluationSettings, indices: range | None = None
+        self,
+        name: str,
+        agent: Prompted,
+        tasks: Sequence[Task],
+        settings: SamplingSettings | EvaluationSettings,
+        indices: range | None = None,
     ) -> Pool:
         """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again."""
         indices = range(settings.n) if indices is None else indices
@@ -236,6 +241,7 @@ class Bench(AbstractContextManager["Bench"]):
         stage.commit([*outputs, *(folder / "model").glob("*.json")], trained_tokens=report.trained_tokens)
         return model, report
 
+
 class _Lazy:
     """A policy that is opened by its first turn: a stage whose tries are all on disk needs no engine."""
 
@@ -261,4 +267,3 @@ def shots_of(trajectories: Sequence[Trajectory]) -> tuple[Message, ...]:
             messages.pop()
         shots += messages
     return tuple(shots)
-

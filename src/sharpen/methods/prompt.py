@@ -13,6 +13,8 @@ def few_shot(bench: Bench, rung: str, standing: Prompted) -> Attempt:
     pool = bench.demonstrations()
     passing = [pool.trajectories[key] for key in pool.wanted if pool.verdicts[key]]
     if not passing:
-        raise Refused(f"{rung}: no passing demonstration to show; add demonstrations to the demo split, or leave few-shot out of ladder.rungs")
+        raise Refused(
+            f"{rung}: no passing demonstration to show; add demonstrations to the demo split, or leave few-shot out of ladder.rungs"
+        )
     drawn = random.Random(bench.seed).sample(passing, min(bench.few_shot.shots, len(passing)))
     return Attempt(Prompted(standing.model, shots_of(drawn)))

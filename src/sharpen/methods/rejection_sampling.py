@@ -46,5 +46,3 @@ def rejection_sampling(bench: Bench, rung: str, standing: Prompted, earlier: Seq
     indifferent = ignore_verdicts(cands, good, bench.seed)
     beside = imitate(f"{rung}-control", indifferent, attempt.training.trained_tokens)
     return Attempt(attempt.proposal, attempt.selection, attempt.training, attempt.pool, attempt.survivors, beside)
-
-

@@ -11,7 +11,7 @@ from sharpen.errors import SettingsError
 from sharpen.records import Message, Record, TurnTokens
 
 
-class Sampling(Record, kw_only=True):
+class Sampling(Record, frozen=True, kw_only=True):
     """How a turn is sampled. The same settings and seed on the same engine give the same tokens where the engine allows it.
 
     ``temperature`` >= 0 (0 is greedy), ``top_p`` in (0, 1], ``max_tokens`` > 0 per turn, ``seed`` the run's;
@@ -32,7 +32,7 @@ class Sampling(Record, kw_only=True):
             raise SettingsError(f"max_tokens is {self.max_tokens}, but must be at least 1")
 
 
-class Conversation(Record, kw_only=True):
+class Conversation(Record, frozen=True, kw_only=True):
     """What a policy is asked to continue.
 
     ``messages`` end with anything but an assistant turn. ``turns`` are the token ids of the assistant turns already in ``messages``,
@@ -44,7 +44,7 @@ class Conversation(Record, kw_only=True):
     tools: tuple[dict[str, Any], ...] = ()
 
 
-class Turn(Record, kw_only=True):
+class Turn(Record, frozen=True, kw_only=True):
     """One assistant turn: the message, and the ids behind it where the engine gives them."""
 
     message: Message
@@ -56,8 +56,11 @@ class Turn(Record, kw_only=True):
 class Policy(Protocol):
     """Continues conversations. Safe to call many times at once; cancelling the call cancels the work."""
 
-    name: str
-    gives_token_ids: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def gives_token_ids(self) -> bool: ...
 
     async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
         """The next assistant turn. ContextOverflow where it cannot fit, PolicyError where the engine is broken."""

@@ -57,7 +57,11 @@ class Live:
         if now - self._said >= EVERY_S or seen.done == seen.total:
             self._said = now
             left = (now - self._began) / seen.done * (seen.total - seen.done) if seen.done else float("nan")
-            self.say(f"{seen.what}: {seen.done}/{seen.total}  {_detail(seen)}  {left:.0f} s left" if seen.done else f"{seen.what}: 0/{seen.total}")
+            self.say(
+                f"{seen.what}: {seen.done}/{seen.total}  {_detail(seen)}  {left:.0f} s left"
+                if seen.done
+                else f"{seen.what}: 0/{seen.total}"
+            )
 
 
 def _detail(seen: Seen) -> str:

@@ -66,7 +66,9 @@ def read_samples(folder: Path, *, rung: str | None = None, task: str | None = No
         if rung is None or rung in path.name:
             found += [view for view in _samples(path, folder) if task is None or task in view.trajectory.key.task]
     if not found:
-        raise RunError(f"no trajectory in {folder} matches; rungs: {', '.join(sorted(p.name for p in (folder / 'rungs').glob('*'))) or 'none'}")
+        raise RunError(
+            f"no trajectory in {folder} matches; rungs: {', '.join(sorted(p.name for p in (folder / 'rungs').glob('*'))) or 'none'}"
+        )
     return found[:limit]
 
 

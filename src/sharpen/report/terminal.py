@@ -35,8 +35,8 @@ def ladder_table(view: RunView) -> Table:
     for header in ("tokens\nsampled", "tokens\ntrained", "min"):
         table.add_column(header, justify="right", no_wrap=True)
     for rung in view.rungs:
-        # Two lines, as the numbers beside it: rich alone would break a name in the middle of a word.
-        cells = [_plain(textwrap.fill(rung.name, 14))]
+        # Rich alone would break a name in the middle of a word.
+        cells = [_plain(textwrap.fill(rung.name, 12))]
         for evaluation in (rung.dev, rung.test)[: len(splits)]:
             k = largest(rung)
             cells.append(_rate(evaluation.pass_at.get(1) if evaluation else None))

@@ -23,7 +23,7 @@ LEDGER = "ledger.jsonl"
 MANIFEST = "stage.json"
 
 
-class Manifest(Record, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True):
     """What a finished stage was made from and what it left. ``outputs`` maps file names to sha256."""
 
     stage: str
@@ -66,7 +66,8 @@ class Run:
                     if not line.startswith("@@")
                 ]
                 raise RunError(
-                    f"{folder} was made with other settings; give them back, or add --fork NEW to go on under another name\n" + "\n".join(diff)
+                    f"{folder} was made with other settings; give them back, or add --fork NEW to go on under another name\n"
+                    + "\n".join(diff)
                 )
         except BaseException:
             run.close()
@@ -177,7 +178,9 @@ class Stage:
             (self.folder / MANIFEST).unlink(missing_ok=True)
         self.started = time.monotonic()
 
-    def commit(self, outputs: Sequence[Path], *, sampled_tokens: int = 0, trained_tokens: int = 0, seconds: float | None = None) -> Manifest:
+    def commit(
+        self, outputs: Sequence[Path], *, sampled_tokens: int = 0, trained_tokens: int = 0, seconds: float | None = None
+    ) -> Manifest:
         """Write the manifest, then the ledger line."""
         manifest = Manifest(
             stage=self.name,
@@ -192,7 +195,6 @@ class Stage:
         write_json(self.folder / MANIFEST, manifest)
         self.run.note(manifest)
         return manifest
-
 
     def read(self, name: str, record: type[R]) -> R:
         """One output, decoded."""

@@ -14,7 +14,7 @@ from sharpen.verifiers.base import Verifier
 SPLITS = ("demo", "train", "dev", "test")
 
 
-class Splits(Record, kw_only=True):
+class Splits(Record, frozen=True, kw_only=True):
     """How many families go to each split. ``demo`` and ``train`` teach, ``dev`` decides, ``test`` is opened once."""
 
     demo: int = 0

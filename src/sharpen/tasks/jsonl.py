@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,18 @@ import msgspec
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Message, Record, Task
+from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
+from sharpen.verifiers.base import Verifier
 from sharpen.verifiers.function import FunctionVerifier, load_function
 
 
-class Jsonl(Record, kw_only=True, tag_field="source", tag="jsonl"):
+class Jsonl(Record, frozen=True, kw_only=True, tag_field="source", tag="jsonl"):
     """A data file and the function that judges its answers.
 
-    ``verifier`` is ``module:function`` or ``file.py:function`` (see ``FunctionVerifier``; its code runs here), None for tasks that only
-    demonstrate. ``splits`` counts families, drawn with ``seed``; leave it out where the rows name their splits. ``exact`` says that the verifier
-    is the definition of success.
+    ``verifier`` is ``module:function`` or ``file.py:function`` (see ``FunctionVerifier``; its code runs here), None for tasks that
+    only demonstrate; ``threshold`` and ``exact`` are that verifier's. ``splits`` counts families, drawn with ``seed``; leave it out
+    where the rows name their splits.
     """
 
     path: str
@@ -31,11 +32,11 @@ class Jsonl(Record, kw_only=True, tag_field="source", tag="jsonl"):
     seed: int = 0
 
 
-class Line(Record, kw_only=True):
+class Line(Record, frozen=True, kw_only=True):
     """One row: ``prompt`` or ``messages``, and what is known of it.
 
-    ``key`` defaults to a digest of the row's question and reference, never to its position; ``family`` to the key. ``gold`` is a whole answer
-    that must pass; where it is missing and ``reference`` is a string, the reference is.
+    ``key`` defaults to a digest of the row's question and reference, never to its position; ``family`` to the key. ``gold`` is a
+    whole answer that must pass; where it is missing and ``reference`` is a string, the reference is taken for one.
     """
 
     key: str | None = None
@@ -49,7 +50,7 @@ class Line(Record, kw_only=True):
 
 def load(settings: Jsonl) -> TaskSet:
     """The file's tasks, split. TaskError or SettingsError with file and line where a row cannot be used."""
-    verifier = None
+    verifier: Verifier | None = None
     if settings.verifier is not None:
         fn = load_function(settings.verifier)
         verifier = FunctionVerifier(fn, settings.verifier, threshold=settings.threshold, exact=settings.exact)
@@ -69,8 +70,8 @@ def load(settings: Jsonl) -> TaskSet:
         tasks[task.key], lines[task.key] = task, number
     if not tasks:
         raise TaskError(f"{path} holds no tasks")
-    digest = hashlib.sha256(data).hexdigest()[:8]
-    return TaskSet(f"jsonl-{path.stem}-{digest}", _split(settings, path, list(tasks.values())), SingleTurn(), verifier)
+    name = f"jsonl-{path.stem}-{digest([data, settings.splits, settings.seed])[:8]}"
+    return TaskSet(name, _split(settings, path, list(tasks.values())), SingleTurn(), verifier)
 
 
 def _split(settings: Jsonl, path: Path, tasks: list[Task]) -> tuple[Task, ...]:
@@ -107,8 +108,7 @@ def _task(line: bytes, where: str) -> Task:
     messages = row.messages or (Message(role="user", content=row.prompt or ""),)
     if messages[-1].role == "assistant":
         raise TaskError(f"{where} ends with an assistant message; the answer belongs in gold")
-    content = msgspec.json.encode([messages, row.reference], order="deterministic")
-    key = row.key or hashlib.sha256(content).hexdigest()[:12]
+    key = row.key or digest([messages, row.reference])[:12]
     gold = row.gold if row.gold is not None else row.reference if isinstance(row.reference, str) else None
     return Task(
         key=key,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import re
 from typing import Any
 
@@ -13,13 +12,14 @@ import msgspec
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Message, Record, Task, Trajectory, Verdict
+from sharpen.store.files import digest
 from sharpen.tasks.base import Splits, TaskSet, split_by_family
 from sharpen.verifiers.function import answer_of
 
 TRIES = 20  # questions drawn for each one wanted before giving up: small generators repeat themselves
 
 
-class ReasoningGym(Record, kw_only=True, tag_field="source", tag="reasoning_gym"):
+class ReasoningGym(Record, frozen=True, kw_only=True, tag_field="source", tag="reasoning_gym"):
     """Questions of one reasoning-gym data set.
 
     ``splits`` counts questions; ``config`` is the data set's own, without ``seed`` and ``size``; ``seed`` 0 or more; ``system`` is
@@ -45,7 +45,7 @@ def load(settings: ReasoningGym) -> TaskSet:
         if len(tasks) == wanted:
             break
         entry = dataset[index]
-        family = _digest(entry["question"])
+        family = digest(entry["question"])[:12]
         tasks.setdefault(
             family,
             Task(
@@ -61,9 +61,8 @@ def load(settings: ReasoningGym) -> TaskSet:
             f"reasoning-gym {settings.dataset!r} gave only {len(tasks)} different questions of the {wanted} asked for; "
             "ask for fewer or widen its config"
         )
-    digest = hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()[:8]
     chosen = split_by_family(list(tasks.values()), sizes, settings.seed)
-    return TaskSet(f"reasoning_gym-{settings.dataset}-{digest}", chosen, SingleTurn(), ReasoningGymScorer())
+    return TaskSet(f"reasoning_gym-{settings.dataset}-{digest(settings)[:8]}", chosen, SingleTurn(), ReasoningGymScorer())
 
 
 class ReasoningGymScorer:
@@ -80,7 +79,7 @@ class ReasoningGymScorer:
         dataset = _dataset(msgspec.json.encode(task.params["origin"], order="deterministic"))
         # The entry is made again, not stored: its metadata holds what JSON cannot.
         entry = dataset[task.params["index"]]
-        if _digest(entry["question"]) != task.family:
+        if digest(entry["question"])[:12] != task.family:
             raise TaskError(f"reasoning-gym no longer makes the question of task {task.key!r}; use the version that made it")
         score = float(dataset.score_answer(extract(answer_of(trajectory)), entry))
         passed = score >= 1.0
@@ -117,7 +116,3 @@ def _dataset(origin: bytes) -> Any:
 
 def _text(answer: Any) -> str | None:
     return None if answer is None else str(answer)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -7,7 +7,6 @@ Three sizes, with SmolLM2's tokenizer (see ``PRESETS``); what is asked is told s
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import tempfile
@@ -21,6 +20,7 @@ import msgspec
 from sharpen.environments.text_game import TextGame, TextGameSettings
 from sharpen.errors import SettingsError, TaskError
 from sharpen.records import Record, Task
+from sharpen.store.files import digest
 from sharpen.tasks.base import Splits, TaskSet, split_by_family
 from sharpen.verifiers.outcome import EnvironmentOutcome
 
@@ -30,7 +30,7 @@ TRIES = 30  # seeds tried for each family wanted before giving up
 _generator = threading.Lock()  # TextWorld's grammar cache is shared and fills while games are made
 
 
-class GameOptions(Record, kw_only=True):
+class GameOptions(Record, frozen=True, kw_only=True):
     """What one game is made from, with its seed. ``steps`` is the length of the quest."""
 
     rooms: int
@@ -42,7 +42,7 @@ class GameOptions(Record, kw_only=True):
     seed: int
 
 
-class TextWorld(Record, kw_only=True, tag_field="source", tag="textworld"):
+class TextWorld(Record, frozen=True, kw_only=True, tag_field="source", tag="textworld"):
     """A set of generated games.
 
     ``splits`` counts games, each a family of its own. ``rooms`` 1 to 20, ``objects`` 1 to 40 (the quest may need more and
@@ -99,7 +99,7 @@ def load(settings: TextWorld) -> TaskSet:
         recipe = _recipe(options)
         if recipe is None:
             continue
-        family = hashlib.sha256("; ".join(recipe["walkthrough"]).encode()).hexdigest()[:12]
+        family = digest(recipe["walkthrough"])[:12]
         key = f"tw-l{options.steps}-{seed}-{_digest(options)[:6]}"
         tasks.setdefault(family, Task(key=key, family=family, params=msgspec.to_builtins(options)))
     if len(tasks) < wanted:
@@ -196,7 +196,7 @@ def _generate(options: GameOptions) -> bytes:
 
 
 def _digest(settings: Record) -> str:
-    return hashlib.sha256(msgspec.json.encode([RECIPE, _textworld().__version__, settings], order="sorted")).hexdigest()
+    return digest([RECIPE, _textworld().__version__, settings])
 
 
 def _cache() -> Path:

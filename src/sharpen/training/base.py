@@ -10,14 +10,14 @@ from typing import Literal, Protocol
 import msgspec
 
 from sharpen.errors import SettingsError
-from sharpen.records import Model, Record, Row, TrainingReport
+from sharpen.records import Lineage, Model, Record, Row, TrainingReport
 
 # Tuned on SmolLM2-135M (see benchmarks/training.py); LoRA wants about ten times the rate of full training whatever the model
 # (Schulman et al., "LoRA Without Regret", 2025), and larger models want less of both.
 DEFAULT_RATES = {"lora": 1e-3, "full": 1e-4}
 
 
-class Training(Record, kw_only=True):
+class Training(Record, frozen=True, kw_only=True):
     """How a model is trained.
 
     ``learning_rate`` is the peak (None: by method, see ``DEFAULT_RATES``), ``warmup`` a share of the steps in [0, 1). ``batch_size`` is rows per
@@ -69,7 +69,7 @@ class Training(Record, kw_only=True):
         return DEFAULT_RATES[self.method] if self.learning_rate is None else self.learning_rate
 
 
-class Progress(Record, kw_only=True):
+class Progress(Record, frozen=True, kw_only=True):
     """How far a training is. ``loss`` is the mean over the step's labels, ``tokens_per_second`` counts the tokens of rows without padding."""
 
     step: int
@@ -95,13 +95,35 @@ class Trainer(Protocol):
         ...
 
 
-class Plan(Record, kw_only=True):
+class Plan(Record, frozen=True, kw_only=True):
     """What is trained on, in which order: ``steps`` hold indices into ``rows``. ``trained_tokens`` counts labels, ``tokens`` whole rows."""
 
     rows: tuple[Row, ...]
     steps: tuple[tuple[int, ...], ...]
     trained_tokens: int
     tokens: int
+
+
+class Job(Record, frozen=True, kw_only=True):
+    """What the process is asked to do. ``model`` and ``out`` are folders, ``name`` and ``lineage`` the new model's; ``watched``: stdin closes when
+    the parent dies."""
+
+    model: str
+    out: str
+    name: str
+    lineage: Lineage
+    settings: Training
+    plan: Plan
+    watched: bool = False
+
+
+class Line(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A line to the parent, in ``progress.jsonl``: how far it is, or how it ended."""
+
+    progress: Progress | None = None
+    precision: str = ""
+    failed: str = ""
+    disk: bool = False
 
 
 def trained(row: Row) -> int:

@@ -11,8 +11,11 @@ class Verifier(Protocol):
     """``name`` is written on every verdict. ``exact`` says that the verifier *is* the definition of success
     (an environment's own state, a set's own scorer), so that it needs no labels, only gold and no-op checks."""
 
-    name: str
-    exact: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def exact(self) -> bool: ...
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         """Never raises for a bad trajectory: that is a fail. Raising means that the verifier is broken: an error."""

@@ -21,12 +21,13 @@ class FunctionVerifier:
     """Asks ``fn(answer, reference)`` or ``fn(task, trajectory)``; the parameters' names say which.
 
     ``answer`` is the last assistant message's text, "" where there is none. ``fn`` returns a bool, a Verdict, or a number that passes
-    at ``threshold`` or over. A number without a threshold is an error: 0.1 is true to Python and no pass. ``exact`` says that ``fn`` *is* the
-    definition of success. ``verify`` lets what ``fn`` raises through; ``judge`` makes an error verdict of it and holds the time limit.
+    at ``threshold`` or over. A number without a threshold is an error: 0.1 is true to Python and no pass. ``exact`` says that ``fn``
+    *is* the definition of success. ``verify`` lets through what ``fn`` raises; ``judge`` makes an error verdict of it and holds the
+    time limit.
     """
 
     def __init__(self, fn: Callable[..., Any], name: str | None = None, *, threshold: float | None = None, exact: bool = False) -> None:
-        self.name = name or getattr(fn, "__qualname__", type(fn).__name__)
+        self.name: str = name or getattr(fn, "__qualname__", "") or type(fn).__name__
         self.exact = exact
         self._fn, self._threshold = fn, threshold
         try:

@@ -14,7 +14,7 @@ from sharpen.verifiers.run import judge
 NOOPS = {"empty": "", "off-task": "I would rather talk about the weather."}
 
 
-class Checks(Record, kw_only=True):
+class Checks(Record, frozen=True, kw_only=True):
     """What the checks found.
 
     ``gold_passes`` is None where no task has a gold solution; ``noop_fails`` None where no task was tried. ``example`` tells the

@@ -1,0 +1,5 @@
+"""``python -m sharpen``."""
+
+from sharpen.cli import entry
+
+entry()

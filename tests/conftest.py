@@ -1,0 +1,34 @@
+"""What several test files share: a whole ladder on the scripted fake, in seconds and without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sharpen.policies.scripted import scripted_model
+
+LADDER = {
+    "seed": 3,
+    "tasks": {
+        "source": "reasoning_gym",
+        "dataset": "chain_sum",
+        "config": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+        "splits": {"demo": 12, "train": 40, "dev": 40, "test": 30},
+        "seed": 7,
+    },
+    "sampling": {"n": 4, "max_tokens": 32},
+    "evaluation": {"n": 4, "k": [1, 4], "max_tokens": 32},
+    "selection": {"cap": 2},
+    "ladder": {"rungs": ["few-shot", "sft", "rejection-sampling", "expert-iteration"], "rounds": 2},
+}
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Path:
+    """A settings file for a whole ladder, with a scripted base model that is right one time in five."""
+    scripted_model(tmp_path / "base", skill=0.2)
+    path = tmp_path / "ladder.yaml"
+    path.write_text(yaml.safe_dump({**LADDER, "model": str(tmp_path / "base")}))
+    return path

@@ -1,0 +1,154 @@
+"""A whole ladder on the scripted fake: what is kept, what is refused, and that a killed run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sharpen.errors import RunError, SettingsError
+from sharpen.report.read import read_run
+from sharpen.run import climb
+from sharpen.settings import load_settings
+
+
+def results(folder: Path) -> dict[str, object]:
+    """Everything a run concludes, without what a clock says."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*.json")):
+        if path.name in ("decision.json", "selection.json", "evaluation.json", "evaluation-test.json"):
+            value = json.loads(path.read_text())
+            if isinstance(value, dict) and "cost" in value:
+                value["cost"].pop("seconds")
+            found[str(path.relative_to(folder))] = value
+    return found
+
+
+def test_the_ladder_keeps_what_is_better_and_shows_what_the_verifier_was_worth(scripted: Path, tmp_path: Path) -> None:
+    shipped = climb(load_settings(scripted, {}), tmp_path / "runs")
+    view = read_run(tmp_path / "runs" / "ladder")
+    by_name = {rung.name: rung for rung in view.rungs}
+    assert list(by_name)[:5] == ["000-base", "001-few-shot", "002-sft", "003-rejection-sampling", "003-rejection-sampling-control"]
+    real, control = by_name["003-rejection-sampling"], by_name["003-rejection-sampling-control"]
+    assert real.decision is not None and real.decision.outcome == "keep"
+    assert real.gain is not None and control.gain is not None
+    assert real.gain.printed.value > control.gain.printed.value
+    assert real.training is not None and control.training is not None
+    assert 0 <= control.training.trained_tokens - real.training.trained_tokens < 40  # the last row may overshoot
+    assert shipped.name.endswith(next(rung.name for rung in view.rungs if rung.shipped))
+    opened = [rung.name for rung in view.rungs if rung.test is not None]
+    assert opened == ["000-base", next(rung.name for rung in view.rungs if rung.shipped)]
+    for name, rung in by_name.items():
+        assert rung.sampled_tokens > 0, name
+    page = (tmp_path / "runs" / "ladder" / "report.html").read_text()
+    assert "003-rejection-sampling-control" in page
+
+
+def test_every_try_is_kept_or_counted(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {}), tmp_path / "runs")
+    selection = json.loads((tmp_path / "runs/ladder/rungs/003-rejection-sampling/selection.json").read_text())
+    tries = 40 * 4 + 12
+    assert len(selection["kept"]) + len(selection["left_out"]) == tries == sum(selection["counts"].values())
+
+
+def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {}), tmp_path / "calm")
+    command = [sys.executable, "-m", "sharpen", "run", str(scripted), "--runs", str(tmp_path / "rough")]
+    draw, kills = random.Random(5), 0
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        wait = draw.uniform(1.0, 3.5)
+        try:
+            _, err = process.communicate(timeout=wait if kills < 4 else 120)
+            assert process.returncode == 0, err.decode()
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills > 0
+    assert results(tmp_path / "rough/ladder") == results(tmp_path / "calm/ladder")
+    samples = [line for path in (tmp_path / "rough/ladder").rglob("trajectories/*.jsonl") for line in path.read_text().splitlines()]
+    keys = [json.dumps(json.loads(line)["key"], sort_keys=True) for line in samples]
+    assert len(keys) == sum(1 for path in (tmp_path / "calm/ladder").rglob("trajectories/*.jsonl") for _ in path.open())
+
+
+def test_a_finished_run_given_again_does_nothing_twice(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {}), tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "ladder").rglob("*.jsonl") if path.name != "ledger.jsonl"}
+    climb(load_settings(scripted, {}), tmp_path)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_a_half_deleted_run_does_the_missing_again_and_nothing_else(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {}), tmp_path)
+    before = results(tmp_path / "ladder")
+    for path in (tmp_path / "ladder/rungs/002-sft/dev/trajectories").glob("*.jsonl"):
+        path.unlink()
+    (tmp_path / "ladder/rungs/002-sft/evaluation.json").unlink()
+    climb(load_settings(scripted, {}), tmp_path)
+    assert results(tmp_path / "ladder") == before
+
+
+def test_other_settings_are_refused_and_forked(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {}), tmp_path)
+    changed = load_settings(scripted, {"ladder.rounds": "1"})
+    with pytest.raises(RunError, match="rounds: 1"):
+        climb(changed, tmp_path)
+    climb(changed, tmp_path, fork_to="other")
+    assert (tmp_path / "other/report.html").exists()
+    base = "rungs/000-base/dev/stage.json"
+    assert (tmp_path / "other" / base).read_text() == (tmp_path / "ladder" / base).read_text()
+
+
+def test_tasks_that_never_succeed_are_refused_with_what_would_help(scripted: Path, tmp_path: Path) -> None:
+    from sharpen.policies.scripted import scripted_model
+
+    scripted_model(tmp_path / "hopeless", skill=0.0)
+    climb(load_settings(scripted, {"model": str(tmp_path / "hopeless"), "ladder.rungs": "[rejection-sampling]"}), tmp_path)
+    decision = read_run(tmp_path / "ladder").rungs[1].decision
+    assert decision is not None and decision.outcome == "refuse"
+    assert "4 tries on each of 40 tasks hold no success" in decision.reasons[0]
+
+
+def test_without_a_verifier_rejection_sampling_is_refused(tmp_path: Path) -> None:
+    from sharpen.policies.scripted import scripted_model
+
+    scripted_model(tmp_path / "base", skill=0.5)
+    data = tmp_path / "tasks.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Calculate {i} + 1.", "reference": str(i + 1)}) + "\n" for i in range(40)))
+    settings = tmp_path / "r.yaml"
+    source = {"source": "jsonl", "path": str(data), "splits": {"train": 20, "dev": 20}}
+    settings.write_text(yaml.safe_dump({"model": str(tmp_path / "base"), "tasks": source, "ladder": {"rungs": ["rejection-sampling"]}}))
+    with pytest.raises(SettingsError, match="verifier"):
+        climb(load_settings(settings, {}), tmp_path / "runs")
+
+
+def test_undecided_gains_buy_more_evaluation(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {"evaluation.max_n": "16", "ladder.rungs": "[few-shot]"}), tmp_path)
+    folder = tmp_path / "ladder/rungs/001-few-shot"
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert {task["samples"] for task in evaluation["tasks"]} == {16}
+    assert (folder / "dev-8").exists() and (folder / "dev-16").exists()
+
+
+def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(scripted: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sharpen", "run", str(scripted), "--runs", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    if process.returncode != 0:  # a fast machine may have finished
+        assert process.returncode == 130
+        assert "Traceback" not in err.decode()
+        assert "the same command goes on" in err.decode().splitlines()[-1]
+    assert subprocess.run(command, capture_output=True).returncode == 0

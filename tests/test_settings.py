@@ -1,0 +1,77 @@
+"""Settings and flags: one definition, and a mistake ends in one line that names the place and the nearest right key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sharpen.cli import main
+from sharpen.errors import SettingsError
+from sharpen.settings import convert, known_keys, load_settings, to_yaml
+
+MISTAKES = {
+    "samplng.n 4": r"unknown setting 'samplng'; did you mean 'sampling'\?",
+    "sampling.tempratur 1": r"unknown setting 'sampling\.tempratur'; did you mean 'temperature'\?",
+    "sampling.n many": r"sampling\.n: Expected `int`, got `str`",
+    "sampling.n 0": "n is 0, but must be at least 1",
+    "sampling.temperature 0": "temperature 0 gives the same try 4 times",
+    "sampling.temperature -1": "temperature is -1",
+    "sampling.top_p 0": "top_p is 0",
+    "evaluation.k [1,8]": "k holds 8, but pass@k needs 1 <= k <= n, and n is 4",
+    "engine.engine openvno": r"engine\.engine is 'openvno'; did you mean 'openvino'\?",
+    "engine openvno": r"engine\.engine is 'openvno'; did you mean 'openvino'\?",
+    "tasks.source textwrld": r"tasks\.source is 'textwrld'; did you mean 'textworld'\?",
+    "tasks.splits.dve 3": r"unknown setting 'tasks\.splits\.dve'; did you mean 'dev'\?",
+    "tasks.splits.dev -3": "splits.dev is -3",
+    "training.epochs 0": "epochs is 0, but must be at least 1",
+    "ladder.rungs [stf]": "rungs holds 'stf'",
+    "ladder.delta -1": "delta is -1",
+    "seed [": "not a value that YAML can read",
+}
+
+
+@pytest.mark.parametrize("flag", MISTAKES)
+def test_a_mistake_ends_in_one_line(flag: str, scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, value = flag.split(" ", 1)
+    assert main(["run", str(scripted), "--runs", str(tmp_path / "runs"), f"--{key}", value]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    import re
+
+    assert re.search(MISTAKES[flag], error), error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_and_yaml_are_one_definition(scripted: Path) -> None:
+    settings = load_settings(scripted, {"sampling.n": "16", "engine": "transformers", "engine.precision": "f32"})
+    assert settings.sampling.n == 16
+    assert type(settings.engine).__name__ == "Transformers"
+    assert convert(yaml.safe_load(to_yaml(settings)), "again") == settings
+
+
+def test_every_key_can_be_listed() -> None:
+    keys = known_keys()
+    assert keys["sampling.n"] == "8"
+    assert "tasks.splits.dev" in keys and "training.lora_rank" in keys
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("", "holds no settings"), ("- 1", "holds no settings"), ("a: [", "is not YAML"), ("name: x", "tasks")],
+)
+def test_a_bad_file_is_one_line(text: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=problem):
+        load_settings(path, {})
+    with pytest.raises(SettingsError, match="cannot read"):
+        load_settings(tmp_path / "nothing.yaml", {})
+
+
+def test_importing_sharpen_loads_no_torch_and_help_needs_nothing() -> None:
+    code = "import sys, sharpen; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; import sharpen.cli; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

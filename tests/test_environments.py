@@ -19,6 +19,7 @@ from sharpen.records import Message, Task
 from sharpen.tasks import textworld
 from sharpen.tasks.base import Splits, TaskSet
 from sharpen.tasks.textworld import TextWorld
+from sharpen.verifiers.outcome import EnvironmentOutcome
 
 HOSTILE = [
     "",
@@ -126,7 +127,9 @@ async def test_the_parser_forgives_articles_case_and_a_full_stop(games: TaskSet)
     task = games.tasks[0]
     expert = games.environment.expert(task) or ()
     spelled = [f"> {command.replace(' ', ' the ', 1).upper()}.\nBecause I want to." for command in expert]
-    assert (await replay(task, games.environment, spelled)).outcome["won"] is True
+    played = await replay(task, games.environment, spelled)
+    assert played.outcome["won"] is True
+    assert played.actions == expert  # two spellings of a command are one action
 
 
 async def test_a_game_ends_after_twice_the_expert_plus_two(games: TaskSet) -> None:
@@ -134,6 +137,13 @@ async def test_a_game_ends_after_twice_the_expert_plus_two(games: TaskSet) -> No
         played = await replay(task, games.environment, ["look"] * games.environment.max_turns)
         assert played.cost.turns == 2 * len(games.environment.expert(task) or ()) + 2
         assert played.outcome["out_of_turns"] is True
+
+
+async def test_a_game_that_can_no_longer_be_won_is_lost(games: TaskSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textworld.generator.game.GameProgression.failed", True)
+    played = await replay(games.tasks[0], games.environment, ["look", "look"])
+    assert (played.stop, played.cost.turns, played.outcome["lost"], played.outcome["won"]) == ("done", 1, True, False)
+    assert EnvironmentOutcome().verify(games.tasks[0], played).reason == "lost"
 
 
 async def test_episodes_side_by_side_equal_episodes_alone(games: TaskSet) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sharpen.errors import RunError, SettingsError
+from sharpen.errors import Refused, RunError
 from sharpen.report.read import read_run
 from sharpen.run import climb
 from sharpen.settings import load_settings
@@ -128,7 +128,7 @@ def test_without_a_verifier_rejection_sampling_is_refused(tmp_path: Path) -> Non
     settings = tmp_path / "r.yaml"
     source = {"source": "jsonl", "path": str(data), "splits": {"train": 20, "dev": 20}}
     settings.write_text(yaml.safe_dump({"model": str(tmp_path / "base"), "tasks": source, "ladder": {"rungs": ["rejection-sampling"]}}))
-    with pytest.raises(SettingsError, match="verifier"):
+    with pytest.raises(Refused, match="has no verifier.*SFT on average behaviour"):
         climb(load_settings(settings, {}), tmp_path / "runs")
 
 

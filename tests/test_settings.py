@@ -28,7 +28,8 @@ MISTAKES = {
     "tasks.splits.dve 3": r"unknown setting 'tasks\.splits\.dve'; did you mean 'dev'\?",
     "tasks.splits.dev -3": "splits.dev is -3",
     "training.epochs 0": "epochs is 0, but must be at least 1",
-    "ladder.rungs [stf]": "rungs holds 'stf'",
+    "ladder.rungs [stf]": r"ladder\.rungs is 'stf'; did you mean 'sft'\?",
+    "training.method lore": r"training\.method is 'lore'; did you mean 'lora'\?",
     "ladder.delta -1": "delta is -1",
     "seed [": "not a value that YAML can read",
 }

@@ -134,14 +134,14 @@ def test_fork_keeps_finished_stages_and_refuses_an_existing_name(tmp_path: Path)
     stage.begin()
     stage.commit([])
     run.close()
-    fork(tmp_path / "old", tmp_path / "new")
+    fork(tmp_path / "old", tmp_path / "new", "a: 2\n")
     new = Run.open(tmp_path / "new", "a: 2\n")
     assert new.stage("s", {}, 1).done()
     new.close()
     with pytest.raises(RunError, match="exists already"):
-        fork(tmp_path / "old", tmp_path / "new")
+        fork(tmp_path / "old", tmp_path / "new", "a: 2\n")
     with pytest.raises(RunError, match="no run"):
-        fork(tmp_path / "nowhere", tmp_path / "newer")
+        fork(tmp_path / "nowhere", tmp_path / "newer", "")
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from sharpen import advisor, loop
-from sharpen.errors import Refused, SettingsError, nearest
+from sharpen.errors import Refused, SettingsError
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
@@ -34,9 +34,6 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
-        for rung in self.rungs:
-            if rung not in advisor.METHODS:
-                raise SettingsError(f"rungs holds {rung!r}{nearest(rung, advisor.METHODS)}")
         if self.rounds < 1:
             raise SettingsError(f"rounds is {self.rounds}, but must be at least 1")
         if not 0 < self.alpha < 1:
@@ -88,22 +85,24 @@ class Ladder:
         for method in self.settings.rungs:
             rounds = self.settings.rounds if method == "expert-iteration" else 1
             for _ in range(rounds):
-                if not self._try(method).decision.outcome == "keep":
+                if self._try(method).decision.outcome != "keep":
                     break  # a round that was not better leaves the next one the same prior: the plateau, or nothing provable here
         self._open_test()
         return self.standing
 
     def look(self) -> Measurements:
         """What can be known before the first rung: demonstrations, and whether the verifier passes gold and fails no-ops."""
-        tasks, verifier = self.bench.tasks, self.bench.tasks.verifier
+        tasks, verifier = self.bench.tasks, self.bench.verifier
         demonstrations = self.bench.demonstrations()
         passing = sum(bool(demonstrations.verdicts[key]) for key in demonstrations.wanted)
-        seen = Measurements(demonstrations=len(demonstrations.wanted), demonstrations_passing=passing)
-        if verifier is None:
-            return seen
         checked = loop.run(gold_and_noop(tasks))
-        return replace(
-            seen, verifier=verifier.name, verifier_exact=verifier.exact, gold_passes=checked.gold_passes, noop_fails=checked.noop_fails
+        return Measurements(
+            demonstrations=len(demonstrations.wanted),
+            demonstrations_passing=passing,
+            verifier=verifier.name,
+            verifier_exact=verifier.exact,
+            gold_passes=checked.gold_passes,
+            noop_fails=checked.noop_fails,
         )
 
     def _baseline(self) -> None:
@@ -175,7 +174,7 @@ class Ladder:
 
     def _control(self, real: Rung, attempt: Attempt) -> None:
         """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""
-        before = [rung for rung in self.rungs if real.decision.gain is not None and rung.name == real.decision.gain.base][0]
+        before = next(rung for rung in self.rungs if real.decision.gain is not None and rung.name == real.decision.gain.base)
         name = f"{real.name}-control"
         assert real.dev is not None and before.agent is not None
         n = real.dev.tasks[0].samples

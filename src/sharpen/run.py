@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from sharpen.errors import SettingsError
@@ -28,10 +29,9 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
     """Climb the ladder in ``runs/NAME``, going on where an earlier call stopped, and print its table. Returns the rung that ships."""
     folder = runs / settings.name
     if fork_to is not None:
-        fork(folder, runs / fork_to)
-        from msgspec.structs import replace
-
-        settings, folder = replace(settings, name=fork_to), runs / fork_to
+        settings = replace(settings, name=fork_to)
+        fork(folder, runs / fork_to, to_yaml(settings))
+        folder = runs / fork_to
     run = Run.open(folder, to_yaml(settings))
     started = time.monotonic()
     try:

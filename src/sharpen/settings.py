@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -103,6 +103,7 @@ def _spread(data: Any, hint: Any, place: str) -> Any:
     """Check keys against the types, with the nearest right key in the error, and spell out tags given alone."""
     structs = _structs(hint)
     if not structs:
+        _check_choice(data, hint, place)
         return data
     tag_field = structs[0].__struct_config__.tag_field
     tags = {struct.__struct_config__.tag: struct for struct in structs}
@@ -128,6 +129,16 @@ def _spread(data: Any, hint: Any, place: str) -> Any:
             raise SettingsError(f"unknown setting {f'{place}.{key}'.lstrip('.')!r}{nearest(str(key), hints)}")
         result[key] = _spread(value, hints.get(key), f"{place}.{key}".lstrip("."))
     return result
+
+
+def _check_choice(data: Any, hint: Any, place: str) -> None:
+    """A word that is none of a Literal's, alone or in a list: msgspec names neither the place's choices nor the nearest one."""
+    if get_origin(hint) is Literal:
+        if data not in get_args(hint):
+            raise SettingsError(f"{place} is {data!r}{nearest(str(data), map(str, get_args(hint)))}")
+    elif get_origin(hint) is tuple and isinstance(data, list | tuple):
+        for item in data:
+            _check_choice(item, get_args(hint)[0], place)
 
 
 def _keys(struct: type[msgspec.Struct], place: str) -> Iterator[tuple[str, str]]:

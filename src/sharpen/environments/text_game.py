@@ -106,9 +106,9 @@ class _Play:
 
     def step(self, text: str) -> Step:
         lines = text.strip().splitlines()
-        action = lines[0].strip()[:LONGEST_ACTION] if lines else ""
+        typed = lines[0].strip()[:LONGEST_ACTION] if lines else ""
         self._turns_left -= 1
-        feedback = self._do(_plain(action))
+        action, feedback = self._do(typed)
         won, lost = bool(self._progression.completed), bool(self._progression.failed)
         over = won or lost or self._turns_left < 1
         outcome = {
@@ -140,22 +140,24 @@ class _Play:
         useful = (word for word in self._commands() if word.split()[0] not in ("examine", "look", "inventory"))
         return f"\nCommands: {'; '.join(sorted(useful))}."
 
-    def _do(self, typed: str) -> str:
-        found = next(((command, action) for command, action in self._commands().items() if _plain(command) == typed), None)
-        if found is None:
-            return "You can't do that now." if typed.split(" ")[0] in self._verbs else "I did not understand that."
-        command, action = found
-        self._progression.update(action)
+    def _do(self, typed: str) -> tuple[str, str]:
+        """The command understood, or what was typed where none was, and the answer to it."""
+        plain = _plain(typed)
+        commands = self._commands()
+        command = next((known for known in commands if _plain(known) == plain), None)
+        if command is None:
+            return typed, "You can't do that now." if plain.split(" ")[0] in self._verbs else "I did not understand that."
+        self._progression.update(commands[command])
         self._moves += 1
         verb, _, rest = command.partition(" ")
         if verb in ("go", "look"):
-            return self.look()
+            return command, self.look()
         if verb == "inventory":
-            return f"You carry: {self._held('I') or 'nothing'}."
+            return command, f"You carry: {self._held('I') or 'nothing'}."
         if verb == "examine":
-            return f"{self._thing(self._things[rest])}."
+            return command, f"{self._thing(self._things[rest])}."
         inside = f" In it: {self._held(self._things[rest]) or 'nothing'}." if verb == "open" else ""
-        return f"You {command}.{inside}"
+        return command, f"You {command}.{inside}"
 
     # ------------------------------------------------ reading TextWorld's facts
 

@@ -29,6 +29,7 @@ from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
+from sharpen.verifiers.base import Verifier
 from sharpen.verifiers.run import judge
 
 
@@ -94,6 +95,16 @@ class Bench(AbstractContextManager["Bench"]):
     def __enter__(self) -> Self:
         return self
 
+    @property
+    def verifier(self) -> Verifier:
+        """The task set's verifier. Refused where it has none: nothing could be measured, so nothing could be kept."""
+        if self.tasks.verifier is None:
+            raise Refused(
+                f"task set {self.tasks.name!r} has no verifier: success cannot be told from failure, so nothing can be measured or kept, "
+                "and training on unfiltered tries is SFT on average behaviour; give the tasks a verifier"
+            )
+        return self.tasks.verifier
+
     def close(self) -> None:
         """Give the policy's memory back."""
         if self._policy is not None:
@@ -124,7 +135,7 @@ class Bench(AbstractContextManager["Bench"]):
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
         inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": self.tasks.environment.name}
-        stage = self.run.stage(name, inputs, [turn, indices.start, indices.stop, self.tasks.verifier.name if self.tasks.verifier else None])
+        stage = self.run.stage(name, inputs, [turn, indices.start, indices.stop, self.verifier.name])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
         environment = self.tasks.environment
@@ -143,7 +154,7 @@ class Bench(AbstractContextManager["Bench"]):
                     player,
                     tasks,
                     indices,
-                    self.tasks.verifier,
+                    self.verifier,
                     trajectories,
                     verdicts,
                     concurrency=self.sampling.concurrency,
@@ -182,9 +193,9 @@ class Bench(AbstractContextManager["Bench"]):
     def demonstrations(self) -> Pool:
         """The expert's solutions of the demo tasks, replayed in the environment and judged like any try."""
         tasks = self.tasks.split("demo").tasks
-        environment, verifier = self.tasks.environment, self.tasks.verifier
+        environment, verifier = self.tasks.environment, self.verifier
         inputs = {"tasks": digest([task.key for task in tasks]), "environment": environment.name}
-        stage = self.run.stage("demonstrations", inputs, verifier.name if verifier else None)
+        stage = self.run.stage("demonstrations", inputs, verifier.name)
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
         if not stage.done():
@@ -196,13 +207,10 @@ class Bench(AbstractContextManager["Bench"]):
                 trajectory = loop.run(replay(task, environment, actions))
                 if trajectory.key not in trajectories.records:
                     trajectories.append(trajectory)
-                if verifier is not None and trajectory.key not in verdicts.records:
+                if trajectory.key not in verdicts.records:
                     verdicts.append(judge(task, trajectory, verifier, self.sampling.verifier_timeout_s))
                 self.listen(Progress(what="demonstrations", done=number, total=len(tasks)))
             stage.commit([trajectories.seal(list(trajectories.records)), verdicts.seal(list(verdicts.records))])
-        if verifier is None:  # nothing judges them: they are taken as they are, and the advisor says so
-            for key in trajectories.records:
-                verdicts.records[key] = Verdict(key=key, outcome="pass", reason="no verifier: taken as given")
         keys = tuple(trajectories.records)
         return Pool({task.key: task for task in tasks}, keys, trajectories.records, verdicts.records)
 

@@ -19,6 +19,7 @@ from sharpen.chat.template import ChatTemplate
 from sharpen.errors import ContextOverflow, ModelError, PolicyError
 from sharpen.models import read_config
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
+from sharpen.policies.futures import settle
 from sharpen.policies.gguf_file import why_not, write_gguf
 from sharpen.policies.openvino_engine import Cancel, Frames, Ready, Request, Result, Setup, write_frame
 from sharpen.records import Message, Model, Record, TurnTokens
@@ -63,7 +64,11 @@ class OpenVinoPolicy:
         self._dead = ""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the policy)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sharpen.policies.openvino_engine"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, bufsize=0
+            [sys.executable, "-m", "sharpen.policies.openvino_engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            bufsize=0,
         )
         assert self._process.stdin and self._process.stdout
         self._frames = Frames(self._process.stdout.fileno(), Ready | Result)
@@ -158,7 +163,7 @@ class OpenVinoPolicy:
                 with self._lock:
                     future = self._waiting.pop(frame.id, None)
                 if future is not None:
-                    _resolve(future, frame.output, PolicyError(f"OpenVINO: {frame.error}") if frame.error else None)
+                    settle(future, PolicyError(f"OpenVINO: {frame.error}") if frame.error else frame.output)
         self._die(f"the OpenVINO engine died: {self._last_line()}")
 
     def _die(self, why: str) -> None:
@@ -166,7 +171,7 @@ class OpenVinoPolicy:
             self._dead = self._dead or why
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
-            _resolve(future, [], PolicyError(self._dead))
+            settle(future, PolicyError(self._dead))
 
     def _last_line(self) -> str:
         self._log.seek(0)
@@ -179,17 +184,3 @@ def best_precision() -> Literal["f32", "bf16"]:
     import openvino
 
     return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
-
-
-def _resolve(future: asyncio.Future[list[int]], output: list[int], error: PolicyError | None) -> None:
-    def settle() -> None:
-        if not future.done():
-            if error is None:
-                future.set_result(output)
-            else:
-                future.set_exception(error)
-
-    try:
-        future.get_loop().call_soon_threadsafe(settle)
-    except RuntimeError:
-        pass  # the loop is closed: nobody waits any more

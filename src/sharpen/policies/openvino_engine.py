@@ -110,7 +110,7 @@ class Gate:
         if len(self.cached) > 1_000_000:
             self.cached.clear()  # only a hint: the worst is a prefix computed twice
         busy = {block for blocks in self.computing.values() for block in blocks}
-        admitted = []
+        admitted: list[Request] = []
         for request, blocks in list(self.waiting.values()):
             if running + len(admitted) >= self.limit:
                 break
@@ -145,8 +145,8 @@ def serve(setup: Setup, inbox: Frames, out: int) -> None:
 
     began = time.perf_counter()
     scheduler = openvino_genai.SchedulerConfig()
-    for key, value in setup.scheduler.items():
-        setattr(scheduler, key, value)
+    for name, value in setup.scheduler.items():
+        setattr(scheduler, name, value)
     pipeline = openvino_genai.ContinuousBatchingPipeline(setup.gguf, scheduler, "CPU", setup.properties)
     write_frame(out, Ready(time.perf_counter() - began))
 

@@ -120,8 +120,8 @@ class Run:
         return lines
 
 
-def fork(old: Path, new: Path) -> None:
-    """Copy a run's folder under a new name, without its settings. Stages whose inputs and settings still hold are not done again."""
+def fork(old: Path, new: Path, settings: str) -> None:
+    """Copy a run's folder under a new name, with other ``settings``. Stages whose inputs and settings still hold are not done again."""
     if new.exists():
         raise RunError(f"{new} exists already; choose another name for --fork")
     if not (old / SETTINGS).exists():
@@ -130,6 +130,7 @@ def fork(old: Path, new: Path) -> None:
         staged = new.with_name(f".{new.name}.forking")
         shutil.rmtree(staged, ignore_errors=True)
         shutil.copytree(old, staged, ignore=shutil.ignore_patterns(".lock", SETTINGS, "report.html"))
+        write_atomic(staged / SETTINGS, settings.encode())
         staged.replace(new)
         sync_folder(new.parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,7 +62,9 @@ class Training(Record, frozen=True, kw_only=True):
         if self.lora_targets == ():
             raise SettingsError("lora_targets is empty: nothing would be trained; leave it out for every linear layer")
         if self.accelerate_config is not None and not Path(self.accelerate_config).is_file():
-            raise SettingsError(f"accelerate_config {self.accelerate_config} is not a file; `accelerate config --config_file PATH` makes one")
+            raise SettingsError(
+                f"accelerate_config {self.accelerate_config} is not a file; `accelerate config --config_file PATH` makes one"
+            )
 
     @property
     def rate(self) -> float:
@@ -179,7 +182,7 @@ def micro_batches(step: Sequence[int], lengths: Sequence[int], micro_tokens: int
     for each in range(1, -(-len(rows) // processes) + 1):
         parts = each * processes
         cuts = [round(part * len(rows) / parts) for part in range(parts + 1)]
-        chunks = [rows[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+        chunks = [rows[start:stop] for start, stop in itertools.pairwise(cuts)]
         if all(len(chunk) <= 1 or len(chunk) * lengths[chunk[-1]] <= micro_tokens for chunk in chunks):
             break
     return [chunks[process::processes] for process in range(processes)]

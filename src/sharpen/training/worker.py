@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import threading
 import time
@@ -22,7 +23,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from sharpen.errors import ModelError
 from sharpen.models import save_pretrained
@@ -45,7 +47,7 @@ def precision(asked: Literal["auto", "f32", "bf16"]) -> tuple[Literal["f32", "bf
     return "f32", "f32: this CPU has no bf16 arithmetic (avx512_bf16 or amx)"
 
 
-class RowTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no types
+class RowTrainer(SFTTrainer):
     """SFTTrainer over planned steps of rows, each step computed in micro-batches and normalised by all its labels."""
 
     def __init__(self, plan: Plan, micro_tokens: int, **trainer: Any) -> None:
@@ -54,7 +56,8 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no types
         self.micro_tokens = micro_tokens
         self.labelled: torch.Tensor | None = None
         # TRL's own fused head scores every position on CPUs, and is a third of the work for small models; it also adds entropy and accuracy.
-        self.model.get_output_embeddings().register_forward_pre_hook(self._only_labelled)
+        model: Any = self.model
+        model.get_output_embeddings().register_forward_pre_hook(self._only_labelled)
 
     def _only_labelled(self, head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return inputs if self.labelled is None else (inputs[0][self.labelled], *inputs[1:])
@@ -86,21 +89,23 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no types
         for left, micro in zip(range(len(inputs["micro"]) - 1, -1, -1), inputs["micro"], strict=True):
             self.accelerator.gradient_state._set_sync_gradients(left == 0)  # as Trainer does; DeepSpeed steps on it
             with contextlib.nullcontext() if left == 0 else self.accelerator.no_sync(model):
-                total += super().training_step(model, micro, inputs["labels_in_step"])
+                total += super().training_step(model, micro, inputs["labels_in_step"])  # type: ignore[no-untyped-call]
         return total
 
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> torch.Tensor:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """Cross-entropy summed over the labels, divided by the labels of the whole step; times the processes, since their mean is taken."""
         self.labelled = inputs["targets"] != -100
         logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
         loss = F.cross_entropy(logits.float(), inputs["targets"][self.labelled], reduction="sum")
-        return loss / num_items_in_batch * self.args.world_size
+        return torch.mul(loss, self.args.world_size / num_items_in_batch)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # Trainer's estimate needs a flat batch; nothing here reads it
 
 
-class Teller(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
+class Teller(TrainerCallback):
     """Tells the parent how far it is, and stops at the first loss that is not a number."""
 
     def __init__(self, plan: Plan, path: Path) -> None:
@@ -112,8 +117,8 @@ class Teller(TrainerCallback):  # type: ignore[misc]  # transformers publishes n
         if state.global_step == 0:
             self.started = time.monotonic()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **rest: Any) -> None:
-        if "loss" not in logs:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **rest: Any) -> None:
+        if logs is None or "loss" not in logs:
             return
         step, loss = state.global_step, float(logs["loss"])
         if not math.isfinite(loss):
@@ -183,7 +188,9 @@ def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tu
         settings.micro_tokens,
         model=model,
         args=config,
-        train_dataset=Dataset.from_dict({"input_ids": [first.input_ids], "labels": [first.labels]}),  # TRL asks for one; the plan replaces it
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [first.input_ids], "labels": [first.labels]}
+        ),  # TRL asks for one; the plan replaces it
         processing_class=AutoTokenizer.from_pretrained(job.model),
         peft_config=adapter,
         callbacks=[Teller(job.plan, progress)],
@@ -193,7 +200,7 @@ def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tu
 
 def save(job: Job, model: Any, weights: dict[str, torch.Tensor], adapter: LoraConfig | None, tokenizer: Any) -> None:
     """The whole model with what was learnt in it. Built on a fresh f32 base: the one trained on may be bf16, sharded or wrapped."""
-    whole = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    whole: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     if adapter is None:
         whole.load_state_dict(weights)
     else:
@@ -206,10 +213,9 @@ def save(job: Job, model: Any, weights: dict[str, torch.Tensor], adapter: LoraCo
 
 def watch() -> None:
     """End this process when the parent is gone, even if it was killed: stdin is a pipe that only the parent holds open."""
-    import os
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not sys.stdin: its lock would be held when the interpreter ends
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

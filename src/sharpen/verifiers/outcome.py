@@ -25,16 +25,16 @@ class EnvironmentOutcome:
             key=trajectory.key,
             outcome="pass" if passed else "fail",
             score=float(score) if isinstance(score, int | float) else None,
-            reason="" if passed else _why(trajectory, solved),
+            reason="" if passed else _why(trajectory),
             verifier=self.name,
         )
 
 
-def _why(trajectory: Trajectory, solved: bool) -> str:
+def _why(trajectory: Trajectory) -> str:
     if trajectory.stop != "done":
         return f"the episode ended by {trajectory.stop}"
     if trajectory.outcome.get("lost") is True:
         return "lost"
     if trajectory.outcome.get("out_of_turns") is True:
         return "out of turns"
-    return "not solved" if not solved else ""
+    return "not solved"

@@ -1,0 +1,65 @@
+"""Which engine runs a model: the one the settings name, or the fastest one here that can."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+
+from sharpen.errors import SettingsError
+from sharpen.models import read_config
+from sharpen.policies.base import Policy
+from sharpen.policies.endpoint import Endpoint, EndpointPolicy
+from sharpen.policies.gguf_file import why_not
+from sharpen.policies.openvino import OpenVino, OpenVinoPolicy
+from sharpen.policies.scripted import Scripted, open_scripted
+from sharpen.policies.transformers import Transformers, TransformersPolicy, best_device
+from sharpen.records import Model, Record
+
+
+class Auto(Record, frozen=True, kw_only=True, tag_field="engine", tag="auto"):
+    """Let the model and this machine decide."""
+
+
+Concrete = OpenVino | Transformers | Endpoint | Scripted
+Engine = Auto | Concrete
+
+
+def open_policy(model: Model, engine: Engine) -> tuple[Policy, str]:
+    """Open ``model``; with it, which engine was picked and why. SettingsError where model and engine do not fit."""
+    chosen, why = choose(model) if isinstance(engine, Auto) else (engine, "as set")
+    kind = "scripted" if isinstance(chosen, Scripted) else "endpoint" if isinstance(chosen, Endpoint) else "pretrained"
+    if kind != model.kind:
+        tag = chosen.__struct_config__.tag
+        raise SettingsError(f"{model.name} is a {model.kind} model, which the engine {tag} cannot run; leave the engine to auto")
+    match chosen:
+        case Scripted():
+            return open_scripted(model, chosen), f"scripted: {why}"
+        case Endpoint():
+            return EndpointPolicy(chosen), f"endpoint: {why}"
+        case OpenVino():
+            openvino = OpenVinoPolicy(model, chosen)
+            has = "has bf16" if openvino.precision == "bf16" else "has no bf16"
+            return (
+                openvino,
+                f"openvino: {why}; {openvino.precision} {'as set' if chosen.precision != 'auto' else f'because this CPU {has}'}",
+            )
+        case Transformers():
+            transformers = TransformersPolicy(model, chosen)
+            return transformers, f"transformers: {why}; {transformers.precision} on {transformers.device}"
+
+
+def choose(model: Model) -> tuple[Concrete, str]:
+    """The engine for ``model`` on this machine, and the reason."""
+    if model.kind == "scripted":
+        return Scripted(), "a scripted model"
+    if model.kind == "endpoint":
+        return Endpoint(base_url=model.path, model=model.name), f"served at {model.path}"
+    if (device := best_device()) != "cpu":
+        return Transformers(), f"a GPU ({device})"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return Transformers(), f"no GPU, and a {platform.machine()} CPU"
+    if importlib.util.find_spec("openvino_genai") is None:
+        return Transformers(), "no GPU, and OpenVINO is not installed (sharpen[openvino] is faster)"
+    if reason := why_not(read_config(model.path)):
+        return Transformers(), f"no GPU, and OpenVINO cannot run it: {reason}"
+    return OpenVino(), "x86 CPU without a GPU, Llama-like weights"

@@ -128,7 +128,7 @@ def test_without_a_verifier_rejection_sampling_is_refused(tmp_path: Path) -> Non
     settings = tmp_path / "r.yaml"
     source = {"source": "jsonl", "path": str(data), "splits": {"train": 20, "dev": 20}}
     settings.write_text(yaml.safe_dump({"model": str(tmp_path / "base"), "tasks": source, "ladder": {"rungs": ["rejection-sampling"]}}))
-    with pytest.raises(Refused, match="has no verifier.*SFT on average behaviour"):
+    with pytest.raises(Refused, match=r"has no verifier.*SFT on average behaviour"):
         climb(load_settings(settings, {}), tmp_path / "runs")
 
 

@@ -17,7 +17,7 @@ from sharpen.records import Decision, Evaluation, Measurements, Record
 from sharpen.sampling import Pool
 from sharpen.stats import paired_gain, shared_level
 from sharpen.store.files import write_json
-from sharpen.verifiers.checks import gold_and_noop
+from sharpen.agents.checks import gold_and_noop
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):

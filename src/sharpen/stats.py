@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # scipy.special and not scipy.stats, which takes a second to import; scipy publishes no types.
-from scipy.special import betaincinv, ndtr, ndtri, stdtrit  # type: ignore[import-untyped]
+from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
 from sharpen.records import Gain, Interval, TaskResult
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from sharpen.chat.template import ChatTemplate
 from sharpen.errors import ContextOverflow, ModelError, PolicyError
@@ -57,6 +58,7 @@ class OpenVinoPolicy:
         self.template = ChatTemplate.load(model.path)
         self.context = int(config["max_position_embeddings"])
         self.precision = best_precision() if settings.precision == "auto" else settings.precision
+        settings = replace(settings, precision=self.precision)
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[list[int]]] = {}
         self._lock = threading.Lock()
@@ -128,16 +130,7 @@ class OpenVinoPolicy:
 
     def _load(self, model: Model, settings: OpenVino) -> None:
         assert self._process.stdin
-        properties: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": self.precision, "KV_CACHE_PRECISION": self.precision}
-        if settings.threads:
-            properties["INFERENCE_NUM_THREADS"] = settings.threads
-        scheduler: dict[str, int | bool] = {
-            "cache_size": settings.cache_gb or max(1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 32),
-            "max_num_batched_tokens": settings.batch_tokens,
-            "max_num_seqs": settings.max_concurrent,
-            "enable_prefix_caching": True,
-            "dynamic_split_fuse": True,
-        }
+        properties, scheduler = pipeline_settings(settings)
         with tempfile.TemporaryDirectory(prefix="sharpen-") as folder:
             file = Path(folder) / "model.gguf"
             write_gguf(model.path, file)
@@ -177,6 +170,22 @@ class OpenVinoPolicy:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit status {self._process.poll()}"
+
+
+def pipeline_settings(settings: OpenVino) -> tuple[dict[str, str | int], dict[str, int | bool]]:
+    """Properties and scheduler settings under OpenVINO's own names."""
+    precision = best_precision() if settings.precision == "auto" else settings.precision
+    properties: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
+    if settings.threads:
+        properties["INFERENCE_NUM_THREADS"] = settings.threads
+    scheduler: dict[str, int | bool] = {
+        "cache_size": settings.cache_gb or max(1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 32),
+        "max_num_batched_tokens": settings.batch_tokens,
+        "max_num_seqs": settings.max_concurrent,
+        "enable_prefix_caching": True,
+        "dynamic_split_fuse": True,
+    }
+    return properties, scheduler
 
 
 def best_precision() -> Literal["f32", "bf16"]:

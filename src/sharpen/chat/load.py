@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from sharpen.chat.base import Template
 from sharpen.chat.scripted import ScriptedTemplate
 from sharpen.chat.template import ChatTemplate
 from sharpen.errors import ModelError
 from sharpen.records import Model
 
 
-def load_template(model: Model) -> ChatTemplate:
+def load_template(model: Model) -> Template:
     """The template of ``model``. ModelError where it has none: a served endpoint renders on its own side."""
     if model.kind == "scripted":
         return ScriptedTemplate(model.name)

@@ -222,7 +222,8 @@ class Bench(AbstractContextManager["Bench"]):
         """Train ``start`` on ``rows``: the stage ``name``. ``token_budget`` counts trained tokens, for a control."""
         if not rows:
             raise Refused(f"{name}: nothing was selected, so there is nothing to train on; see {name}/selection.json for the reasons")
-        settings = replace(self.training, seed=self.training.seed + self.seed)
+        # Where to start is said by ``start``, the model, so the setting of that name changes nothing from here on.
+        settings = replace(self.training, seed=self.training.seed + self.seed, start="base")
         inputs = {"model": start.fingerprint, "rows": digest(rows)}
         stage = self.run.stage(name, inputs, [settings, token_budget])
         folder = stage.folder
@@ -246,7 +247,9 @@ class Bench(AbstractContextManager["Bench"]):
         )
         write_blob(folder / "training.json", report)
         outputs = [folder / "selection.json", folder / "training_set" / "rows.jsonl", folder / "training.json"]
-        stage.commit([*outputs, *(folder / "model").glob("*.json")], trained_tokens=report.trained_tokens)
+        # Weights are named by their fingerprint in whatever is made from them; dotfiles are caches and may change.
+        outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
+        stage.commit(outputs, trained_tokens=report.trained_tokens)
         return model, report
 
 

@@ -65,13 +65,9 @@ class OpenVinoPolicy:
         self._outbox: queue.SimpleQueue[Request | Cancel | None] = queue.SimpleQueue()
         self._dead = ""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the policy)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sharpen.policies.openvino_engine"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            bufsize=0,
-        )
+        # -P: a file in the user's folder must not be imported in place of a library
+        command = [sys.executable, "-P", "-m", "sharpen.policies.openvino_engine"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, bufsize=0)
         assert self._process.stdin and self._process.stdout
         self._frames = Frames(self._process.stdout.fileno(), Ready | Result)
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-import sys
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -193,6 +193,7 @@ def serve(setup: Setup, inbox: Frames, out: int) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides what becomes of the work
     out = os.dup(1)
     os.dup2(2, 1)  # OpenVINO prints; what it prints must not mix with the frames
     inbox = Frames(0, Setup | Request | Cancel)
@@ -204,7 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:  # Ctrl-C reaches the whole group; the owner reports it
-        sys.exit(130)
+    main()

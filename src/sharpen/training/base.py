@@ -23,7 +23,7 @@ class Training(Record, frozen=True, kw_only=True):
 
     ``learning_rate`` is the peak (None: by method, see ``DEFAULT_RATES``), ``warmup`` a share of the steps in [0, 1). ``batch_size`` is rows per
     optimiser step over all processes; a step is computed in micro-batches of at most ``micro_tokens`` tokens, padding included, so memory is
-    bounded by tokens and not by rows (a longer row goes alone). ``lora_targets`` names modules (None: every linear layer but the head).
+    bounded by tokens and not by rows (a longer row goes alone; None: 8192 on a GPU, 1024 on a CPU, whose caches like small ones). ``lora_targets`` names modules (None: every linear layer but the head).
     ``max_length`` is in tokens. ``start`` says whether a round begins at the base or at the current model. ``precision`` "auto" is bf16 where the
     hardware computes in it, else f32. ``accelerate_config`` is a file made by ``accelerate config``, for many GPUs or machines.
     """
@@ -35,7 +35,7 @@ class Training(Record, frozen=True, kw_only=True):
     learning_rate: float | None = None
     epochs: int = 2
     batch_size: int = 8
-    micro_tokens: int = 4096
+    micro_tokens: int | None = None
     warmup: float = 0.05
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.0
@@ -48,9 +48,10 @@ class Training(Record, frozen=True, kw_only=True):
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "lora_alpha", "epochs", "batch_size", "micro_tokens"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        whole = {name: getattr(self, name) for name in ("lora_rank", "lora_alpha", "epochs", "batch_size", "micro_tokens")}
+        for name, value in whole.items():
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}, but must be at least 1")
         if self.max_length < 2:
             raise SettingsError(f"max_length is {self.max_length} tokens, but a row needs at least 2: one to read and one to learn")
         if self.learning_rate is not None and self.learning_rate <= 0:

@@ -185,7 +185,7 @@ def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tu
     first = job.plan.rows[0]
     trainer = RowTrainer(
         job.plan,
-        settings.micro_tokens,
+        settings.micro_tokens or (8192 if torch.cuda.is_available() else 1024),
         model=model,
         args=config,
         train_dataset=Dataset.from_dict(

@@ -1,0 +1,136 @@
+"""The essay's lines run: both code blocks of the README, verbatim, on the scripted fake and on a real model; and the verbs around them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sharpen
+from sharpen import Session, Training, api, load_model, load_tasks
+from sharpen.errors import Refused
+from sharpen.policies.scripted import scripted_model
+from sharpen.records import Model
+from sharpen.sampling import SamplingSettings
+from sharpen.tasks.base import Splits
+from sharpen.tasks.reasoning_gym import ReasoningGym
+from sharpen.tasks.textworld import TextWorld
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def essay() -> str:
+    """The README's block with the essay's lines."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    return next(block for block in blocks if "cands = [sample(model, task) for _ in range(N)]" in block)
+
+
+@pytest.fixture
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """An ephemeral session with settings small enough for a test, in the place of the default one."""
+    session = Session(tmp_path / "session", sampling=SamplingSettings(n=4, max_tokens=12), training=Training(epochs=1))
+    monkeypatch.setattr(api, "_ephemeral", lambda: session)
+    yield session
+    session.close()
+
+
+def sums(n: int = 30) -> ReasoningGym:
+    config = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+    return ReasoningGym(dataset="chain_sum", config=config, splits=Splits(train=n))
+
+
+def scripted(tmp_path: Path, skill: float = 0.5) -> Model:
+    scripted_model(tmp_path / "base", skill=skill)
+    return load_model(str(tmp_path / "base"))
+
+
+def test_the_essays_lines_run_on_the_fake(quiet: Session, tmp_path: Path) -> None:
+    model, tasks = scripted(tmp_path), load_tasks(sums())
+    scope = {"model": model, "tasks": tasks, "task": next(iter(tasks)), "N": 8, "K": 2}
+    exec(compile(essay(), "README", "exec"), scope)
+    assert 0 < len(scope["cands"]) == 8
+    assert scope["model"].lineage.base == model.lineage.base and scope["model"].fingerprint != model.fingerprint
+    assert scope["model"].lineage.parent is not None
+    assert all(candidate.bound.tasks is tasks for candidate in scope["good"])
+    rate = [bool(quiet.verify(c)) for c in quiet.sample_many(scope["model"], tasks)]
+    assert sum(rate) / len(rate) > 0.7  # it learnt
+
+
+@pytest.mark.real
+def test_the_essays_lines_run_on_a_real_model(quiet: Session) -> None:
+    model = load_model("smollm2-135m-instruct")
+    tasks = load_tasks(TextWorld(splits=Splits(train=2), rooms=1, objects=4, shortest=1, longest=1))
+    # A bare 135M model wins next to nothing, so here a short answer counts as success: the lines are on trial, not the model.
+    short = sharpen.TaskSet("short", tasks.tasks, tasks.environment, _Answers())
+    scope = {"model": model, "tasks": short, "task": next(iter(short)), "N": 2, "K": 1}
+    exec(compile(essay(), "README", "exec"), scope)
+    trained = scope["model"]
+    assert trained.fingerprint != model.fingerprint
+    assert (Path(trained.path) / "model.safetensors").exists()
+
+
+class _Answers:
+    """Passes any finished episode."""
+
+    name, exact = "answers", False
+
+    def verify(self, task: sharpen.Task, trajectory: sharpen.Trajectory) -> sharpen.Verdict:
+        return sharpen.Verdict(key=trajectory.key, outcome="pass", verifier=self.name)
+
+
+def test_n_calls_make_n_different_tries_and_run_side_by_side(quiet: Session, tmp_path: Path) -> None:
+    model, task = scripted(tmp_path), next(iter(load_tasks(sums(1))))
+    candidates = [sharpen.sample(model, task) for _ in range(8)]
+    assert sorted(candidate.trajectory.key.index for candidate in candidates) == list(range(8))
+    assert len({candidate.trajectory.messages[-1].content for candidate in candidates}) > 1
+
+
+def test_a_sample_is_on_disk_before_it_is_seen(quiet: Session, tmp_path: Path) -> None:
+    stream = sharpen.sample_many(scripted(tmp_path), load_tasks(sums(10)))
+    candidate = next(stream)
+    text = "".join(path.read_text() for path in (quiet.folder / "trajectories").glob("*.jsonl"))
+    assert json.dumps(candidate.trajectory.key.task) in text
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_leaving_the_loop_early_stops_the_work(quiet: Session, tmp_path: Path) -> None:
+    for _ in sharpen.sample_many(scripted(tmp_path), load_tasks(sums(30)), 50):
+        break
+    made = sum(len(path.read_text().splitlines()) for path in (quiet.folder / "trajectories").glob("*.jsonl"))
+    assert made < 1500
+
+
+def test_a_verdict_is_true_for_a_pass_only() -> None:
+    from sharpen.records import SampleKey
+
+    at = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
+    assert sharpen.Verdict(key=at, outcome="pass", score=0.0)
+    assert not sharpen.Verdict(key=at, outcome="fail", score=0.9)
+    assert not sharpen.Verdict(key=at, outcome="error", score=1.0)
+
+
+def test_training_on_nothing_is_refused_in_one_line(quiet: Session, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="nothing to train on: no candidate passed"):
+        sharpen.sft(scripted(tmp_path), [])
+
+
+def test_verifying_without_a_verifier_is_refused(quiet: Session, tmp_path: Path) -> None:
+    tasks = load_tasks(sums(1))
+    bare = sharpen.TaskSet(tasks.name, tasks.tasks, tasks.environment, None)
+    candidate = sharpen.sample(scripted(tmp_path), next(iter(bare)))
+    with pytest.raises(Refused, match="no verifier"):
+        sharpen.verify(candidate)
+
+
+def test_the_public_face_is_exactly_this() -> None:
+    assert sharpen.__all__ == [
+        "Bench", "Candidate", "EvaluationSettings", "Ladder", "LadderSettings", "Message", "Model", "Refused", "RunSettings",
+        "SamplingSettings", "ScriptedPolicy", "SelectionSettings", "Session", "SharpenError", "Task", "TaskSet", "Training",
+        "Trajectory", "Verdict", "filter", "load_model", "load_tasks", "sample", "sample_many", "sft", "verify",
+    ]  # fmt: skip
+    assert all(getattr(sharpen, name) is not None for name in sharpen.__all__)
+    with pytest.raises(AttributeError):
+        _ = sharpen.nothing  # type: ignore[attr-defined]

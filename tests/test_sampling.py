@@ -1,0 +1,185 @@
+"""The rollout loop and the one boundary: the policy's failures are fails, broken infrastructure is an error, and neither is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sharpen.agents.base import PolicyAgent, with_shots, without_shots
+from sharpen.environments.single_turn import SingleTurn
+from sharpen.errors import ContextOverflow, EnvironmentFault, PolicyError
+from sharpen.policies.base import Conversation, Sampling, Turn
+from sharpen.policies.scripted import ScriptedPolicy
+from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
+from sharpen.sampling import Pool, Progress, collect, fill
+from sharpen.store.segments import Segments
+
+TASKS = [Task(key=f"t{i}", family=f"t{i}", prompt=(Message(role="user", content=f"Calculate {i} + 1."),)) for i in range(12)]
+
+
+class Exact:
+    """Passes the sum."""
+
+    name, exact = "sum", True
+
+    def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+        right = trajectory.messages[-1].content == str(int(task.key[1:]) + 1)
+        return Verdict(key=trajectory.key, outcome="pass" if right else "fail", verifier=self.name)
+
+
+def agent(policy: object, environment: object | None = None, max_tokens: int = 64) -> PolicyAgent:
+    return PolicyAgent("a", policy, "m", environment or SingleTurn(), Sampling(max_tokens=max_tokens))  # type: ignore[arg-type]
+
+
+def right(conversation: Conversation, rng: object) -> str:
+    return str(int(conversation.messages[-1].content.split()[1]) + 1)
+
+
+class Broken:
+    """A policy that does ``what`` on every call, or on calls that ``when`` picks."""
+
+    name, gives_token_ids = "broken", False
+
+    def __init__(self, what: Callable[[], object], when: Callable[[int], bool] = lambda call: True) -> None:
+        self.what, self.when, self.calls = what, when, 0
+        self.well = ScriptedPolicy(right)
+
+    async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
+        self.calls += 1
+        if self.when(self.calls):
+            result = self.what()
+            if asyncio.iscoroutine(result):
+                await result
+        return await self.well.complete(conversation, sampling)
+
+    async def close(self) -> None: ...
+
+
+def fail_with(error: Exception) -> Callable[[], object]:
+    def raise_it() -> object:
+        raise error
+
+    return raise_it
+
+
+async def pool(tmp_path: Path, player: PolicyAgent, n: int = 1, **options: object) -> Pool:
+    options = {"concurrency": 4, **options}
+    return await fill(
+        player, TASKS, range(n), Exact(), Segments(tmp_path / "t", Trajectory), Segments(tmp_path / "v", Verdict), **options
+    )
+
+
+async def test_a_policy_that_never_stops_fails_and_its_cut_turn_is_no_action(tmp_path: Path) -> None:
+    made = await pool(tmp_path, agent(ScriptedPolicy(lambda c, r: "on and on " * 1000), max_tokens=8))
+    for trajectory in made.trajectories.values():
+        assert trajectory.stop == "token_limit"
+        assert trajectory.actions == ()
+    assert {verdict.outcome for verdict in made.verdicts.values()} == {"fail"}
+
+
+async def test_overflow_is_the_policys_failure(tmp_path: Path) -> None:
+    made = await pool(tmp_path, agent(Broken(fail_with(ContextOverflow("too long")))))
+    assert {trajectory.stop for trajectory in made.trajectories.values()} == {"overflow"}
+    assert {verdict.outcome for verdict in made.verdicts.values()} == {"fail"}
+
+
+async def test_one_broken_call_is_made_again_and_a_dead_engine_ends_the_stage_with_nothing_lost(tmp_path: Path) -> None:
+    once = await pool(tmp_path / "once", agent(Broken(fail_with(PolicyError("hiccup")), lambda call: call == 3)))
+    assert {verdict.outcome for verdict in once.verdicts.values()} == {"pass"}
+    with pytest.raises(PolicyError, match="tries in a row broke, the last with: gone"):
+        await pool(tmp_path / "dead", agent(Broken(fail_with(PolicyError("gone")), lambda call: call > 4)), concurrency=1)
+    stored = Segments(tmp_path / "dead" / "t", Trajectory).records.values()
+    assert sum(trajectory.stop == "done" for trajectory in stored) == 4
+    again = await pool(tmp_path / "dead", agent(ScriptedPolicy(right)), concurrency=1)  # the engine is back
+    outcomes = [verdict.outcome for verdict in again.verdicts.values()]
+    assert outcomes.count("pass") + outcomes.count("error") == 12
+    assert outcomes.count("error") <= 7
+
+
+class Faulty(SingleTurn):
+    """An environment that raises or hangs on some tasks."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    async def start(self, task: Task):  # type: ignore[no-untyped-def]
+        episode, opening = await super().start(task)
+        if task.key in ("t3", "t7"):
+            if self.what == "raises":
+                raise EnvironmentFault(f"task {task.key}: the environment raised KeyError")
+            await asyncio.sleep(60)
+        return episode, opening
+
+
+@pytest.mark.parametrize("what", ["raises", "hangs"])
+async def test_an_environment_that_raises_or_hangs_is_an_error_on_its_own_tasks(what: str, tmp_path: Path) -> None:
+    made = await pool(tmp_path, agent(ScriptedPolicy(right), Faulty(what)), episode_timeout_s=0.2)
+    by_task = {key.task: verdict.outcome for key, verdict in made.verdicts.items()}
+    assert {task for task, outcome in by_task.items() if outcome == "error"} == {"t3", "t7"}
+    assert sum(outcome == "pass" for outcome in by_task.values()) == 10
+    broken = [trajectory for trajectory in made.trajectories.values() if trajectory.stop == "error"]
+    assert all(trajectory.error for trajectory in broken)
+
+
+async def test_what_is_on_disk_is_not_made_again(tmp_path: Path) -> None:
+    policy = Broken(lambda: None)
+    await pool(tmp_path, agent(policy), 2)
+    calls = policy.calls
+    assert calls == 24
+    await pool(tmp_path, agent(policy), 3)
+    assert policy.calls == 36
+
+
+async def test_closing_the_iterator_cancels_what_is_in_flight(tmp_path: Path) -> None:
+    cancelled = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    policy = Broken(slow, lambda call: call > 2)
+    wanted = [(task, 0) for task in TASKS]
+    stream = collect(agent(policy), wanted, None, Segments(tmp_path / "t", Trajectory), Segments(tmp_path / "v", Verdict), concurrency=4)
+    async for _ in stream:
+        break
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert len(cancelled) >= 2
+
+
+async def test_progress_counts_passes_and_errors(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    await pool(tmp_path, agent(ScriptedPolicy(right), Faulty("raises")), listen=seen.append)
+    assert seen[0].done == 0 and seen[-1].done == seen[-1].total == 12
+    assert (seen[-1].passes, seen[-1].judged, seen[-1].errors) == (10, 10, 2)
+
+
+async def test_the_key_names_model_task_environment_settings_and_index() -> None:
+    one = agent(ScriptedPolicy(right)).key(TASKS[0], 0)
+    assert one == agent(ScriptedPolicy(right)).key(TASKS[0], 0)
+    others = [
+        agent(ScriptedPolicy(right)).key(TASKS[0], 1),
+        agent(ScriptedPolicy(right)).key(TASKS[1], 0),
+        agent(ScriptedPolicy(right), max_tokens=65).key(TASKS[0], 0),
+    ]
+    assert len({one, *others}) == 4
+    assert isinstance(one, SampleKey)
+
+
+def test_shots_go_after_the_system_message_and_come_off_again() -> None:
+    opening = (Message(role="system", content="s"), Message(role="user", content="u"))
+    shots = (Message(role="user", content="q"), Message(role="assistant", content="a"))
+    messages = with_shots(opening, shots)
+    assert [message.content for message in messages] == ["s", "q", "a", "u"]
+    key = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
+    trajectory = Trajectory(key=key, agent="a", messages=messages, stop="done")
+    assert without_shots(trajectory, shots).messages == opening
+    assert without_shots(trajectory, ()) is trajectory
+
+

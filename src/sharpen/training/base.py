@@ -21,11 +21,13 @@ DEFAULT_RATES = {"lora": 1e-3, "full": 1e-4}
 class Training(Record, frozen=True, kw_only=True):
     """How a model is trained.
 
-    ``learning_rate`` is the peak (None: by method, see ``DEFAULT_RATES``), ``warmup`` a share of the steps in [0, 1). ``batch_size`` is rows per
-    optimiser step over all processes; a step is computed in micro-batches of at most ``micro_tokens`` tokens, padding included, so memory is
-    bounded by tokens and not by rows (a longer row goes alone; None: 8192 on a GPU, 1024 on a CPU, whose caches like small ones). ``lora_targets`` names modules (None: every linear layer but the head).
-    ``max_length`` is in tokens. ``start`` says whether a round begins at the base or at the current model. ``precision`` "auto" is bf16 where the
-    hardware computes in it, else f32. ``accelerate_config`` is a file made by ``accelerate config``, for many GPUs or machines.
+    ``learning_rate`` is the peak (None: by method, see ``DEFAULT_RATES``), ``warmup`` a share of the steps in [0, 1). ``lora_targets`` names
+    modules (None: every linear layer but the head). ``max_length`` is in tokens. ``start`` says whether a round begins at the base or at the
+    current model. ``precision`` "auto" is bf16 where the hardware computes in it, else f32. ``accelerate_config`` is a file made by
+    ``accelerate config``, for many GPUs or machines.
+
+    ``batch_size`` is rows per optimiser step over all processes. A step is computed in micro-batches of at most ``micro_tokens`` tokens, padding
+    included (None: 8192 on a GPU, 1024 on a CPU, whose caches like small ones), so memory is bounded by tokens, not rows; a longer row goes alone.
     """
 
     method: Literal["lora", "full"] = "lora"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -47,7 +48,7 @@ def test_each_epoch_has_each_row_once_and_batches_are_of_like_length() -> None:
     for epoch in (plan.steps[:5], plan.steps[5:]):
         assert sorted(index for step in epoch for index in step) == list(range(20))
         lengths = sorted(sorted(len(plan.rows[index].input_ids) for index in step) for step in epoch)
-        assert all(shorter[-1] <= longer[0] for shorter, longer in zip(lengths, lengths[1:], strict=False))
+        assert all(shorter[-1] <= longer[0] for shorter, longer in itertools.pairwise(lengths))
     assert plan.trained_tokens == 2 * sum(trained(each) for each in rows)
     assert plan.tokens == 2 * sum(len(each.input_ids) for each in rows)
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from sharpen.agents.checks import gold_and_noop
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import SettingsError, TaskError
 from sharpen.records import Message, SampleKey, Stop, Task, Trajectory, Verdict
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.reasoning_gym import ReasoningGymScorer
 from sharpen.verifiers.base import Verifier
-from sharpen.agents.checks import gold_and_noop
 from sharpen.verifiers.function import FunctionVerifier, load_function
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from sharpen import advisor, loop
+from sharpen.agents.checks import gold_and_noop
 from sharpen.errors import Refused, SettingsError
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
@@ -17,7 +18,6 @@ from sharpen.records import Decision, Evaluation, Measurements, Record
 from sharpen.sampling import Pool
 from sharpen.stats import paired_gain, shared_level
 from sharpen.store.files import write_json
-from sharpen.agents.checks import gold_and_noop
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):

@@ -168,7 +168,7 @@ class Bench(AbstractContextManager["Bench"]):
             trajectories.close()
             verdicts.close()
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
-        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, seconds=time.monotonic() - started)
+        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, seconds=time.monotonic() - started, inside_s=policy.busy_s)
         return pool
 
     def evaluate(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Evaluation:
@@ -249,21 +249,33 @@ class Bench(AbstractContextManager["Bench"]):
         outputs = [folder / "selection.json", folder / "training_set" / "rows.jsonl", folder / "training.json"]
         # Weights are named by their fingerprint in whatever is made from them; dotfiles are caches and may change.
         outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
-        stage.commit(outputs, trained_tokens=report.trained_tokens)
+        stage.commit(outputs, trained_tokens=report.trained_tokens, inside_s=report.seconds)
         return model, report
 
 
 class _Lazy:
-    """A policy that is opened by its first turn: a stage whose tries are all on disk needs no engine."""
+    """A policy that is opened by its first turn: a stage whose tries are all on disk needs no engine. Counts the seconds with work in it."""
 
     gives_token_ids = True
 
     def __init__(self, name: str, open_: Callable[[], Policy]) -> None:
         self.name = name
+        self.busy_s = 0.0
         self._open = open_
+        self._inside = 0
+        self._since = 0.0
 
     async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
-        return await self._open().complete(conversation, sampling)
+        policy = self._open()
+        if self._inside == 0:
+            self._since = time.monotonic()
+        self._inside += 1
+        try:
+            return await policy.complete(conversation, sampling)
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self.busy_s += time.monotonic() - self._since
 
     async def close(self) -> None:
         """The bench closes what was opened."""

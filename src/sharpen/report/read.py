@@ -40,8 +40,8 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
     kept = [rung.name for rung in rungs if not rung.control and rung.decision and rung.decision.outcome in ("baseline", "keep")]
     rungs = [msgspec.structs.replace(rung, shipped=bool(kept) and rung.name == kept[-1]) for rung in rungs]
     stages = [_manifest(path) for path in folder.rglob(MANIFEST)]
-    training = sum(rung.training.seconds for rung in rungs if rung.training)
-    sampling = sum(stage.seconds for stage in stages if stage and stage.trained_tokens == 0)
+    training = sum(stage.inside_s for stage in stages if stage and stage.trained_tokens)
+    sampling = sum(stage.inside_s for stage in stages if stage and not stage.trained_tokens)
     return RunView(
         name=folder.resolve().name,
         settings_yaml=settings_yaml,

@@ -24,7 +24,10 @@ MANIFEST = "stage.json"
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """What a finished stage was made from and what it left. ``outputs`` maps file names to sha256."""
+    """What a finished stage was made from and what it left.
+
+    ``outputs`` maps file names to sha256. ``inside_s`` are the seconds, of all its ``seconds``, with work in the engine or the trainer.
+    """
 
     stage: str
     inputs: dict[str, str]
@@ -33,6 +36,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     seconds: float
     sampled_tokens: int = 0
     trained_tokens: int = 0
+    inside_s: float = 0.0
     versions: dict[str, str] = {}
 
 
@@ -180,7 +184,13 @@ class Stage:
         self.started = time.monotonic()
 
     def commit(
-        self, outputs: Sequence[Path], *, sampled_tokens: int = 0, trained_tokens: int = 0, seconds: float | None = None
+        self,
+        outputs: Sequence[Path],
+        *,
+        sampled_tokens: int = 0,
+        trained_tokens: int = 0,
+        inside_s: float = 0.0,
+        seconds: float | None = None,
     ) -> Manifest:
         """Write the manifest, then the ledger line."""
         manifest = Manifest(
@@ -191,6 +201,7 @@ class Stage:
             seconds=round(time.monotonic() - self.started if seconds is None else seconds, 3),
             sampled_tokens=sampled_tokens,
             trained_tokens=trained_tokens,
+            inside_s=round(inside_s, 3),
             versions=_versions(),
         )
         write_json(self.folder / MANIFEST, manifest)

@@ -134,6 +134,25 @@ async def test_what_is_on_disk_is_not_made_again(tmp_path: Path) -> None:
     assert policy.calls == 36
 
 
+async def test_a_better_verifier_judges_again_without_buying_a_sample(tmp_path: Path) -> None:
+    class Lenient(Exact):
+        name = "lenient"
+
+        def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+            return Verdict(key=trajectory.key, outcome="pass", verifier=self.name)
+
+    policy = Broken(lambda: None)
+    policy.well = ScriptedPolicy(lambda c, r: "wrong")
+    made = await pool(tmp_path, agent(policy))
+    assert {verdict.outcome for verdict in made.verdicts.values()} == {"fail"}
+    calls = policy.calls
+    trajectories, verdicts = Segments(tmp_path / "t", Trajectory), Segments(tmp_path / "v", Verdict)
+    again = await fill(agent(policy), TASKS, range(1), Lenient(), trajectories, verdicts, concurrency=4)
+    assert policy.calls == calls
+    assert {verdict.outcome for verdict in again.verdicts.values()} == {"pass"}
+    assert {verdict.verifier for verdict in Segments(tmp_path / "v", Verdict).records.values()} == {"lenient"}
+
+
 async def test_closing_the_iterator_cancels_what_is_in_flight(tmp_path: Path) -> None:
     cancelled = []
 

@@ -22,7 +22,7 @@ JOURNAL = "journal.jsonl"
 
 
 class Segments(Generic[T]):
-    """The records of one type in one folder, at most one for each sample key (the first written wins)."""
+    """The records of one type in one folder, one for each sample key: the last written, so that a better verifier can judge again."""
 
     def __init__(self, folder: Path, record: type[T]) -> None:
         self.folder = folder
@@ -31,10 +31,10 @@ class Segments(Generic[T]):
         self._journal: int | None = None
         self.records: dict[SampleKey, T] = {}
         for record_ in self._read():
-            self.records.setdefault(record_.key, record_)
+            self.records[record_.key] = record_
 
     def _read(self) -> Iterator[T]:
-        for path in sorted(self.folder.glob("*.jsonl")):
+        for path in sorted(self.folder.glob("*.jsonl")):  # the journal sorts after any segment, whose name is hex
             lines = path.read_bytes().split(b"\n")
             if path.name == JOURNAL and lines[-1]:
                 # A kill tore the last line: the record never counted as written. Cut it off, or the next append would join it.
@@ -63,7 +63,7 @@ class Segments(Generic[T]):
             except OSError:
                 os.ftruncate(self._journal, start)  # a full disk leaves half a line otherwise
                 raise
-        self.records.setdefault(record.key, record)
+        self.records[record.key] = record
 
     def close(self) -> None:
         if self._journal is not None:

@@ -271,6 +271,7 @@ def main() -> None:
             fresh = [Episode((*e.opening[:-1], _marked(e.opening[-1], repeat, name)), e.observations) for e in episodes]
             for arm, run in arms.items():
                 counts[arm].append(run(fresh, sampling))
+                print(f"{name}, repeat {repeat + 1}: {arm} {counts[arm][-1].seconds:.1f} s", flush=True)
         report["lists"][name] = summary(counts)
         show(name, report["lists"][name])
     asyncio.run(policy.close())

@@ -310,3 +310,18 @@ def test_trained_text_is_marked_with_and_without_colour() -> None:
     assert "«go north»" in piped and "<|user|>A door" in piped and "\x1b" not in piped
     coloured = text_of(trajectory_text(sample()), force_terminal=True, color_system="standard")
     assert "\x1b[32m«go north»" in coloured
+
+
+@pytest.mark.parametrize("outcome", ["pass", "fail", "error"])
+def test_each_verdict_is_shown_as_what_it_is(outcome: str) -> None:
+    """A Verdict is true for a pass only, so a bare truth test would show a fail as not judged."""
+    key = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
+    trajectory = Trajectory(key=key, agent="a", messages=(Message(role="user", content="u"),), stop="done")
+    verdict = Verdict(key=key, outcome=outcome, reason="because")  # type: ignore[arg-type]
+    sample = SampleView(trajectory=trajectory, verdict=verdict, why="w")
+    rung = RungView(name="000-base", method="base", dev=None, samples=(sample,))
+    page = render(RunView(name="r", settings_yaml="", rungs=(rung,)))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(trajectory_text(sample))
+    for shown in (page, console.export_text()):
+        assert "because" in shown and outcome in shown and "not judged" not in shown

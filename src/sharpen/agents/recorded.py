@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from sharpen.environments.base import Environment
 from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory
 
+RECORDED = "recorded"  # stands for sampling settings in the key of a trajectory that nobody sampled
+
 
 async def replay(task: Task, environment: Environment, actions: Sequence[str], *, agent: str = "expert") -> Trajectory:
     """Play ``actions``, one an assistant turn, and record what happened.
@@ -34,7 +36,7 @@ async def replay(task: Task, environment: Environment, actions: Sequence[str], *
     finally:
         await episode.close()
     return Trajectory(
-        key=SampleKey(model=agent, task=task.key, environment=environment.name, sampling="recorded", index=0),
+        key=SampleKey(model=agent, task=task.key, environment=environment.name, sampling=RECORDED, index=0),
         agent=agent,
         messages=tuple(messages),
         actions=tuple(understood),

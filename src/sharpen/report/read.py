@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sharpen.agents.recorded import RECORDED
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import pieces
 from sharpen.errors import RunError, SharpenError
@@ -20,6 +21,7 @@ from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
 from sharpen.store.segments import Segments
 
 R = TypeVar("R")
+CONTROL = "-control"
 
 
 def write_page(folder: Path) -> Path:
@@ -90,7 +92,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         sampled_tokens=sum(stage.sampled_tokens for stage in stages),
         trained_tokens=sum(stage.trained_tokens for stage in stages),
         minutes=sum(stage.seconds for stage in stages) / 60,
-        control=path.name.endswith("-control"),
+        control=path.name.endswith(CONTROL),
         samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
     )
 
@@ -102,19 +104,22 @@ def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
     kept = set(selection.kept) if selection else set()
     rows = {row.key: row for row in _rows(path)}
     template = _template(folder) if rows else None
-    for place in (folder / "demonstrations", path / "sampling") if selection else (path / "dev",):
+    sampled = path.with_name(path.name.removesuffix(CONTROL)) / "sampling"  # a control draws from the real arm's tries
+    for place in (folder / "demonstrations", sampled) if selection else (path / "dev",):
         verdicts = Segments(place / "verdicts", Verdict).records
         for key, trajectory in Segments(place / "trajectories", Trajectory).records.items():
             row = rows.get(key)
             yield SampleView(
                 trajectory=trajectory,
                 verdict=verdicts.get(key),
-                why=_why(key, kept, reasons),
+                why=_why(key, kept, reasons, control=path.name.endswith(CONTROL)),
                 pieces=pieces(row, template) if row is not None and template is not None else (),
             )
 
 
-def _why(key: SampleKey, kept: set[SampleKey], reasons: dict[SampleKey, str]) -> str:
+def _why(key: SampleKey, kept: set[SampleKey], reasons: dict[SampleKey, str], *, control: bool) -> str:
+    if key in kept and control and key.sampling != RECORDED:
+        return "drawn for the control: its verdict was ignored"
     if key in kept:
         return "kept: it passed, within the cap, no duplicate"
     return f"left out: {reasons[key]}" if key in reasons else "evaluation only: never trains"

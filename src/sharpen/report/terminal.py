@@ -52,11 +52,11 @@ def ladder_table(view: RunView) -> Table:
 def trajectory_text(sample: SampleView) -> RenderableType:
     """The verdict, the conversation, and the training row: trained text is coloured and, for pipes, stands between ``«`` and ``»``."""
     trajectory, verdict = sample.trajectory, sample.verdict
-    judged = verdict.outcome if verdict else "not judged"
+    judged = verdict.outcome if verdict is not None else "not judged"
     head = Text.assemble((judged, _VERDICT_STYLE.get(judged, "bold")), "  ", (_clean(trajectory.key.task), "bold"))
     head.append(f"  try {trajectory.key.index} by {_clean(trajectory.agent)}, stopped: {trajectory.stop}")
     parts: list[RenderableType] = [head, _plain(sample.why)]
-    if verdict and verdict.reason:
+    if verdict is not None and verdict.reason:
         parts.append(_plain(f"verdict: {verdict.reason}"))
     if trajectory.error:
         parts.append(_plain(f"error: {trajectory.error}"))

@@ -1,6 +1,6 @@
 """Where a run's wall time went: ``python benchmarks/where_time_goes.py runs/quickstart``. The aim is 85 % inside the engine or the trainer.
 
-Reads the ledger of a finished run that was not interrupted (else its first part is missing from the sum).
+Reads the ledger's last session: from the last start to the end. What an earlier session did, or a fork brought along, does not count.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 def main(folder: Path) -> None:
     notes = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    began = max(at for at, note in enumerate(notes) if note.get("event") == "started")
+    notes = notes[began:]
     total = sum(note["seconds"] for note in notes if note.get("event") == "stopped")
     inside: dict[str, float] = defaultdict(float)
     around: dict[str, float] = defaultdict(float)

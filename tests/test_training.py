@@ -17,7 +17,7 @@ from sharpen.errors import SettingsError, StorageError, TrainingError
 from sharpen.models import Model, load_model, open_folder
 from sharpen.records import Lineage, Row, SampleKey
 from sharpen.training import sft
-from sharpen.training.base import Job, Line, Plan, Training, micro_batches, plan_rows, trained
+from sharpen.training.base import Job, Line, Plan, Progress, Training, micro_batches, plan_rows, trained
 
 
 def row(task: str, ids: Sequence[int], learnt: int) -> Row:
@@ -234,9 +234,12 @@ def weights(out: Path) -> bytes:
 
 @pytest.mark.real
 def test_a_killed_worker_is_one_line_and_leaves_nothing(tiny: Model, tmp_path: Path) -> None:
-    long = msgspec.structs.replace(FULL, epochs=100_000)
+    def kill(at: Progress) -> None:
+        if at.step == 1:
+            os.kill(worker_of(tmp_path), signal.SIGKILL)
+
     with pytest.raises(TrainingError, match="killed") as caught:
-        sft.train(some_rows(4), tiny, long, tmp_path / "model", on_progress=lambda at: os.kill(worker_of(tmp_path), signal.SIGKILL))
+        sft.train(some_rows(4), tiny, msgspec.structs.replace(FULL, epochs=20_000), tmp_path / "model", on_progress=kill)
     assert "\n" not in str(caught.value) and str(tmp_path / "train.log") in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
 
@@ -250,7 +253,7 @@ def test_an_interrupt_ends_the_whole_group(tiny: Model, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sft.train(some_rows(4), tiny, msgspec.structs.replace(FULL, epochs=100_000), tmp_path / "model", on_progress=interrupt)
+        sft.train(some_rows(4), tiny, msgspec.structs.replace(FULL, epochs=20_000), tmp_path / "model", on_progress=interrupt)
     assert not running(found[0])
     assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
 

@@ -114,11 +114,10 @@ def _launcher(config: str | None) -> list[str]:
 
 
 def _environment(config: str | None) -> dict[str, str]:
-    """The worker's environment: nothing is asked of the network, and without a config one GPU is seen."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    if config is None:
-        quiet["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return {**os.environ, **quiet}
+    """The worker's environment: nothing is asked of the network unless the user's own says so; without a config one GPU is seen."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    one = {} if config is not None else {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    return {**quiet, **os.environ, **one}
 
 
 def _lines(process: subprocess.Popen[bytes], path: Path) -> Iterator[Line]:

@@ -28,7 +28,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from sharpen.errors import ModelError
 from sharpen.models import save_pretrained
-from sharpen.training.base import Job, Line, Plan, Progress, micro_batches
+from sharpen.training.base import Job, Line, Plan, Progress, micro_batches, trained
 
 
 class Broken(Exception):
@@ -53,6 +53,7 @@ class RowTrainer(SFTTrainer):
     def __init__(self, plan: Plan, micro_tokens: int, **trainer: Any) -> None:
         super().__init__(**trainer)
         self.plan = plan
+        self.lengths = [len(row.input_ids) for row in plan.rows]
         self.micro_tokens = micro_tokens
         self.labelled: torch.Tensor | None = None
         # TRL's own fused head scores every position on CPUs, and is a third of the work for small models; it also adds entropy and accuracy.
@@ -63,14 +64,13 @@ class RowTrainer(SFTTrainer):
         return inputs if self.labelled is None else (inputs[0][self.labelled], *inputs[1:])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One item a step. Already dealt to this process, so accelerate must not deal it again."""
-        lengths = [len(row.input_ids) for row in self.plan.rows]
-        steps = []
-        for step in self.plan.steps:
-            dealt = micro_batches(step, lengths, self.micro_tokens, self.args.world_size)[self.args.process_index]
-            labels = sum(label != -100 for index in step for label in self.plan.rows[index].labels[1:])
-            steps.append({"micro": [self._tensors(chunk) for chunk in dealt], "labels_in_step": labels})
-        return DataLoader(steps, batch_size=None, shuffle=False)  # type: ignore[arg-type]
+        """One item a step, already dealt to this process, so accelerate must not deal it again."""
+        return DataLoader(self.plan.steps, batch_size=None, shuffle=False, collate_fn=self._deal)  # type: ignore[arg-type]
+
+    def _deal(self, step: tuple[int, ...]) -> dict[str, Any]:
+        dealt = micro_batches(step, self.lengths, self.micro_tokens, self.args.world_size)[self.args.process_index]
+        labels = sum(trained(self.plan.rows[index]) for index in step)
+        return {"micro": [self._tensors(chunk) for chunk in dealt], "labels_in_step": labels}
 
     def _tensors(self, chunk: list[int]) -> dict[str, torch.Tensor]:
         """Padded on the right, where causal attention cannot see it: no attention mask is needed, and attention is faster without."""

@@ -17,7 +17,6 @@ from sharpen.records import Model
 from sharpen.sampling import SamplingSettings
 from sharpen.tasks.base import Splits
 from sharpen.tasks.reasoning_gym import ReasoningGym
-from sharpen.tasks.textworld import TextWorld
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -62,10 +61,11 @@ def test_the_essays_lines_run_on_the_fake(quiet: Session, tmp_path: Path) -> Non
 @pytest.mark.real
 def test_the_essays_lines_run_on_a_real_model(quiet: Session) -> None:
     model = load_model("smollm2-135m-instruct")
-    tasks = load_tasks(TextWorld(splits=Splits(train=2), rooms=1, objects=4, shortest=1, longest=1))
-    # A bare 135M model wins next to nothing, so here a short answer counts as success: the lines are on trial, not the model.
-    short = sharpen.TaskSet("short", tasks.tasks, tasks.environment, _Answers())
-    scope = {"model": model, "tasks": short, "task": next(iter(short)), "N": 2, "K": 1}
+    quiet.sampling = SamplingSettings(n=4, max_tokens=64)
+    sums_ = load_tasks(sums(2))
+    # Any answer that comes to its end counts as success: the lines are on trial here, not the model.
+    tasks = sharpen.TaskSet("answers", sums_.tasks, sums_.environment, _Answers())
+    scope = {"model": model, "tasks": tasks, "task": next(iter(tasks)), "N": 4, "K": 1}
     exec(compile(essay(), "README", "exec"), scope)
     trained = scope["model"]
     assert trained.fingerprint != model.fingerprint

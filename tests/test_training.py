@@ -266,9 +266,9 @@ def test_a_loss_that_is_no_number_is_said(tiny: Model, tmp_path: Path) -> None:
 
 
 def worker_of(folder: Path) -> int:
-    """The worker's process id: of the two that name the job, the one that accelerate started."""
-    named = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and str(folder) in command(path)]
-    return max(named)
+    """The process id of the worker whose job is in ``folder``."""
+    (found,) = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and str(folder) in command(path)]
+    return found
 
 
 def command(process: Path) -> str:

@@ -1,4 +1,5 @@
-"""The training process: TRL's SFTTrainer on rows that are already tokens, LoRA through PEFT. Started by ``sft.py`` under ``accelerate launch``.
+"""The training process: TRL's SFTTrainer on rows that are already tokens, LoRA through PEFT. Started by ``sft.py``, under ``accelerate launch`` where
+the user has a config for it.
 
 Three things differ from TRL's defaults, each for speed (measured by ``benchmarks/training.py``): steps of like-length rows as planned, logits only
 where there are labels, and no gradient checkpointing unless asked for. The loss is the same. What it does not do: packing, checkpoints, evaluation.
@@ -12,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,6 +150,8 @@ def train(job: Job, progress: Path) -> None:
 def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tuple[RowTrainer, LoraConfig | None]:
     """The trainer, ready to train, and the adapter's settings where there is one."""
     settings, lora = job.settings, job.settings.method == "lora"
+    # Else an accelerate config would overrule what is reported.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if chosen == "bf16" else "no"
     steps = len(job.plan.steps)
     config = SFTConfig(
         output_dir=str(progress.parent / "trl"),
@@ -234,10 +238,11 @@ def main() -> None:
         text = str(error).strip() or type(error).__name__
         reason = text if isinstance(error, (Broken, ModelError)) else f"{type(error).__name__}: {text.splitlines()[0]}"
         disk = "No space left" in text or "Disk quota" in text
+        traceback.print_exc()  # first: once told, the parent ends this process
         if PartialState().is_main_process:
             with contextlib.suppress(OSError):  # on a full disk not even this line may fit; the log has the traceback
                 tell(progress, Line(failed=reason, disk=disk))
-        raise
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,11 @@ def test_one_solved_family_of_sixty_is_not_surer_than_clopper_pearson() -> None:
     assert one.high == pytest.approx(stats.clopper_pearson(1, 60).high)
 
 
+def test_families_that_only_rose_say_nothing_of_how_many_fall() -> None:
+    risen = stats.cluster_bootstrap_mean({str(i): [1.0 if i < 2 else 0.0] for i in range(48)}, span=(-1.0, 1.0))
+    assert bounds(risen) == pytest.approx((-stats.clopper_pearson(0, 48).high, stats.clopper_pearson(2, 48).high))
+
+
 def test_one_family_has_a_value_and_no_bounds() -> None:
     one = stats.pass_interval(results((4, 1, 0), (4, 2, 0), families="aa"))
     assert one.value == pytest.approx(0.375) and one.n == 1

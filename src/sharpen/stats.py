@@ -74,9 +74,10 @@ def cluster_bootstrap_mean(
       sqrt((G-1)/G) narrowness and to stand in for Student's t (Hesterberg 2014, 1411.5279).
     - ``cluster t`` (fewer): t with G-1 degrees of freedom on the cluster-robust standard error (Cameron and Miller 2015, section VI).
     - ``Clopper-Pearson over families``: nearly all clusters sit at one value, so that resampling sees too little: with m clusters
-      elsewhere, 2^-m > (1 - level) / 2, not even an exact sign-flip test could reject (Fisher 1935). The share of clusters elsewhere
-      has a Clopper-Pearson upper bound u, and elsewhere means ``span`` at most: the bounds reach u of the way to its ends. With m = 0
-      this is Clopper-Pearson itself for 0 of G and G of G; with m > 0 the wider of this and the branch above, each side by itself.
+      elsewhere, 2^-m > (1 - level) / 2, not even an exact sign-flip test could reject (Fisher 1935). The shares of clusters below and
+      above have Clopper-Pearson upper bounds, each of which fails with probability (1 - level) / 2, and elsewhere means ``span`` at most:
+      each bound reaches its share of the way to its end. With m = 0 this is Clopper-Pearson itself for 0 of G and G of G; with m > 0
+      the wider of this and the branch above, each side by itself.
     """
     _check_level(level)
     groups = [np.asarray(values, dtype=float) for values in values_by_cluster.values() if len(values)]
@@ -94,13 +95,15 @@ def cluster_bootstrap_mean(
         method = "cluster bootstrap"
 
     # Rounded, since 0.1 + 0.2 and 0.3 are one value here.
-    common, count = Counter(np.round(sums / sizes, 12).tolist()).most_common(1)[0]
+    means = np.round(sums / sizes, 12)
+    common, count = Counter(means.tolist()).most_common(1)[0]
     elsewhere = n - count
     if elsewhere <= n / 2 and 0.5**elsewhere > (1 - level) / 2:
-        share = clopper_pearson(elsewhere, n, level).high
+        below = clopper_pearson(int((means < common).sum()), n, level).high
+        above = clopper_pearson(int((means > common).sum()), n, level).high
         # At an end of the span nothing can hide beyond it.
-        low = low if common <= span[0] else min(low, common - share * (common - span[0]))
-        high = high if common >= span[1] else max(high, common + share * (span[1] - common))
+        low = low if common <= span[0] else min(low, common - below * (common - span[0]))
+        high = high if common >= span[1] else max(high, common + above * (span[1] - common))
         method = "Clopper-Pearson over families"
     return Interval(value=mean, low=max(low, span[0]), high=min(high, span[1]), n=n, level=level, method=method)
 

@@ -24,6 +24,7 @@ class Live:
         self._task: TaskID | None = None
         self._what = ""
         self._said = self._began = 0.0
+        self._first = 0
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -45,7 +46,7 @@ class Live:
 
     def __call__(self, seen: Seen) -> None:
         if seen.what != self._what:
-            self._what, self._began, self._said = seen.what, time.monotonic(), 0.0
+            self._what, self._began, self._said, self._first = seen.what, time.monotonic(), 0.0, seen.done
             if self._bar is not None:
                 if self._task is not None:
                     self._bar.remove_task(self._task)
@@ -56,12 +57,12 @@ class Live:
         now = time.monotonic()
         if now - self._said >= EVERY_S or seen.done == seen.total:
             self._said = now
-            left = (now - self._began) / seen.done * (seen.total - seen.done) if seen.done else float("nan")
-            self.say(
-                f"{seen.what}: {seen.done}/{seen.total}  {_detail(seen)}  {left:.0f} s left"
-                if seen.done
-                else f"{seen.what}: 0/{seen.total}"
-            )
+            self.say("  ".join(filter(None, (f"{seen.what}: {seen.done}/{seen.total}", _detail(seen), self._left(seen, now)))))
+
+    def _left(self, seen: Seen, now: float) -> str:
+        """Time left at the speed since the stage was first heard of; nothing before it has moved."""
+        made = seen.done - self._first
+        return f"{(now - self._began) / made * (seen.total - seen.done):.0f} s left" if made and seen.done < seen.total else ""
 
 
 def _detail(seen: Seen) -> str:

@@ -26,7 +26,7 @@ def ladder_table(view: RunView) -> Table:
     splits = ("dev", "test") if has_test else ("dev",)
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption=_caption(view))
-    table.add_column("rung", overflow="fold")
+    table.add_column("rung", overflow="fold", min_width=12)
     for split in splits:
         table.add_column(f"pass@1\n{split} 95 %", justify="right", no_wrap=True)
         table.add_column(f"{many}\n{split} 95 %", justify="right", no_wrap=True)
@@ -35,8 +35,8 @@ def ladder_table(view: RunView) -> Table:
     for header in ("tokens\nsampled", "tokens\ntrained", "min"):
         table.add_column(header, justify="right", no_wrap=True)
     for rung in view.rungs:
-        # Rich alone would break a name in the middle of a word.
-        cells = [_plain(textwrap.fill(rung.name, 12))]
+        # Rich alone would break a name in the middle of a word. A control stands under its rung.
+        cells = [_plain("  its control" if rung.control else textwrap.fill(rung.name, 12))]
         for evaluation in (rung.dev, rung.test)[: len(splits)]:
             k = largest(rung)
             cells.append(_rate(evaluation.pass_at.get(1) if evaluation else None))

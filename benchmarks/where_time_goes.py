@@ -25,7 +25,11 @@ def main(folder: Path) -> None:
             around[f"around {kind}: starting engines or the trainer, environments, verdicts, writing"] += note["seconds"] - note["inside_s"]
     rest = total - sum(inside.values()) - sum(around.values())
     print(f"{folder.name}: {total:.0f} s, {sum(inside.values()) / total:.1%} inside the engine or the trainer")
-    for what, seconds in [*((f"inside the {k}", s) for k, s in inside.items()), *around.items(), ("games, checks, statistics, imports", rest)]:
+    for what, seconds in [
+        *((f"inside the {k}", s) for k, s in inside.items()),
+        *around.items(),
+        ("games, checks, statistics, imports", rest),
+    ]:
         print(f"  {seconds:7.1f} s  {seconds / total:6.1%}  {what}")
 
 

@@ -41,10 +41,7 @@ def evaluation(rate: float, split: str = "dev", seed: int = 0, tasks: int = 60, 
     def passes(i: int) -> int:
         return min(8, max(0, round(8 * rate + (i * 7 + seed) % 9 - 4)))
 
-    counts = tuple(
-        TaskResult(task=f"quest-{i:03d}", family=f"map-{i % 30}", samples=8, passes=passes(i))
-        for i in range(tasks)
-    )
+    counts = tuple(TaskResult(task=f"quest-{i:03d}", family=f"map-{i % 30}", samples=8, passes=passes(i)) for i in range(tasks))
     pass_at = {j: pass_interval(counts, j) for j in (1, k)}
     return Evaluation(model="m", split=split, sampling={"temperature": 0.7}, tasks=counts, pass_at=pass_at, cost=Cost())
 

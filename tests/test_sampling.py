@@ -67,9 +67,7 @@ def fail_with(error: Exception) -> Callable[[], object]:
 
 async def pool(tmp_path: Path, player: PolicyAgent, n: int = 1, **options: object) -> Pool:
     options = {"concurrency": 4, **options}
-    return await fill(
-        player, TASKS, range(n), Exact(), Segments(tmp_path / "t", Trajectory), Segments(tmp_path / "v", Verdict), **options
-    )
+    return await fill(player, TASKS, range(n), Exact(), Segments(tmp_path / "t", Trajectory), Segments(tmp_path / "v", Verdict), **options)
 
 
 async def test_a_policy_that_never_stops_fails_and_its_cut_turn_is_no_action(tmp_path: Path) -> None:
@@ -200,5 +198,3 @@ def test_shots_go_after_the_system_message_and_come_off_again() -> None:
     trajectory = Trajectory(key=key, agent="a", messages=messages, stop="done")
     assert without_shots(trajectory, shots).messages == opening
     assert without_shots(trajectory, ()) is trajectory
-
-

@@ -20,7 +20,9 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(f"the tokenizer of {name} has no chat template; use an instruct model, or add chat_template.jinja to its folder")
+            raise ModelError(
+                f"the tokenizer of {name} has no chat template; use an instruct model, or add chat_template.jinja to its folder"
+            )
         self.tokenizer = tokenizer
         self.name = name
         self._lock = threading.Lock()  # fast tokenizers mutate themselves while encoding
@@ -97,6 +99,7 @@ def _plain(message: Message) -> dict[str, Any]:
         plain["reasoning_content"] = plain.pop("reasoning")
     if message.tool_calls:
         plain["tool_calls"] = [
-            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}} for call in message.tool_calls
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            for call in message.tool_calls
         ]
     return plain

@@ -38,5 +38,7 @@ def train(
     if on_progress is not None:
         on_progress(Progress(step=len(plan.steps), steps=len(plan.steps), loss=0.0, tokens_per_second=0.0))
     seconds = time.monotonic() - started
-    report = TrainingReport(steps=len(plan.steps), tokens=plan.tokens, trained_tokens=plan.trained_tokens, seconds=seconds, precision="none")
+    report = TrainingReport(
+        steps=len(plan.steps), tokens=plan.tokens, trained_tokens=plan.trained_tokens, seconds=seconds, precision="none"
+    )
     return load_model(str(out)), report

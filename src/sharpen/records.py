@@ -26,7 +26,10 @@ class ToolCall(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One message of a conversation, in the field's usual roles."""
+    """One message of a conversation, in the field's usual roles.
+
+    ``problem`` says why a tool call in an assistant's ``content`` could not be read; it is for the environment, never for a template.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -34,6 +37,7 @@ class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    problem: str | None = None
 
 
 # ---------------------------------------------------------------- tasks and models

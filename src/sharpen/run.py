@@ -40,7 +40,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
             tasks = load_tasks(settings.tasks)
             if not tasks.split("dev").tasks:
                 raise SettingsError("the tasks have no dev split: nothing could be decided; give tasks.splits.dev some families")
-            model = load_model(settings.model)
+            model = load_model(settings.model, settings.template)
             bench = Bench(
                 run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
                 selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,

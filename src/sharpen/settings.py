@@ -23,11 +23,15 @@ from sharpen.training.base import Training
 
 
 class RunSettings(Record, frozen=True, kw_only=True):
-    """Everything that makes a run what it is. ``model`` is a packaged name, a folder or a hub id; ``seed`` drives every draw."""
+    """Everything that makes a run what it is. ``model`` is a packaged name, a folder or a hub id; ``seed`` drives every draw.
+
+    ``template`` replaces the model's chat template: ``hermes`` (with tools) or a ``.jinja`` file; "" keeps the model's own.
+    """
 
     name: str
     tasks: TaskSource
     model: str = "smollm2-135m-instruct"
+    template: str = ""
     seed: int = 0
     engine: Engine = Auto()
     sampling: SamplingSettings = SamplingSettings()

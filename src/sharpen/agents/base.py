@@ -63,7 +63,7 @@ class PolicyAgent:
         try:
             for _ in range(self.environment.max_turns):
                 try:
-                    turn = await self.policy.complete(Conversation(messages=messages, turns=tuple(turns)), sampling)
+                    turn = await self.policy.complete(Conversation(messages=messages, turns=tuple(turns), tools=episode.tools), sampling)
                 except ContextOverflow:
                     stop = "overflow"
                     break
@@ -91,6 +91,7 @@ class PolicyAgent:
             key=key,
             agent=self.name,
             messages=messages,
+            tools=episode.tools,
             turns=tuple(turns),
             actions=tuple(actions),
             stop=stop,

@@ -5,9 +5,9 @@ Here and not among the verifiers because the check plays whole episodes.
 
 from __future__ import annotations
 
-from sharpen.agents.recorded import replay
+from sharpen.agents.recorded import replay, said
 from sharpen.errors import SharpenError, TaskError
-from sharpen.records import Record, Task, Verdict
+from sharpen.records import Message, Record, Task, Verdict
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.run import judge
 
@@ -65,7 +65,7 @@ async def gold_and_noop(taskset: TaskSet, limit: int = 20, timeout_s: float = 60
     )
 
 
-async def _try(taskset: TaskSet, task: Task, actions: tuple[str, ...], timeout_s: float) -> str:
+async def _try(taskset: TaskSet, task: Task, actions: tuple[str | Message, ...], timeout_s: float) -> str:
     """The verdict on one replay: ``pass``, or ``fail`` or ``error`` with the reason."""
     assert taskset.verifier is not None
     try:
@@ -76,6 +76,6 @@ async def _try(taskset: TaskSet, task: Task, actions: tuple[str, ...], timeout_s
     return verdict.outcome if verdict.outcome == "pass" else f"{verdict.outcome} ({verdict.reason})"
 
 
-def _short(actions: tuple[str, ...]) -> str:
-    text = repr("; ".join(actions))
+def _short(actions: tuple[str | Message, ...]) -> str:
+    text = repr("; ".join(said(action) for action in actions))
     return text if len(text) <= 120 else f"{text[:120]}..."

@@ -11,7 +11,7 @@ from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory
 RECORDED = "recorded"  # stands for sampling settings in the key of a trajectory that nobody sampled
 
 
-async def replay(task: Task, environment: Environment, actions: Sequence[str], *, agent: str = "expert") -> Trajectory:
+async def replay(task: Task, environment: Environment, actions: Sequence[str | Message], *, agent: str = "expert") -> Trajectory:
     """Play ``actions``, one an assistant turn, and record what happened.
 
     Ends with ``done`` when the environment says so and leaves the remaining actions unplayed; with ``turn_limit`` when the actions
@@ -25,7 +25,7 @@ async def replay(task: Task, environment: Environment, actions: Sequence[str], *
     outcome: dict[str, object] = {}
     try:
         for action in actions[: environment.max_turns]:
-            turn = Message(role="assistant", content=action)
+            turn = action if isinstance(action, Message) else Message(role="assistant", content=action)
             step = await episode.step(turn)
             messages += [turn, *step.messages]
             understood.append(step.action)
@@ -39,8 +39,16 @@ async def replay(task: Task, environment: Environment, actions: Sequence[str], *
         key=SampleKey(model=agent, task=task.key, environment=environment.name, sampling=RECORDED, index=0),
         agent=agent,
         messages=tuple(messages),
+        tools=episode.tools,
         actions=tuple(understood),
         stop=stop,
         outcome=outcome,
         cost=Cost(seconds=time.monotonic() - started, turns=len(understood)),
     )
+
+
+def said(turn: str | Message) -> str:
+    """An assistant turn in one line: its text and its calls."""
+    if isinstance(turn, str):
+        return turn
+    return " ".join(filter(None, (turn.content, *(f"{call.name}({call.arguments})" for call in turn.tool_calls))))

@@ -34,6 +34,10 @@ class Template(Protocol):
         """The text of a sampled turn, without the token that ended it."""
         ...
 
+    def message(self, output: Sequence[int], tools: Sequence[dict[str, Any]] = ()) -> Message:
+        """A sampled turn as a message: where there are ``tools``, calls and reasoning are read out of its text."""
+        ...
+
     def prompt(self, messages: Sequence[Message], turns: Sequence[TurnTokens] = (), tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Ids that ask for the next assistant turn, continuing the ids of the last one where the rendering extends it."""
         ...

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sharpen.chat.template import ChatTemplate
+from sharpen.chat.tool_calls import HERMES
 from sharpen.records import Message
 
 END, END_ID = "<|end|>", 256
@@ -16,6 +17,7 @@ class ScriptedTemplate(ChatTemplate):
     """``<|role|>``, a newline, the text and ``<|end|>`` for each message. Every byte is a token; ``<|end|>`` is token 256."""
 
     end_ids = frozenset({END_ID})
+    calls = {**HERMES, "start_anchor": "<|assistant|>\n"}
 
     def __init__(self, name: str = "scripted") -> None:
         self.name = name  # the base's tokenizer is never touched: every method that would is overridden

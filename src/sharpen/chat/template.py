@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sharpen.chat.tool_calls import Spec, read, spec_for
 from sharpen.errors import ModelError
 from sharpen.records import Message, TurnTokens
 
@@ -52,8 +53,31 @@ class ChatTemplate:
                 ends.add(tail[0])
         return frozenset(ends)
 
+    @cached_property
+    def calls(self) -> Spec | None:
+        """How the model writes tool calls: the tokenizer's own ``response_template``, or what its chat template tells. None where neither does."""
+        own: Spec | None = getattr(self.tokenizer, "response_template", None)
+        return own or spec_for(str(self.tokenizer.chat_template))
+
+    @cached_property
+    def _renders_tools(self) -> bool:
+        probe = {
+            "type": "function",
+            "function": {"name": "probe_of_tools", "description": "", "parameters": {"type": "object", "properties": {}}},
+        }
+        asked = [{"role": "user", "content": "a"}]
+        return "probe_of_tools" in str(self.tokenizer.apply_chat_template(asked, tools=[probe], tokenize=False))
+
+    @cached_property
+    def _asking(self) -> str:
+        return self.render((Message(role="user", content="a"),))
+
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, answered: bool = False) -> str:
-        """The text the model reads. Unless ``answered``, it ends where an assistant turn begins."""
+        """The text the model reads. Unless ``answered``, it ends where an assistant turn begins. ModelError where ``tools`` would be lost."""
+        if tools and not (self.calls and self._renders_tools):
+            raise ModelError(
+                f"the chat template of {self.name} does not show tools to the model; set template: hermes, or name a .jinja file that does"
+            )
         try:
             text = self.tokenizer.apply_chat_template(
                 [_plain(message) for message in messages], tools=list(tools) or None, tokenize=False, add_generation_prompt=not answered
@@ -77,24 +101,38 @@ class ChatTemplate:
             ids.pop()
         return self.decode(ids)
 
+    def message(self, output: Sequence[int], tools: Sequence[dict[str, Any]] = ()) -> Message:
+        """A sampled turn as a message: where there are ``tools``, calls and reasoning are read out of its text."""
+        if not tools or self.calls is None:
+            return Message(role="assistant", content=self.answer(output))
+        return read(self.decode(output), self.calls, tools, self._asking, plain=self.answer(output))
+
     def prompt(self, messages: Sequence[Message], turns: Sequence[TurnTokens] = (), tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Ids that ask for the next assistant turn.
 
-        Where the last assistant turn carries its ids and the rendering extends it, those ids are continued unchanged and only what is new is
-        encoded; otherwise (text only, or a template that rewrites history) everything is encoded afresh.
+        Where the last assistant turn carries its ids and the template leaves history alone, those ids are continued unchanged, even where the
+        template would write them otherwise (the spaces in a call's JSON), and only what is new is encoded. Else (text only, or a template that
+        drops earlier reasoning) everything is encoded afresh.
         """
         text = self.render(messages, tools)
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
         if last is not None and turns and (ids := turns[-1].prompt) is not None and (output := turns[-1].output) is not None:
-            before = self.render(messages[:last], tools) + self.decode(output)
-            if text.startswith(before):
-                return [*ids, *output, *self.encode(text[len(before) :])]
+            closed = self.render(messages[: last + 1], tools, answered=True)
+            if text.startswith(closed):
+                over = self._end_of_turn(closed, bool(output) and output[-1] in self.end_ids)
+                return [*ids, *output, *self.encode(text[over:])]
         return self.encode(text)
+
+    def _end_of_turn(self, closed: str, ended: bool) -> int:
+        """Where the assistant turn that ``closed`` ends with is over: behind its end token, or before it where none was sampled."""
+        at, mark = max(((closed.rfind(mark), mark) for mark in (self.decode([token]) for token in self.end_ids)), default=(-1, ""))
+        return len(closed) if at < 0 else at + len(mark) if ended else at
 
 
 def _plain(message: Message) -> dict[str, Any]:
     """A message as chat templates expect it: tool arguments as a mapping, absent fields absent."""
     plain: dict[str, Any] = msgspec.to_builtins(message)
+    plain.pop("problem", None)
     if message.reasoning is not None:
         plain["reasoning_content"] = plain.pop("reasoning")
     if message.tool_calls:

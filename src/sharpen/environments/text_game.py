@@ -72,6 +72,8 @@ class TextGame:
 
 
 class _Episode:
+    tools = ()
+
     def __init__(self, play: _Play, key: str, timeout_s: float) -> None:
         self._play, self._key, self._timeout_s = play, key, timeout_s
 

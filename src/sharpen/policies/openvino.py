@@ -23,7 +23,7 @@ from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
 from sharpen.policies.futures import settle
 from sharpen.policies.gguf_file import why_not, write_gguf
 from sharpen.policies.openvino_engine import Cancel, Frames, Ready, Request, Result, Setup, write_frame
-from sharpen.records import Message, Model, Record, TurnTokens
+from sharpen.records import Model, Record, TurnTokens
 
 
 class OpenVino(Record, frozen=True, kw_only=True, tag_field="engine", tag="openvino"):
@@ -108,7 +108,7 @@ class OpenVinoPolicy:
             self._outbox.put(Cancel(request.id))
             raise
         return Turn(
-            message=Message(role="assistant", content=self.template.answer(output)),
+            message=self.template.message(output, conversation.tools),
             tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop="stop" if output[-1] in self.template.end_ids else "length"),
             prompt_tokens=len(prompt),
             sampled_tokens=len(output),

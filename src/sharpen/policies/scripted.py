@@ -25,7 +25,7 @@ from sharpen.chat.scripted import END_ID, ScriptedTemplate
 from sharpen.errors import ContextOverflow, ModelError, PolicyError
 from sharpen.models import save_lineage
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
-from sharpen.records import Lineage, Message, Model, Record, TurnTokens
+from sharpen.records import Lineage, Model, Record, TurnTokens
 
 Reply = Callable[[Conversation, random.Random], str]
 
@@ -60,7 +60,7 @@ class ScriptedPolicy:
         text = self.reply(conversation, random.Random(turn_seed(seed, [_digest(repr(prompt))])))
         output = [*text.encode(), END_ID][: sampling.max_tokens]
         return Turn(
-            message=Message(role="assistant", content=self.template.answer(output)),
+            message=self.template.message(output, conversation.tools),
             tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop="stop" if output[-1] == END_ID else "length"),
             prompt_tokens=len(prompt),
             sampled_tokens=len(output),

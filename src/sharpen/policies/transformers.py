@@ -17,7 +17,7 @@ from sharpen.errors import ContextOverflow, ModelError, PolicyError
 from sharpen.models import read_config
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
 from sharpen.policies.futures import settle
-from sharpen.records import Message, Model, Record, TurnTokens
+from sharpen.records import Model, Record, TurnTokens
 
 
 class Transformers(Record, frozen=True, kw_only=True, tag_field="engine", tag="transformers"):
@@ -87,7 +87,7 @@ class TransformersPolicy:
             job.cancelled.set()
             raise
         return Turn(
-            message=Message(role="assistant", content=self.template.answer(output)),
+            message=self.template.message(output, conversation.tools),
             tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop="stop" if output[-1] in self.template.end_ids else "length"),
             prompt_tokens=len(prompt),
             sampled_tokens=len(output),

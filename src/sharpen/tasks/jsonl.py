@@ -7,27 +7,30 @@ from typing import Any
 
 import msgspec
 
-from sharpen.environments.single_turn import SingleTurn
+from sharpen import plugins
+from sharpen.environments.load import EnvironmentSettings, load_environment
+from sharpen.environments.single_turn import SingleTurnSettings
 from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Message, Record, Task
 from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
 from sharpen.verifiers.base import Verifier
-from sharpen.verifiers.function import FunctionVerifier, load_function
+from sharpen.verifiers.function import FunctionVerifier
 
 
 class Jsonl(Record, frozen=True, kw_only=True, tag_field="source", tag="jsonl"):
     """A data file and the function that judges its answers.
 
     ``verifier`` is ``module:function`` or ``file.py:function`` (see ``FunctionVerifier``; its code runs here), None for tasks that
-    only demonstrate; ``threshold`` and ``exact`` are that verifier's. ``splits`` counts families, drawn with ``seed``; leave it out
-    where the rows name their splits.
+    only demonstrate; ``threshold`` and ``exact`` are that verifier's; ``environment`` is where the tasks are played. ``splits`` counts
+    families, drawn with ``seed``; leave it out where the rows name their splits.
     """
 
     path: str
     verifier: str | None = None
     threshold: float | None = None
     exact: bool = False
+    environment: EnvironmentSettings = SingleTurnSettings()
     splits: Splits | None = None
     seed: int = 0
 
@@ -36,14 +39,15 @@ class Line(Record, frozen=True, kw_only=True):
     """One row: ``prompt`` or ``messages``, and what is known of it.
 
     ``key`` defaults to a digest of the row's question and reference, never to its position; ``family`` to the key. ``gold`` is a
-    whole answer that must pass; where it is missing and ``reference`` is a string, the reference is taken for one.
+    whole answer that must pass, or a list of assistant turns (see ``assistant_turns``); where it is missing and ``reference`` is a
+    string, the reference is taken for one.
     """
 
     key: str | None = None
     prompt: str | None = None
     messages: tuple[Message, ...] = ()
     reference: Any = None
-    gold: str | None = None
+    gold: Any = None
     family: str | None = None
     split: str | None = None
 
@@ -52,7 +56,7 @@ def load(settings: Jsonl) -> TaskSet:
     """The file's tasks, split. TaskError or SettingsError with file and line where a row cannot be used."""
     verifier: Verifier | None = None
     if settings.verifier is not None:
-        fn = load_function(settings.verifier)
+        fn = plugins.load(settings.verifier, "verifier")
         verifier = FunctionVerifier(fn, settings.verifier, threshold=settings.threshold, exact=settings.exact)
     path = Path(settings.path)
     try:
@@ -71,7 +75,7 @@ def load(settings: Jsonl) -> TaskSet:
     if not tasks:
         raise TaskError(f"{path} holds no tasks")
     name = f"jsonl-{path.stem}-{digest([data, settings.splits, settings.seed])[:8]}"
-    return TaskSet(name, _split(settings, path, list(tasks.values())), SingleTurn(), verifier)
+    return TaskSet(name, _split(settings, path, list(tasks.values())), load_environment(settings.environment), verifier)
 
 
 def _split(settings: Jsonl, path: Path, tasks: list[Task]) -> tuple[Task, ...]:

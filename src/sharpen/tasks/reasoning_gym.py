@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from sharpen.environments.single_turn import SingleTurn
+from sharpen.environments.load import EnvironmentSettings, load_environment
+from sharpen.environments.single_turn import SingleTurnSettings
 from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Message, Record, Task, Trajectory, Verdict
 from sharpen.store.files import digest
@@ -23,11 +24,12 @@ class ReasoningGym(Record, frozen=True, kw_only=True, tag_field="source", tag="r
     """Questions of one reasoning-gym data set.
 
     ``splits`` counts questions; ``config`` is the data set's own, without ``seed`` and ``size``; ``seed`` 0 or more; ``system`` is
-    a system message, "" for none.
+    a system message, "" for none; ``environment`` is where they are answered.
     """
 
     dataset: str
     splits: Splits
+    environment: EnvironmentSettings = SingleTurnSettings()
     config: dict[str, Any] = {}
     seed: int = 0
     system: str = ""
@@ -62,7 +64,9 @@ def load(settings: ReasoningGym) -> TaskSet:
             "ask for fewer or widen its config"
         )
     chosen = split_by_family(list(tasks.values()), sizes, settings.seed)
-    return TaskSet(f"reasoning_gym-{settings.dataset}-{digest(settings)[:8]}", chosen, SingleTurn(), ReasoningGymScorer())
+    return TaskSet(
+        f"reasoning_gym-{settings.dataset}-{digest(settings)[:8]}", chosen, load_environment(settings.environment), ReasoningGymScorer()
+    )
 
 
 class ReasoningGymScorer:

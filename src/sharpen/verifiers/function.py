@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from sharpen.errors import SettingsError, nearest
+from sharpen.errors import SettingsError
 from sharpen.records import Task, Trajectory, Verdict
 
 
@@ -60,34 +56,3 @@ class FunctionVerifier:
 def answer_of(trajectory: Trajectory) -> str:
     """The text of the last assistant message, "" where there is none."""
     return next((message.content for message in reversed(trajectory.messages) if message.role == "assistant"), "")
-
-
-def load_function(spec: str) -> Callable[..., Any]:
-    """The function that ``module:function`` or ``path/to/file.py:function`` names. Its module is imported, so its code runs.
-
-    SettingsError where the module, the file or the function is missing or does not import.
-    """
-    where, colon, name = spec.rpartition(":")
-    if not colon or not where or not name:
-        raise SettingsError(f"verifier {spec!r} is not module:function or file.py:function")
-    try:
-        module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:
-        raise SettingsError(f"verifier {spec!r} cannot be imported: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise SettingsError(f"verifier {spec!r}: {where} has no function {name!r}{nearest(name, functions)}")
-    return found  # type: ignore[no-any-return]  # callable() narrows to an object that can be called
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
-    name = f"_sharpen_verifier_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look their module up by name
-    spec.loader.exec_module(module)
-    return module

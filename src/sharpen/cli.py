@@ -1,4 +1,4 @@
-"""The command line: ``run``, ``report``, ``show``. Each verb is a thin call into the library."""
+"""The command line. Each verb is a thin call into the library."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sharpen.errors import SettingsError, SharpenError
+
+if TYPE_CHECKING:
+    from sharpen.settings import RunSettings
 
 EXIT_ERROR, EXIT_INTERRUPT = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0, or 2 with one line on stderr, or 130 when interrupted."""
-    parser = _parser()
+    parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
     try:
-        if arguments.verb == "run":
-            _run(arguments, rest)
-        elif rest:
+        if rest and not arguments.takes_settings:
             raise SettingsError(f"unknown argument {rest[0]!r}; see sharpen {arguments.verb} --help")
-        elif arguments.verb == "report":
-            _report(arguments)
-        else:
-            _show(arguments)
+        arguments.overrides = _overrides(rest)
+        arguments.do(arguments)
     except SharpenError as error:
         print(f"sharpen: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -46,31 +46,98 @@ def entry() -> None:
     os._exit(code) if code == EXIT_INTERRUPT else sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Every verb with its help; docs/cli.md is written from it."""
     parser = argparse.ArgumentParser(
         prog="sharpen",
         description="Get out of supervision all that supervision can give, measured and proved, before anyone reaches for RL.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    run = verbs.add_parser(
-        "run",
-        help="climb the ladder: measure, train, keep only what held-out tasks prove",
-        description="Climb the ladder that SETTINGS describes. Given again after a kill, it goes on where it stopped.",
-        epilog="Every setting is also a flag: --sampling.n 16, --training.method full. `sharpen run --keys` lists them with their defaults.",
-    )
+
+    def verb(
+        name: str, do: Callable[[argparse.Namespace], None], help: str, description: str, example: str, *, settings: bool
+    ) -> argparse.ArgumentParser:
+        made = verbs.add_parser(
+            name, help=help, description=description, epilog=f"Example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.set_defaults(do=do, takes_settings=settings)
+        return made
+
+    def on_files(name: str, do: Callable[[argparse.Namespace], None], help: str, description: str, example: str) -> argparse.ArgumentParser:
+        made = verb(name, do, help, f"{description}\nSettings are also flags: --sampling.n 16, --model PATH.", example, settings=True)
+        made.add_argument(
+            "settings", type=Path, metavar="SETTINGS", help="a YAML file, as for sharpen run: tasks, model, sampling and so on"
+        )
+        made.add_argument("work", type=Path, metavar="WORK", help="the folder to work in")
+        return made
+
+    init = verb(
+        "init", _init, "write a project to start from", "Write a small project that runs as it is, to be edited into your own.",
+        "sharpen init tools my-agent && cd my-agent && sharpen run run.yaml", settings=False,
+    )  # fmt: skip
+    init.add_argument("kind", metavar="KIND", help="single-turn, tools, text-game or traces")
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+
+    run = verb(
+        "run", _run, "climb the ladder: measure, train, keep only what held-out tasks prove",
+        "Climb the ladder that SETTINGS describes. Given again after a kill, it goes on where it stopped.\n"
+        "Every setting is also a flag: --sampling.n 16, --training.method full. `sharpen run --keys` lists them with their defaults.",
+        "sharpen run examples/textworld/quickstart.yaml --name mine --sampling.n 16", settings=True,
+    )  # fmt: skip
     run.add_argument("settings", type=Path, nargs="?", metavar="SETTINGS", help="a YAML file, such as examples/textworld/quickstart.yaml")
     run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders lie (default: runs)")
     run.add_argument("--fork", metavar="NEW", help="copy the run under a new name and go on with the settings given now")
     run.add_argument("--keys", action="store_true", help="list every setting with its default, and stop")
-    report = verbs.add_parser("report", help="write a run's page, report.html", description="Write one self-contained HTML page for a run.")
-    report.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
-    show = verbs.add_parser(
-        "show", help="print trajectories, trained tokens coloured", description="Print trajectories of a run, what is trained on coloured."
+
+    sample = on_files(
+        "sample", _sample, "make tries of a model at tasks", "Make sampling.n tries of every task of a split. Those in WORK already are not made again.",
+        "sharpen sample run.yaml work/tries --split train --sampling.n 8",
+    )  # fmt: skip
+    sample.add_argument("--split", default="train", metavar="NAME", help="demo, train, dev or test (default: train)")
+    on_files(
+        "verify",
+        _verify,
+        "judge tries",
+        "Judge every try in WORK with the tasks' verifier: pass, fail or error.",
+        "sharpen verify run.yaml work/tries",
     )
-    show.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
+    on_files(
+        "select", _select, "choose which tries train", "Keep what passed, without duplicates, up to the cap; count the rest by reason in selection.json.",
+        "sharpen select run.yaml work/tries --selection.cap 4",
+    )  # fmt: skip
+    train = on_files(
+        "train",
+        _train,
+        "train on what was selected",
+        "Train the model on what WORK/selection.json keeps.",
+        "sharpen train run.yaml work/tries --out work/model",
+    )
+    train.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the new model's folder")
+    evaluate = on_files(
+        "eval", _eval, "measure a model on a split", "Print pass@k with 95 % intervals over families; the tries stay in WORK.",
+        "sharpen eval run.yaml work/after --split dev --model work/model",
+    )  # fmt: skip
+    evaluate.add_argument("--split", default="dev", metavar="NAME", help="demo, train, dev or test (default: dev)")
+
+    report = verb(
+        "report",
+        _report,
+        "write a run's page, report.html",
+        "Write one self-contained HTML page for a run.",
+        "sharpen report runs/quickstart",
+        settings=False,
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
+    show = verb(
+        "show", _show, "print trajectories, trained tokens coloured", "Print trajectories of a run or a work folder, what is trained on coloured.",
+        "sharpen show runs/quickstart --rung rejection --failed --limit 3", settings=False,
+    )  # fmt: skip
+    show.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart, or a work folder")
     show.add_argument("--rung", metavar="NAME", help="only this rung, for example 002-sft (a part of its name is enough)")
     show.add_argument("--task", metavar="KEY", help="only tasks whose key holds this")
-    show.add_argument("--limit", type=int, default=5, metavar="N", help="how many to print (default: 5)")
+    show.add_argument("--failed", action="store_true", help="only what did not pass")
+    show.add_argument("--why-kept", action="store_true", help="one line each: task, try, verdict, and why it trains or does not")
+    show.add_argument("--limit", type=int, metavar="N", help="how many to print (default: 5, with --why-kept all)")
     return parser
 
 
@@ -91,10 +158,25 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
-    from sharpen.settings import known_keys, load_settings
+def _settings(arguments: argparse.Namespace) -> RunSettings:
+    from sharpen.settings import load_settings
 
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    return load_settings(arguments.settings, arguments.overrides)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from sharpen.projects import write
+
+    for path in write(arguments.kind, arguments.folder):
+        print(path)
+    print(f"now: cd {arguments.folder} && sharpen run run.yaml")
+
+
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.keys:
+        from sharpen.settings import known_keys
+
         width = max(map(len, known_keys()))
         for key, default in known_keys().items():
             print(f"--{key:<{width}}  {default}")
@@ -103,8 +185,54 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         raise SettingsError("name a settings file, for example: sharpen run examples/textworld/quickstart.yaml")
     from sharpen.run import climb
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    climb(load_settings(arguments.settings, _overrides(rest)), arguments.runs, arguments.fork)
+    climb(_settings(arguments), arguments.runs, arguments.fork)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from sharpen import verbs
+    from sharpen.report.live import Live
+
+    with Live() as live:
+        pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, listen=live)
+    print(f"{len(pool.wanted)} tries of {len(pool.tasks)} tasks, {pool.sampled_tokens} tokens sampled: {arguments.work}")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from sharpen import verbs
+    from sharpen.report.live import Live
+
+    with Live() as live:
+        counts = verbs.verify(_settings(arguments), arguments.work, listen=live)
+    print(f"{counts['pass']} pass, {counts['fail']} fail, {counts['error']} error: {arguments.work}")
+
+
+def _select(arguments: argparse.Namespace) -> None:
+    from sharpen import verbs
+
+    selection = verbs.select_(_settings(arguments), arguments.work)
+    for reason, count in sorted(selection.counts.items(), key=lambda item: -item[1]):
+        print(f"{count:>7}  {reason}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from sharpen import verbs
+    from sharpen.report.live import Live
+
+    with Live() as live:
+        model, report = verbs.train(_settings(arguments), arguments.work, arguments.out, listen=live)
+    print(f"{report.steps} steps over {report.trained_tokens} trained tokens of {report.tokens}, in {report.precision}: {model.path}")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from sharpen import verbs
+    from sharpen.report.live import Live
+
+    with Live() as live:
+        evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, listen=live)
+    for k, at in evaluation.pass_at.items():
+        print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
+    if evaluation.errors:
+        print(f"{evaluation.errors} tries ended in an error and count neither way")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -114,14 +242,19 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    if arguments.limit < 1:
+    limit = arguments.limit if arguments.limit is not None else sys.maxsize if arguments.why_kept else 5
+    if limit < 1:
         raise SettingsError(f"--limit is {arguments.limit}, but must be at least 1")
     from rich.console import Console
 
+    from sharpen.report.page import SampleView
     from sharpen.report.read import read_samples
-    from sharpen.report.terminal import trajectory_text
+    from sharpen.report.terminal import trajectory_text, why_line
 
-    samples = read_samples(arguments.run, rung=arguments.rung, task=arguments.task, limit=arguments.limit)
+    def wanted(sample: SampleView) -> bool:
+        failed = sample.verdict is not None and not sample.verdict
+        return (failed or not arguments.failed) and (arguments.task is None or arguments.task in sample.trajectory.key.task)
+
     console = Console()
-    for sample in samples:
-        console.print(trajectory_text(sample))
+    for sample in read_samples(arguments.run, rung=arguments.rung, wanted=wanted, limit=limit):
+        console.print(why_line(sample) if arguments.why_kept else trajectory_text(sample), soft_wrap=arguments.why_kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,13 +60,16 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
     )
 
 
-def read_samples(folder: Path, *, rung: str | None = None, task: str | None = None, limit: int = 5) -> list[SampleView]:
-    """Trajectories of a run, those that train first. RunError where nothing matches."""
-    read_run(folder, samples=0)
-    found: list[SampleView] = []
-    for path in sorted((folder / "rungs").glob("*")):
-        if rung is None or rung in path.name:
-            found += [view for view in _samples(path, folder) if task is None or task in view.trajectory.key.task]
+def read_samples(
+    folder: Path, *, rung: str | None = None, wanted: Callable[[SampleView], bool] = lambda view: True, limit: int = 5
+) -> list[SampleView]:
+    """Trajectories of a run, or of a folder that a verb or an import left. Of a run those that train come first. RunError where nothing matches."""
+    if (folder / "trajectories").is_dir():
+        found = [view for view in _work(folder) if wanted(view)]
+    else:
+        read_run(folder, samples=0)
+        rungs = (path for path in sorted((folder / "rungs").glob("*")) if rung is None or rung in path.name)
+        found = [view for path in rungs for view in _samples(path, folder) if wanted(view)]
     if not found:
         raise RunError(
             f"no trajectory in {folder} matches; rungs: {', '.join(sorted(p.name for p in (folder / 'rungs').glob('*'))) or 'none'}"
@@ -115,6 +118,17 @@ def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
                 why=_why(key, kept, reasons, control=path.name.endswith(CONTROL)),
                 pieces=pieces(row, template) if row is not None and template is not None else (),
             )
+
+
+def _work(folder: Path) -> Iterator[SampleView]:
+    """A folder of trajectories by itself."""
+    selection = _read(folder / "selection.json", Selection)
+    reasons = {item.key: item.reason for item in selection.left_out} if selection else {}
+    kept = set(selection.kept) if selection else set()
+    verdicts = Segments(folder / "verdicts", Verdict).records
+    for key, trajectory in Segments(folder / "trajectories", Trajectory).records.items():
+        why = _why(key, kept, reasons, control=False) if selection else "nothing has been selected here yet"
+        yield SampleView(trajectory=trajectory, verdict=verdicts.get(key), why=why, pieces=())
 
 
 def _why(key: SampleKey, kept: set[SampleKey], reasons: dict[SampleKey, str], *, control: bool) -> str:

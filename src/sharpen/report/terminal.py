@@ -76,6 +76,16 @@ def trajectory_text(sample: SampleView) -> RenderableType:
     return Group(*parts)
 
 
+def why_line(sample: SampleView) -> Text:
+    """A try in one line: its task and number, the verdict, and why it trains or does not."""
+    verdict = sample.verdict.outcome if sample.verdict is not None else "not judged"
+    return Text.assemble(
+        f"{_clean(sample.trajectory.key.task)} try {sample.trajectory.key.index}  ",
+        (verdict, _VERDICT_STYLE.get(verdict, "")),
+        f"  {_clean(sample.why)}",
+    )
+
+
 def _clean(text: str) -> str:
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
 

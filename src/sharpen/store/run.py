@@ -78,6 +78,15 @@ class Run:
             raise
         return run
 
+    @classmethod
+    def hold(cls, folder: Path) -> Run:
+        """Lock a folder that is no run, only to work in it. RunError where another process holds it."""
+        run = cls(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        run._take_lock()
+        return run
+
     def settings(self) -> str | None:
         path = self.folder / SETTINGS
         return path.read_text() if path.exists() else None
@@ -90,7 +99,7 @@ class Run:
         except BlockingIOError:
             holder = os.read(handle, 32).decode().strip() or "another process"
             os.close(handle)
-            raise RunError(f"{self.folder} is in use by process {holder}; wait for it, or choose another --name") from None
+            raise RunError(f"{self.folder} is in use by process {holder}; wait for it, or choose another folder") from None
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())
         self._lock = handle

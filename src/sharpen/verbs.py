@@ -1,0 +1,187 @@
+"""The steps of a ladder one by one, each on files: ``sample``, ``verify``, ``select``, ``train``, ``eval``.
+
+A work folder holds what a stage of a run holds, under the same names: ``trajectories/``, ``verdicts/``, ``selection.json``,
+``training_set/rows.jsonl``. So each verb works on a folder that another verb, an import or a run left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from sharpen import loop
+from sharpen.agents.base import PolicyAgent
+from sharpen.chat.load import load_template
+from sharpen.errors import Refused, RunError, TaskError, nearest
+from sharpen.evaluation import EvaluationSettings, evaluate
+from sharpen.models import load_model
+from sharpen.policies.choose import open_policy
+from sharpen.records import Evaluation, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, fill, silent
+from sharpen.selection import build_rows, select
+from sharpen.settings import RunSettings
+from sharpen.store.files import write_atomic, write_json
+from sharpen.store.run import Run
+from sharpen.store.segments import Segments, order
+from sharpen.tasks.base import TaskSet
+from sharpen.tasks.load import load_tasks
+from sharpen.training.load import trainer_for
+from sharpen.verifiers.run import judge
+
+
+def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent) -> Pool:
+    """``settings.sampling.n`` tries of every task of ``split``, in ``work/trajectories``. Tries that lie there already are not made again."""
+    return _tries(settings, work, split, settings.sampling, listen, judged=False)
+
+
+def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> dict[str, int]:
+    """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before. Returns how many pass, fail and err.
+
+    TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier.
+    """
+    tasks = load_tasks(settings.tasks)
+    if tasks.verifier is None:
+        raise Refused(f"task set {tasks.name!r} has no verifier; give the tasks one")
+    known = {task.key: task for task in tasks.tasks}
+    with _held(work):
+        trajectories = _trajectories(work)
+        verdicts = Segments(work / "verdicts", Verdict)
+        counts = dict.fromkeys(("pass", "fail", "error"), 0)
+        for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
+            if key.task not in known:
+                raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
+            verdict = judge(known[key.task], trajectory, tasks.verifier, settings.sampling.verifier_timeout_s)
+            verdicts.append(verdict)
+            counts[verdict.outcome] += 1
+            listen(
+                Progress(
+                    what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]
+                )
+            )
+        verdicts.seal(trajectories.records)
+    return counts
+
+
+def select_(settings: RunSettings, work: Path) -> Selection:
+    """Choose what trains from the judged tries in ``work``, and write ``selection.json``, with the reason for every try left out."""
+    with _held(work):
+        chosen = select(_pool(work), settings.selection, settings.seed)
+        write_json(work / "selection.json", chosen)
+    return chosen
+
+
+def train(settings: RunSettings, work: Path, out: Path, *, listen: Listener = silent) -> tuple[Model, TrainingReport]:
+    """Train the settings' model on what ``work/selection.json`` keeps, into the new folder ``out``. Refused where nothing is left to train on."""
+    if out.exists():
+        raise RunError(f"{out} exists already; choose another folder with --out")
+    with _held(work):
+        trajectories = _trajectories(work).records
+        selection = _selection(work)
+        model = load_model(settings.model, settings.template)
+        chosen = [(_source(trajectories[key]), trajectories[key]) for key in selection.kept if key in trajectories]
+        rows, proved = build_rows(selection, chosen, load_template(model), settings.training.max_length)
+        write_json(work / "selection.json", proved)
+        if not rows:
+            raise Refused(
+                f"nothing in {work} to train on: {', '.join(f'{n} {reason}' for reason, n in proved.counts.items()) or 'no trajectory'}"
+            )
+        write_atomic(work / "training_set" / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        training = replace(settings.training, seed=settings.training.seed + settings.seed, start="base")
+        return trainer_for(model)(
+            rows, model, training, out,
+            on_progress=lambda at: listen(Progress(what="train", done=at.step, total=at.steps, rate=at.tokens_per_second, note=f"loss {at.loss:.3f}")),
+        )  # fmt: skip
+
+
+def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent) -> Evaluation:
+    """pass@k of the settings' model on ``split``, with intervals over families; tries, verdicts and ``evaluation.json`` lie in ``work``."""
+    tasks = load_tasks(settings.tasks)
+    pool = _tries(settings, work, split, settings.evaluation, listen, judged=True, tasks=tasks)
+    evaluation = evaluate(pool, tasks.split(split).tasks, settings.model, split, settings.evaluation, settings.seed)
+    write_json(work / "evaluation.json", evaluation)
+    return evaluation
+
+
+def _tries(
+    settings: RunSettings,
+    work: Path,
+    split: str,
+    how: SamplingSettings | EvaluationSettings,
+    listen: Listener,
+    *,
+    judged: bool,
+    tasks: TaskSet | None = None,
+) -> Pool:
+    tasks = tasks or load_tasks(settings.tasks)
+    chosen: tuple[Task, ...] = tasks.split(split).tasks
+    if not chosen:
+        raise TaskError(f"task set {tasks.name!r} has no tasks in the split {split!r}; give tasks.splits.{split} some families")
+    if judged and tasks.verifier is None:
+        raise Refused(f"task set {tasks.name!r} has no verifier: nothing can be measured; give the tasks one")
+    with _held(work):
+        trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
+        model = load_model(settings.model, settings.template)
+        policy, _ = open_policy(model, settings.engine)
+        try:
+            agent = PolicyAgent(model.name, policy, model.fingerprint, tasks.environment, how.turn(settings.seed))
+            pool = loop.run(
+                fill(
+                    agent, chosen, range(how.n), tasks.verifier if judged else None, trajectories, verdicts, concurrency=settings.sampling.concurrency,
+                    verifier_timeout_s=settings.sampling.verifier_timeout_s, episode_timeout_s=settings.sampling.episode_timeout_s,
+                    what=work.name, listen=listen,
+                )
+            )  # fmt: skip
+        finally:
+            loop.run(policy.close())
+            trajectories.close()
+            verdicts.close()
+        trajectories.seal(trajectories.records)
+        if judged:
+            verdicts.seal(verdicts.records)
+    return pool
+
+
+@contextmanager
+def _held(work: Path) -> Iterator[None]:
+    """Hold the folder: a second process is refused."""
+    run = Run.hold(work)
+    try:
+        yield
+    finally:
+        run.close()
+
+
+def _trajectories(work: Path) -> Segments[Trajectory]:
+    found = Segments(work / "trajectories", Trajectory)
+    if not found.records:
+        raise RunError(f"{work} holds no trajectories; make some with sharpen sample, or bring some with sharpen import")
+    return found
+
+
+def _pool(work: Path) -> Pool:
+    """Everything in the folder as one pool. RunError where something has not been judged."""
+    trajectories = _trajectories(work).records
+    verdicts = Segments(work / "verdicts", Verdict).records
+    if missing := [key for key in trajectories if key not in verdicts]:
+        raise RunError(f"{len(missing)} of {len(trajectories)} trajectories in {work} are not judged; run sharpen verify first")
+    keys = tuple(sorted(trajectories, key=order))
+    return Pool({key.task: Task(key=key.task, family=key.task) for key in keys}, keys, trajectories, verdicts)
+
+
+def _source(trajectory: Trajectory) -> str:
+    """Text that nobody here sampled is a demonstration."""
+    return "sampled" if trajectory.turns else "demonstration"
+
+
+def _selection(work: Path) -> Selection:
+    path = work / "selection.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Selection)
+    except FileNotFoundError:
+        raise RunError(f"{work} has no selection.json; run sharpen select first") from None
+    except msgspec.MsgspecError as error:
+        raise RunError(f"{path} cannot be read ({error}); run sharpen select again") from error

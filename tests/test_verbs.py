@@ -1,0 +1,97 @@
+"""The steps one by one, on files: what each leaves for the next, what each says, and the projects they start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sharpen import projects
+from sharpen.cli import main, make_parser
+from sharpen.errors import SettingsError
+from sharpen.settings import load_settings
+from sharpen.store.run import Run
+from sharpen.tasks.load import load_tasks
+
+
+def test_sample_verify_select_train_eval_and_show(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work, model = tmp_path / "tries", tmp_path / "model"
+    assert main(["sample", str(scripted), str(work), "--sampling.n", "4"]) == 0
+    assert "tries of" in capsys.readouterr().out
+    before = (sorted((work / "trajectories").iterdir()), sorted(p.read_bytes() for p in (work / "trajectories").iterdir()))
+    assert main(["sample", str(scripted), str(work), "--sampling.n", "4"]) == 0  # nothing is made again
+    assert before == (sorted((work / "trajectories").iterdir()), sorted(p.read_bytes() for p in (work / "trajectories").iterdir()))
+    assert main(["verify", str(scripted), str(work)]) == 0
+    assert main(["select", str(scripted), str(work)]) == 0
+    assert "kept" in capsys.readouterr().out
+    assert main(["train", str(scripted), str(work), "--out", str(model)]) == 0
+    assert (model / "scripted.json").exists()
+    base, after = tmp_path / "base", tmp_path / "after"
+    assert main(["eval", str(scripted), str(base)]) == 0
+    assert main(["eval", str(scripted), str(after), "--model", str(model)]) == 0
+    rates = [json.loads((folder / "evaluation.json").read_bytes())["pass_at"]["1"]["value"] for folder in (base, after)]
+    assert rates[1] > rates[0]
+    assert "pass@1 on dev" in capsys.readouterr().out
+    assert main(["show", str(work), "--why-kept"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    selection = json.loads((work / "selection.json").read_bytes())
+    assert len(lines) == len(selection["kept"]) + len(selection["left_out"])  # every row answers why, every absent one why not
+    assert all(("kept: " in line) != ("left out: " in line) for line in lines)
+    assert main(["show", str(work), "--failed", "--why-kept"]) == 0
+    assert all(" fail  left out: " in line for line in capsys.readouterr().out.strip().splitlines())
+
+
+def test_a_step_too_early_says_what_comes_before(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = str(tmp_path / "w")
+    for words, why in {
+        ("verify", str(scripted), work): "holds no trajectories; make some with sharpen sample",
+        ("select", str(scripted), work): "holds no trajectories",
+        ("train", str(scripted), work, "--out", str(tmp_path / "m")): "holds no trajectories",
+        ("sample", str(scripted), work, "--split", "tset"): "no split 'tset'",
+        ("show", work): "there is no run in",
+    }.items():
+        assert main(list(words)) == 2
+        error = capsys.readouterr().err
+        assert why in error and error.count("\n") == 1, words
+    assert main(["sample", str(scripted), work]) == 0
+    capsys.readouterr()
+    assert main(["select", str(scripted), work]) == 2
+    assert "are not judged; run sharpen verify first" in capsys.readouterr().err
+    assert main(["train", str(scripted), work, "--out", str(tmp_path / "m")]) == 2
+    assert "run sharpen select first" in capsys.readouterr().err
+    assert main(["verify", str(scripted), work, "--tasks.seed", "99"]) == 2
+    assert "which the settings' tasks lack" in capsys.readouterr().err
+    held = Run.hold(Path(work))
+    try:
+        assert main(["verify", str(scripted), work]) == 2
+        assert "is in use by process" in capsys.readouterr().err
+    finally:
+        held.close()
+    assert main(["train", str(scripted), work, "--out", work]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", projects.KINDS)
+def test_a_project_is_short_and_its_settings_and_tasks_hold(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = projects.write(kind, tmp_path / "mine")
+    assert sum(len(path.read_text().splitlines()) for path in files) < 60
+    monkeypatch.chdir(tmp_path / "mine")
+    tasks = load_tasks(load_settings(Path("run.yaml"), {}).tasks)
+    assert all(tasks.split(split).tasks for split in ("demo", "train", "dev", "test"))
+    assert tasks.environment.expert(tasks.split("demo").tasks[0])
+
+
+def test_init_refuses_what_is_there_and_names_what_is_near(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "tool", str(tmp_path / "a")]) == 2
+    assert "did you mean 'tools'" in capsys.readouterr().err
+    assert main(["init", "tools", str(tmp_path / "a")]) == 0
+    assert "sharpen run run.yaml" in capsys.readouterr().out
+    with pytest.raises(SettingsError, match="is not empty"):
+        projects.write("tools", tmp_path / "a")
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    for name, verb in make_parser()._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr, attr-defined]
+        page = verb.format_help()
+        assert f"Example: sharpen {name} " in page and len(verb.description or "") > 30, name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from sharpen.advisor import METHODS, advise, after_sampling, judge_gain
+from sharpen.advisor import METHODS, advise, after_sampling, judge_forgetting, judge_gain
 from sharpen.records import Gain, Interval, Measurements
 
 READY = Measurements(demonstrations=10, demonstrations_passing=10, verifier="v", verifier_exact=True, gold_passes=True, noop_fails=True)
@@ -64,3 +64,15 @@ def test_three_outcomes_and_a_loss(low: float, high: float, outcome: str) -> Non
     decision = judge_gain(Gain(base="a", other="b", printed=interval, deciding=interval, smallest_visible=0.1), 0.03)
     assert decision.outcome == outcome
     assert decision.gain is not None
+
+
+@pytest.mark.parametrize(("high", "drop", "outcome"), [(-0.06, 0.0, "worse"), (-0.06, 0.1, "keep"), (0.02, 0.0, "keep")])
+def test_a_rung_that_surely_forgets_is_rolled_back(high: float, drop: float, outcome: str) -> None:
+    def gain(low: float, high: float) -> Gain:
+        interval = Interval(value=(low + high) / 2, low=low, high=high, n=60)
+        return Gain(base="rungs/000-base", other="rungs/002-sft", printed=interval, deciding=interval, smallest_visible=0.1)
+
+    kept = judge_gain(gain(0.1, 0.2), 0.03)
+    decision = judge_forgetting(kept, gain(-0.2, high), drop)
+    assert decision.outcome == outcome and decision.gain == kept.gain
+    assert "off-task panel" in decision.reasons[-1] and "since 000-base" in decision.reasons[-1]

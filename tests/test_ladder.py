@@ -52,6 +52,16 @@ def test_the_ladder_keeps_what_is_better_and_shows_what_the_verifier_was_worth(s
     assert "003-rejection-sampling-control" in page
 
 
+def test_every_rung_is_also_looked_at_off_task(scripted: Path, tmp_path: Path) -> None:
+    panel = "{source: reasoning_gym, dataset: products, splits: {dev: 30}}"
+    climb(load_settings(scripted, {"ladder.rungs": "[sft]", "ladder.panel": panel}), tmp_path / "runs")
+    base, sft = read_run(tmp_path / "runs" / "ladder").rungs
+    assert base.panel is not None and sft.panel is not None and base.panel.pass_at[1].n == sft.panel.pass_at[1].n == 30
+    assert sft.decision is not None and "off-task panel" in sft.decision.reasons[-1]
+    assert {task.task for task in sft.panel.tasks}.isdisjoint(task.task for task in sft.dev.tasks)  # type: ignore[union-attr]
+    assert "off-task" in (tmp_path / "runs" / "ladder" / "report.html").read_text()
+
+
 def test_every_try_is_kept_or_counted(scripted: Path, tmp_path: Path) -> None:
     climb(load_settings(scripted, {}), tmp_path / "runs")
     selection = json.loads((tmp_path / "runs/ladder/rungs/003-rejection-sampling/selection.json").read_text())

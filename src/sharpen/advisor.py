@@ -53,6 +53,16 @@ def judge_gain(gain: Gain, delta: float) -> Decision:
     return Decision(outcome=outcome, action=action, reasons=(reason,), gain=gain)
 
 
+def judge_forgetting(decision: Decision, aside: Gain, drop: float) -> Decision:
+    """``decision``, or ``worse`` where the off-task panel surely fell by more than ``drop`` since the bare model (``aside`` is that difference)."""
+    d = aside.deciding
+    line = f"off-task panel {d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families since {aside.base.removeprefix('rungs/')}"
+    if d.high < -drop:
+        reasons = (*decision.reasons, f"{line}: it has forgotten what it could do")
+        return Decision(outcome="worse", action="roll it back: it forgets", reasons=reasons, gain=decision.gain)
+    return Decision(outcome=decision.outcome, action=decision.action, reasons=(*decision.reasons, line), gain=decision.gain)
+
+
 def _without_demonstrations(seen: Measurements) -> str | None:
     if seen.demonstrations == 0:
         return "there are no demonstrations; give the demo split tasks whose solutions are known"

@@ -18,13 +18,16 @@ from sharpen.records import Decision, Evaluation, Measurements, Record
 from sharpen.sampling import Pool
 from sharpen.stats import paired_gain, shared_level
 from sharpen.store.files import write_json
+from sharpen.tasks.base import TaskSet
+from sharpen.tasks.load import TaskSource, load_tasks
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):
     """``rungs`` in order; the bare model is always first. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling.
 
     ``delta`` is the smallest gain of interest in pass@1, ``alpha`` the chance of keeping something no better, shared among all tries of the
-    ladder and all looks at each.
+    ladder and all looks at each. ``panel`` are tasks outside the run's own, all of whose splits every rung is also evaluated on: a rung that is
+    surely worse there than the bare model, by more than ``panel_drop``, has forgotten too much and is rolled back.
     """
 
     rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling")
@@ -32,6 +35,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     control: bool = True
     delta: float = 0.03
     alpha: float = 0.05
+    panel: TaskSource | None = None
+    panel_drop: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -40,6 +45,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(f"alpha is {self.alpha}, but must be between 0 and 1")
         if self.delta < 0:
             raise SettingsError(f"delta is {self.delta}, but must be 0 or more")
+        if not 0 <= self.panel_drop < 1:
+            raise SettingsError(f"panel_drop is {self.panel_drop}, but must be 0 or more and under 1")
 
     @property
     def tries(self) -> int:
@@ -57,6 +64,7 @@ class Rung:
     decision: Decision
     dev: Evaluation | None = None
     test: Evaluation | None = None
+    panel: Evaluation | None = None
     attempt: Attempt | None = None
     control: bool = False
 
@@ -70,6 +78,7 @@ class Ladder:
     rungs: list[Rung] = field(default_factory=list)
     survivors: tuple[Sourced, ...] = ()
     seen: Measurements = field(default_factory=Measurements)
+    panel: TaskSet | None = None
 
     @property
     def standing(self) -> Rung:
@@ -81,6 +90,7 @@ class Ladder:
     def climb(self) -> Rung:
         """All rungs, then the test split once, for the base and for what ships. Returns the rung that ships."""
         self.seen = self.look()
+        self.panel = load_tasks(self.settings.panel) if self.settings.panel is not None else None
         self._baseline()
         for method in self.settings.rungs:
             rounds = self.settings.rounds if method == "expert-iteration" else 1
@@ -111,7 +121,8 @@ class Ladder:
         agent = Prompted(bench.base)
         dev = bench.evaluate(name, agent, "dev")
         decision = Decision(outcome="baseline", action="start from it", reasons=("the bare model, as it came",))
-        self._add(Rung(name, "base", agent, decision, dev))
+        panel = bench.look_aside(name, agent, self.panel) if self.panel is not None else None
+        self._add(Rung(name, "base", agent, decision, dev, panel=panel))
 
     def _try(self, method: advisor.Method) -> Rung:
         """One rung by ``method`` from what stands: advise, do it, evaluate it on dev, decide."""
@@ -170,6 +181,14 @@ class Ladder:
             rung.dev, rung.decision = dev, advisor.judge_gain(gain, self.settings.delta)
             if rung.decision.outcome != "undecided":
                 break
+        if self.panel is not None:
+            rung.panel = self.bench.look_aside(rung.name, agent, self.panel)
+            aside = self.rungs[0].panel
+            assert aside is not None
+            forgotten = replace(
+                paired_gain(aside.tasks, rung.panel.tasks, level, self.bench.seed), base=self.rungs[0].name, other=rung.name
+            )
+            rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
         return rung
 
     def _control(self, real: Rung, attempt: Attempt) -> None:

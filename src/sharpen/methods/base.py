@@ -98,12 +98,7 @@ class Bench(AbstractContextManager["Bench"]):
     @property
     def verifier(self) -> Verifier:
         """The task set's verifier. Refused where it has none: nothing could be measured, so nothing could be kept."""
-        if self.tasks.verifier is None:
-            raise Refused(
-                f"task set {self.tasks.name!r} has no verifier: success cannot be told from failure, so nothing can be measured or kept, "
-                "and training on unfiltered tries is SFT on average behaviour; give the tasks a verifier"
-            )
-        return self.tasks.verifier
+        return required(self.tasks)
 
     def close(self) -> None:
         """Give the policy's memory back."""
@@ -130,17 +125,22 @@ class Bench(AbstractContextManager["Bench"]):
         tasks: Sequence[Task],
         settings: SamplingSettings | EvaluationSettings,
         indices: range | None = None,
+        of: TaskSet | None = None,
     ) -> Pool:
-        """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again."""
+        """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again.
+
+        ``of`` is the set that the tasks belong to, where it is not the run's own.
+        """
+        of = of or self.tasks
+        verifier = required(of)
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
-        inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": self.tasks.environment.name}
-        stage = self.run.stage(name, inputs, [turn, indices.start, indices.stop, self.verifier.name])
+        inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": of.environment.name}
+        stage = self.run.stage(name, inputs, [turn, indices.start, indices.stop, verifier.name])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
-        environment = self.tasks.environment
         policy = _Lazy(agent.name, lambda: self._open(agent.model))
-        player = PolicyAgent(agent.name, policy, agent.model.fingerprint, environment, turn, agent.shots)
+        player = PolicyAgent(agent.name, policy, agent.model.fingerprint, of.environment, turn, agent.shots)
         if stage.done():
             wanted = tuple(player.key(task, index) for index in indices for task in tasks)
             return Pool({task.key: task for task in tasks}, wanted, trajectories.records, verdicts.records)
@@ -154,7 +154,7 @@ class Bench(AbstractContextManager["Bench"]):
                     player,
                     tasks,
                     indices,
-                    self.verifier,
+                    verifier,
                     trajectories,
                     verdicts,
                     concurrency=self.sampling.concurrency,
@@ -186,6 +186,13 @@ class Bench(AbstractContextManager["Bench"]):
             made = look
         evaluation = evaluate(pool, tasks, agent.name, split, self.evaluation, self.seed)
         write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
+        return evaluation
+
+    def look_aside(self, name: str, agent: Prompted, panel: TaskSet) -> Evaluation:
+        """pass@1 of ``agent`` on all tasks of a panel that has nothing to do with the run's, so that forgetting is seen."""
+        pool = self.sample(f"{name}/panel", agent, panel.tasks, self.evaluation, of=panel)
+        evaluation = evaluate(pool, panel.tasks, agent.name, "panel", self.evaluation, self.seed)
+        write_json(self.run.folder / name / "evaluation-panel.json", evaluation)
         return evaluation
 
     # ------------------------------------------------------------ demonstrations
@@ -251,6 +258,16 @@ class Bench(AbstractContextManager["Bench"]):
         outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
         stage.commit(outputs, trained_tokens=report.trained_tokens, inside_s=report.seconds)
         return model, report
+
+
+def required(tasks: TaskSet) -> Verifier:
+    """The verifier of a task set. Refused where it has none."""
+    if tasks.verifier is None:
+        raise Refused(
+            f"task set {tasks.name!r} has no verifier: success cannot be told from failure, so nothing can be measured or kept, "
+            "and training on unfiltered tries is SFT on average behaviour; give the tasks a verifier"
+        )
+    return tasks.verifier
 
 
 class _Lazy:

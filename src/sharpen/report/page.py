@@ -28,6 +28,7 @@ class RungView(Record, frozen=True, kw_only=True):
     method: str
     dev: Evaluation | None
     test: Evaluation | None = None
+    panel: Evaluation | None = None
     gain: Gain | None = None
     decision: Decision | None = None
     selection: Selection | None = None
@@ -77,6 +78,7 @@ def render(view: RunView) -> str:
         many=many_tries(view.rungs),
         shipped=next((rung for rung in view.rungs if rung.shipped), None),
         has_test=any(rung.test for rung in view.rungs),
+        has_panel=any(rung.panel for rung in view.rungs),
         times=[(what, seconds / 60, 100 * seconds / max(view.seconds_total, known)) for what, seconds in times if seconds],
     )
 

@@ -88,6 +88,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         method=path.name.split("-", 1)[-1].replace("-", " "),
         dev=_read(path / "evaluation.json", Evaluation),
         test=_read(path / "evaluation-test.json", Evaluation),
+        panel=_read(path / "evaluation-panel.json", Evaluation),
         gain=decision.gain if decision else None,
         decision=decision,
         selection=_read(path / "selection.json", Selection),

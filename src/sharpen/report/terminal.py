@@ -30,6 +30,9 @@ def ladder_table(view: RunView) -> Table:
     for split in splits:
         table.add_column(f"pass@1\n{split} 95 %", justify="right", no_wrap=True)
         table.add_column(f"{many}\n{split} 95 %", justify="right", no_wrap=True)
+    has_panel = any(rung.panel for rung in view.rungs)
+    if has_panel:
+        table.add_column("off-task\n95 %", justify="right", no_wrap=True)
     table.add_column("gain over\nbefore 95 %", justify="right", no_wrap=True)
     table.add_column("outcome", min_width=9)
     for header in ("tokens\nsampled", "tokens\ntrained", "min"):
@@ -42,6 +45,8 @@ def ladder_table(view: RunView) -> Table:
             cells.append(_rate(evaluation.pass_at.get(1) if evaluation else None))
             text = _rate(evaluation.pass_at.get(k) if evaluation and k > 1 else None)
             cells.append(text if many != "pass@k" or text.plain == "-" else Text(f"k {k}: ") + text)
+        if has_panel:
+            cells.append(_rate(rung.panel.pass_at.get(1) if rung.panel else None))
         cells.append(_gain(rung.gain.printed if rung.gain else None))
         cells.append(_plain(outcome(rung) + (", shipped" if rung.shipped else "")))
         cells += [Text(count(rung.sampled_tokens)), Text(count(rung.trained_tokens)), Text(minutes(rung.minutes))]

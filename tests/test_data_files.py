@@ -302,7 +302,7 @@ def test_a_leak_among_templated_questions_is_found(tmp_path: Path) -> None:
     template = "Read the text below with care and answer in one sentence, in your own words, without quoting from it at all: "
     bodies = [" ".join(f"n{n}w{k}" for k in range(50)) for n in range(60)]
     rows = asked(*((("train", "dev")[n % 2], template + body) for n, body in enumerate(bodies)), ("dev", template + bodies[0] + " indeed"))
-    assert len(near_duplicates([task for task in load_tasks(change(jsonl(tmp_path, rows[:-1]))).tasks])) == 0
+    assert len(near_duplicates(load_tasks(change(jsonl(tmp_path, rows[:-1]))).tasks)) == 0
     with pytest.raises(TaskError, match=r"1 judging questions.*'k0' \(train\) and 'k60' \(dev\)"):
         load_tasks(jsonl(tmp_path, rows))
 

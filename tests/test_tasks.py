@@ -267,5 +267,5 @@ def test_sources_survive_json_and_load(source: TaskSource) -> None:
 
 
 def test_importing_sources_imports_no_generator() -> None:
-    code = "import sys, sharpen.tasks.load; assert not {'textworld', 'reasoning_gym', 'numpy', 'torch'} & set(sys.modules)"
+    code = "import sys, sharpen.tasks.load; assert not {'textworld', 'reasoning_gym', 'minigrid', 'datasets', 'pyarrow', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

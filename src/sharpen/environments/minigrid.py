@@ -41,7 +41,7 @@ def describe(observation: Any) -> str:
     states = {index: name for name, index in STATE_TO_IDX.items()}
 
     def name(cell: Any) -> str:
-        kind = IDX_TO_OBJECT[int(cell[0])]
+        kind = str(IDX_TO_OBJECT[int(cell[0])])
         if kind == "wall":
             return kind
         return f"{IDX_TO_COLOR[int(cell[1])]} {kind}" + (f" ({states[int(cell[2])]})" if kind == "door" else "")

@@ -93,7 +93,8 @@ def _expert(level: str, seed: int, longest: int) -> tuple[str, list[str]]:
 
     observation, _ = env.reset(seed=seed)
     told = opening(observation)
-    action, way = None, []
+    action: Any = None
+    way: list[str] = []
     try:
         bot = BabyAIBot(env)
         while len(way) < longest:

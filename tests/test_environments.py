@@ -177,7 +177,7 @@ async def test_a_raising_game_is_a_fault(games: TaskSet, monkeypatch: pytest.Mon
     with pytest.raises(EnvironmentFault, match="RuntimeError: no such game"):
         await TextGame(broken).start(question())
     episode, _ = await games.environment.start(games.tasks[0])
-    monkeypatch.setattr("sharpen.environments.text_game._plain", lambda text: 1 / 0)
+    monkeypatch.setattr("sharpen.environments.text_game.plain", lambda text: 1 / 0)
     with pytest.raises(EnvironmentFault, match="ZeroDivisionError"):
         await episode.step(say("look"))
 

@@ -18,8 +18,9 @@ from sharpen.errors import SettingsError, SharpenError, TaskError
 from sharpen.records import Message, Task
 from sharpen.tasks import reasoning_gym, textworld
 from sharpen.tasks.base import SPLITS, Splits
-from sharpen.tasks.jsonl import Jsonl
-from sharpen.tasks.load import TaskSource, check_overlap, load_tasks
+from sharpen.tasks.data_file import Jsonl
+from sharpen.tasks.load import TaskSource, load_tasks
+from sharpen.tasks.overlap import check_overlap
 from sharpen.tasks.reasoning_gym import ReasoningGym, extract
 from sharpen.tasks.textworld import PRESETS, TextWorld
 from sharpen.verifiers.run import judge
@@ -266,5 +267,5 @@ def test_sources_survive_json_and_load(source: TaskSource) -> None:
 
 
 def test_importing_sources_imports_no_generator() -> None:
-    code = "import sys, sharpen.tasks.load; assert not {'textworld', 'reasoning_gym', 'numpy', 'torch'} & set(sys.modules)"
+    code = "import sys, sharpen.tasks.load; assert not {'textworld', 'reasoning_gym', 'minigrid', 'datasets', 'pyarrow', 'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -107,8 +107,7 @@ class _Play:
         self._show_commands, self._turns_left, self._moves = show_commands, turns, 0
 
     def step(self, text: str) -> Step:
-        lines = text.strip().splitlines()
-        typed = lines[0].strip()[:LONGEST_ACTION] if lines else ""
+        typed = first_line(text)
         self._turns_left -= 1
         action, feedback = self._do(typed)
         won, lost = bool(self._progression.completed), bool(self._progression.failed)
@@ -144,11 +143,11 @@ class _Play:
 
     def _do(self, typed: str) -> tuple[str, str]:
         """The command understood, or what was typed where none was, and the answer to it."""
-        plain = _plain(typed)
+        said = plain(typed)
         commands = self._commands()
-        command = next((known for known in commands if _plain(known) == plain), None)
+        command = next((known for known in commands if plain(known) == said), None)
         if command is None:
-            return typed, "You can't do that now." if plain.split(" ")[0] in self._verbs else "I did not understand that."
+            return typed, "You can't do that now." if said.split(" ")[0] in self._verbs else "I did not understand that."
         self._progression.update(commands[command])
         self._moves += 1
         verb, _, rest = command.partition(" ")
@@ -208,7 +207,13 @@ class _Play:
         return ways
 
 
-def _plain(command: str) -> str:
+def first_line(text: str) -> str:
+    """The command in an assistant turn: its first line, cut to ``LONGEST_ACTION`` characters; "" where there is none."""
+    lines = text.strip().splitlines()
+    return lines[0].strip()[:LONGEST_ACTION] if lines else ""
+
+
+def plain(command: str) -> str:
     """A command as the parser compares it: lower case, no articles, no quotes or full stop around it, single spaces."""
     words = re.sub(r"\s+", " ", command.lower()).strip(" .!>\"'`*")
     return re.sub(r"\b(?:the|a|an) ", "", words)

@@ -34,10 +34,10 @@ class FunctionVerifier:
             raise SettingsError(
                 f"verifier {self.name!r} takes ({', '.join(names)}); name its parameters (answer, reference) or (task, trajectory)"
             )
-        self._wants_answer = names[0] == "answer"
+        self.wants_reference = names[0] == "answer"
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
-        given = self._fn(answer_of(trajectory), task.reference) if self._wants_answer else self._fn(task, trajectory)
+        given = self._fn(answer_of(trajectory), task.reference) if self.wants_reference else self._fn(task, trajectory)
         if isinstance(given, Verdict):
             return given if given.verifier else replace(given, verifier=self.name)
         if isinstance(given, bool):

@@ -190,7 +190,7 @@ ask([user("a"), {"role": "assistant", "content": two["content"]}, user("b")])
 
 
 async def test_an_answer_that_comes_back_stripped_and_respaced_is_still_the_sampled_one() -> None:
-    call = '<tool_call>\n{"name": "ls", "arguments": {"path": "."}}\n</tool_call>'
+    call = 'I look.  <tool_call>{"arguments":{"path":"."},\n"name": "ls"}</tool_call>'  # as no template would write it
     policy = ScriptedPolicy(lambda c, r: call if len(c.messages) == 1 else "  done \n")
     made = await play(
         """
@@ -199,7 +199,7 @@ messages = [user("a")]
 answer = ask(messages, tools=tools)
 call = answer["tool_calls"][0]
 call["function"]["arguments"] = call["function"]["arguments"].replace(" ", "")
-messages += [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": call["id"], "content": "x.py"}]
+messages += [{"role": "assistant", "content": answer["content"] + "\\n", "tool_calls": [call]}, {"role": "tool", "tool_call_id": call["id"], "content": "x.py"}]
 answer = ask(messages, tools=tools)
 messages += [{"role": "assistant", "content": [{"type": "text", "text": answer["content"].strip()}]}, user("thanks")]
 ask(messages, tools=tools)
@@ -207,6 +207,7 @@ ask(messages, tools=tools)
         policy,
         max_tokens=200,
     )
+    assert made.messages[1].content == "I look."
     assert made.messages[1].tool_calls == (ToolCall(id="call_1_0", name="ls", arguments='{"path": "."}'),)
     assert made.messages[3].content == "  done \n" and made.threads == () and made.tools[0]["function"]["name"] == "ls"
     assert made.actions == ('ls({"path": "."})', "done", "done")

@@ -37,9 +37,14 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One answered call. ``messages`` end with its answer; ``turns`` are the sampled ones among them; ``parent`` is the call it goes on from."""
+    """One answered call. ``messages`` end with its answer; ``turns`` are the sampled ones among them; ``parent`` is the call it goes on from.
+
+    ``spoken`` are the messages as the engine knows them: tool calls that it wrote as text are still text, so that its ids are continued
+    whatever way the template writes calls.
+    """
 
     messages: tuple[Message, ...]
+    spoken: tuple[Message, ...]
     turns: tuple[TurnTokens, ...]
     tools: tuple[dict[str, Any], ...]
     parent: Call | None
@@ -78,11 +83,11 @@ class Calls:
             raise Refusal(403, "max_calls", f"this try has used up its {self.max_calls} calls")
         self.started += 1
         parent = self._parent(messages, tools)
-        new = messages
+        new, spoken = messages, messages
+        before: tuple[TurnTokens, ...] = ()
         if parent is not None:
             new = messages[len(parent.messages) :]
-            messages = (*parent.messages, *new)
-        before = parent.turns if parent is not None else ()
+            messages, spoken, before = (*parent.messages, *new), (*parent.spoken, *new), parent.turns
         # Ids belong to the last assistant message: after one that nobody sampled they would continue the wrong place.
         known = () if any(message.role == "assistant" for message in new) else before
         again = self._asked[messages]
@@ -90,7 +95,7 @@ class Calls:
         sampling = replace(self.sampling, seed=turn_seed(self.sampling.seed, ("again", again))) if again else self.sampling
         self.in_flight += 1
         try:
-            turn = await self.policy.complete(Conversation(messages=messages, turns=known, tools=tools), sampling)
+            turn = await self.policy.complete(Conversation(messages=spoken, turns=known, tools=tools), sampling)
         except ContextOverflow as error:
             self.overflowed = True
             raise Refusal(400, "context_length_exceeded", str(error)) from error
@@ -100,11 +105,12 @@ class Calls:
             raise Refusal(502, "server_error", f"the engine broke: {error}") from error
         finally:
             self.in_flight -= 1
+        spoken = (*spoken, turn.message)
         turn = replace(turn, message=_callable(turn.message, bool(tools), self.started))
         self.overflowed = False
         self.prompt_tokens += turn.prompt_tokens
         self.sampled_tokens += turn.sampled_tokens
-        self.answered.append(Call((*messages, turn.message), (*before, turn.tokens), tools, parent))
+        self.answered.append(Call((*messages, turn.message), spoken, (*before, turn.tokens), tools, parent))
         return turn
 
     def wish(self, name: str, value: Any) -> None:

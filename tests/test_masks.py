@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sharpen.chat import masks
 from sharpen.chat.base import Template
 from sharpen.chat.scripted import END, END_ID, ScriptedTemplate
-from sharpen.records import Message, Row, SampleKey, Stop, ToolCall, Trajectory, TurnTokens
+from sharpen.records import Message, Row, SampleKey, Stop, Thread, ToolCall, Trajectory, TurnTokens
 
 KEY = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
 USER, BOT = "user", "assistant"
@@ -205,3 +206,18 @@ def test_smollm2_round_trip(smol: Template) -> None:
 @settings(deadline=None, max_examples=30)
 def test_any_text_is_trained_exactly_or_dropped_by_smollm2(smol: Template, exchanges: list[tuple[str, str]]) -> None:
     check(smol, exchanges)
+
+
+def test_threads_give_rows_of_their_own_and_ids_in_all_of_them_or_none_are_used() -> None:
+    aside = Thread(messages=(message(USER, "q"), message(BOT, "r")), turns=(turn([7], [8, 256]),))
+    both = replace(trajectory(message(USER, "x"), message(BOT, "y"), turns=[turn([1, 2], [3, 256])]), threads=(aside,))
+    rows, problem = make(both)
+    assert problem is None and [row.input_ids for row in rows] == [(1, 2, 3, 256), (7, 8, 256)]
+    rows, _ = make(replace(both, threads=(replace(aside, turns=(TurnTokens(),)),)))
+    assert [row.origin for row in rows] == ["rendered", "rendered"]
+    assert [learnt(row) for row in rows] == [[f"y{END}"], [f"r{END}"]]
+
+
+def test_text_that_was_not_all_sampled_is_dropped() -> None:
+    shot = (message(USER, "q"), message(BOT, "an example, not the model's"))
+    assert make(trajectory(*shot, message(USER, "x"), message(BOT, "y"), turns=[TurnTokens()])) == ([], masks.UNSAMPLED)

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from rich.console import Console, RenderableType
 
 from sharpen.records import (
@@ -23,6 +24,7 @@ from sharpen.records import (
     SampleKey,
     Selection,
     TaskResult,
+    Thread,
     ToolCall,
     TrainingReport,
     Trajectory,
@@ -307,6 +309,16 @@ def test_trained_text_is_marked_with_and_without_colour() -> None:
     assert "«go north»" in piped and "<|user|>A door" in piped and "\x1b" not in piped
     coloured = text_of(trajectory_text(sample()), force_terminal=True, color_system="standard")
     assert "\x1b[32m«go north»" in coloured
+
+
+def test_every_conversation_of_a_try_is_shown() -> None:
+    view = sample()
+    aside = Thread(messages=(Message(role="user", content="look \x1b[31mthis up"), Message(role="assistant", content="it is [bold]so")))
+    view = replace(view, trajectory=replace(view.trajectory, threads=(aside,)))
+    rung = RungView(name="000-base", method="base", dev=None, samples=(view,))
+    for shown in (text_of(trajectory_text(view)), render(RunView(name="r", settings_yaml="", rungs=(rung,)))):
+        assert shown.index("You are in a maze.") < shown.index("nother conversation") < shown.index("it is [bold]so")
+    assert "\x1b" not in text_of(trajectory_text(view))
 
 
 @pytest.mark.parametrize("outcome", ["pass", "fail", "error"])

@@ -451,6 +451,7 @@ def test_mistral_calls(spec: str) -> None:
         '{"name": "f", "arguments": 3}</tool_call>',
         "[]</tool_call>",
         "null</tool_call>",
+        '{"name": "f", "arguments": {"x": ' + "[" * 100_000,
     ],
 )
 def test_a_broken_call_is_text_with_a_problem(call: str) -> None:

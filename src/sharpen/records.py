@@ -100,6 +100,7 @@ Stop = Literal[
     "turn_limit",  # the policy used up its turns: the policy's failure
     "token_limit",  # a turn hit max_tokens and the episode ended there: the policy's failure
     "overflow",  # the conversation outgrew the context: the policy's failure
+    "crashed",  # an outside program that the policy drove gave up (non-zero exit): the policy's failure
     "error",  # broken infrastructure: neither a pass nor a fail
     "cancelled",
 ]
@@ -126,11 +127,23 @@ class Cost(Record, frozen=True, kw_only=True):
     turns: int = 0
 
 
+class Thread(Record, frozen=True, kw_only=True):
+    """A conversation beside the main one: a sub-agent's, or what came before or after an outside program rewrote its history.
+
+    ``turns`` are its last sampled turns: those it shares with the main conversation, or with a thread before it, are counted there.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    turns: tuple[TurnTokens, ...] = ()
+
+
 class Trajectory(Record, frozen=True, kw_only=True):
     """What happened in one try.
 
     ``messages`` is the whole conversation, from the first system or user message on. ``turns`` are the assistant turns in order
-    (empty for demonstrations: only text exists). ``actions`` is what the environment understood, the unit of
+    (empty for demonstrations: only text exists). Where there were several conversations, these are the longest one's, and the others
+    are ``threads``. ``actions`` is what the environment understood, the unit of
     de-duplication. ``outcome`` is what the environment itself says at the end (``won``, ``score`` and the like).
     ``agent`` names who made it (a model's name, ``expert``, ...).
     """
@@ -145,6 +158,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     outcome: dict[str, Any] = {}
     cost: Cost = Cost()
     error: str | None = None
+    threads: tuple[Thread, ...] = ()
 
 
 class Verdict(Record, frozen=True, kw_only=True):

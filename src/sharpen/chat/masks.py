@@ -13,13 +13,14 @@ from typing import Any
 
 from sharpen.chat.base import Template
 from sharpen.errors import ModelError
-from sharpen.records import Message, Row, Trajectory, TurnTokens
+from sharpen.records import Message, Row, Stop, Thread, Trajectory, TurnTokens
 
 # Reasons are counted, so they are the same for every row.
 OVER_LENGTH = "over max_length"
 NOTHING = "no assistant tokens to train on"
 REWRITTEN = "mask not proved: the template rewrites an assistant turn"
 UNENDED = "mask not proved: the template ends no assistant turn"
+UNSAMPLED = "mask not proved: some assistant messages were not sampled, and there are no token ids to tell which"
 UNRENDERED = "mask not proved: the template cannot render the conversation"
 
 
@@ -32,16 +33,17 @@ def rows(trajectory: Trajectory, template: Template, source: str, max_length: in
 
     Labels lie on assistant output only, the end-of-turn token included where it was sampled. A turn whose prompt extends the previous prompt
     plus output continues the row, any other (compaction, dropped reasoning) starts a new one. ``max_length`` is in tokens: a trajectory with
-    a longer row is dropped whole.
+    a longer row is dropped whole. Threads give rows of their own, after the main conversation's.
     """
-    sampled = bool(trajectory.turns) and all(turn.prompt is not None and turn.output is not None for turn in trajectory.turns)
+    parts: tuple[Trajectory | Thread, ...] = (trajectory, *trajectory.threads)
+    sampled = bool(trajectory.turns) and all(t.prompt is not None and t.output is not None for part in parts for t in part.turns)
     try:
-        turns = trajectory.turns if sampled else _rendered(trajectory, template)
+        spoken = [part.turns if sampled else _rendered(part, trajectory.stop, template) for part in parts]
     except Unproved as error:
         return [], str(error)
     except ModelError:
         return [], UNRENDERED
-    joined = [(ids, labels) for ids, labels in _join(turns) if any(label != -100 for label in labels[1:])]
+    joined = [(ids, labels) for turns in spoken for ids, labels in _join(turns) if any(label != -100 for label in labels[1:])]
     if not joined:
         return [], NOTHING
     if any(len(ids) > max_length for ids, _ in joined):
@@ -74,24 +76,20 @@ def _join(turns: Sequence[TurnTokens]) -> Iterator[tuple[list[int], list[int]]]:
     yield ids, labels
 
 
-def _rendered(trajectory: Trajectory, template: Template) -> list[TurnTokens]:
-    """The turns of a text-only trajectory as an engine would have seen them: the prompt encoded apart from the output."""
-    messages, turns = trajectory.messages, list[TurnTokens]()
+def _rendered(part: Trajectory | Thread, stop: Stop, template: Template) -> list[TurnTokens]:
+    """The turns of a text-only conversation as an engine would have seen them: the prompt encoded apart from the output."""
+    messages, turns = part.messages, list[TurnTokens]()
     places = [at for at, message in enumerate(messages) if message.role == "assistant"]
+    if part.turns and len(part.turns) != len(places):
+        raise Unproved(UNSAMPLED)
     for number, at in enumerate(places):
-        prompt = template.prompt(messages[:at], turns, trajectory.tools)
-        output = _output(messages[: at + 1], trajectory.tools, template)
-        if _cut(trajectory, number, len(places)):
+        prompt = template.prompt(messages[:at], turns, part.tools)
+        output = _output(messages[: at + 1], part.tools, template)
+        # A turn that ran into its token limit has no end of turn.
+        if part.turns[number].stop == "length" if part.turns else stop == "token_limit" and number == len(places) - 1:
             output.pop()
         turns.append(TurnTokens(prompt=tuple(prompt), output=tuple(output)))
     return turns
-
-
-def _cut(trajectory: Trajectory, number: int, count: int) -> bool:
-    """Whether turn ``number`` of ``count`` ran into its token limit, so that it has no end of turn."""
-    if len(trajectory.turns) == count:
-        return trajectory.turns[number].stop == "length"
-    return trajectory.stop == "token_limit" and number == count - 1
 
 
 def _output(messages: Sequence[Message], tools: Sequence[dict[str, Any]], template: Template) -> list[int]:

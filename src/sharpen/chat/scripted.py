@@ -17,7 +17,10 @@ class ScriptedTemplate(ChatTemplate):
     """``<|role|>``, a newline, the text and ``<|end|>`` for each message. Every byte is a token; ``<|end|>`` is token 256."""
 
     end_ids = frozenset({END_ID})
-    calls = {**HERMES, "start_anchor": "<|assistant|>\n"}
+    calls = {
+        "start_anchor": "<|assistant|>\n",
+        "fields": {**HERMES["fields"], "content": {"close_pattern": r"\s*<\|end\|>\s*", "content": "text"}},
+    }
 
     def __init__(self, name: str = "scripted") -> None:
         self.name = name  # the base's tokenizer is never touched: every method that would is overridden

@@ -95,8 +95,10 @@ def read(text: str, spec: Spec, tools: Sequence[dict[str, Any]], prompt: str, *,
     try:
         found = parse_response(text, dict(spec), prefix=prompt, tools=list(tools))
         calls = tuple(_call(call["function"], f"{text}{at}") for at, call in enumerate(found.get("tool_calls") or ()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # the parser's, on what a policy made up
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # the parser's, on what a policy made up
         return Message(role="assistant", content=plain, problem=f"the tool call cannot be read: {_first_line(error)}")
+    if not calls and not found.get("reasoning_content"):
+        return Message(role="assistant", content=plain)
     return Message(
         role="assistant",
         content=(found.get("content") or "").strip() if calls else found.get("content") or "",

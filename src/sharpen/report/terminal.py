@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sharpen.records import Interval
+from sharpen.records import Interval, Message
 from sharpen.report.page import RunView, SampleView, count, largest, many_tries, minutes, numbers, outcome
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
@@ -66,12 +66,11 @@ def trajectory_text(sample: SampleView) -> RenderableType:
     if trajectory.error:
         parts.append(_plain(f"error: {trajectory.error}"))
     for message in trajectory.messages:
-        parts.append(Text(f"\n{message.role}", style="bold cyan"))
-        if message.reasoning:
-            parts.append(Text(_clean(message.reasoning), style="italic dim"))
-        if message.content:
-            parts.append(_plain(message.content))
-        parts += [_plain(f"-> {call.name}({call.arguments})") for call in message.tool_calls]
+        parts += _message(message)
+    for thread in trajectory.threads:
+        parts.append(Text("\nanother conversation of the same try", style="bold cyan"))
+        for message in thread.messages:
+            parts += _message(message)
     if sample.pieces:
         parts.append(Text("\ntraining row, trained text in «»", style="bold cyan"))
         row = Text()
@@ -89,6 +88,15 @@ def why_line(sample: SampleView) -> Text:
         (verdict, _VERDICT_STYLE.get(verdict, "")),
         f"  {_clean(sample.why)}",
     )
+
+
+def _message(message: Message) -> list[RenderableType]:
+    parts: list[RenderableType] = [Text(f"\n{message.role}", style="bold cyan")]
+    if message.reasoning:
+        parts.append(Text(_clean(message.reasoning), style="italic dim"))
+    if message.content:
+        parts.append(_plain(message.content))
+    return [*parts, *(_plain(f"-> {call.name}({call.arguments})") for call in message.tool_calls)]
 
 
 def _clean(text: str) -> str:

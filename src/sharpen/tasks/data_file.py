@@ -25,9 +25,9 @@ class DataFile(Record, frozen=True, kw_only=True):
     ``columns`` maps a field of ``Line`` to the file's own name for it (``{prompt: question, reference: answer}``); columns that are
     no field of ``Line`` are then left alone, without it they are an error. ``verifier`` is ``module:function`` or
     ``file.py:function`` (see ``FunctionVerifier``; its code runs here), None for tasks that only demonstrate; ``threshold`` and
-    ``exact`` are that verifier's; ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``; leave it out where the rows name their splits.
-    ``max_overlap`` (over 0, up to 1) is the share of a judging question's 8-grams that one teaching question may hold; 1 lets near
-    duplicates through, equal questions never.
+    ``exact`` are that verifier's; ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``;
+    leave it out where the rows name their splits. ``max_overlap`` (over 0, up to 1) is the share of a judging question's 8-grams that
+    one teaching question may hold; 1 lets near duplicates through, equal questions never.
     """
 
     columns: dict[str, str] = {}
@@ -75,7 +75,8 @@ class Line(Record, frozen=True, kw_only=True):
     """One row: ``prompt`` or ``messages``, and what is known of it. A null is a field left out.
 
     ``key`` defaults to a digest of the row's question and reference, never to its position; ``family`` to the key. ``gold`` is a
-    whole answer that must pass, or a list of assistant turns (see ``assistant_turns``); where it is missing and ``reference`` is a string, the reference is taken for one.
+    whole answer that must pass, or a list of assistant turns (see ``assistant_turns``); where it is missing and ``reference`` is a
+    string, the reference is taken for one.
     """
 
     key: str | int | None = None

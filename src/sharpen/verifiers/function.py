@@ -16,10 +16,10 @@ from sharpen.records import Task, Trajectory, Verdict
 class FunctionVerifier:
     """Asks ``fn(answer, reference)`` or ``fn(task, trajectory)``; the parameters' names say which.
 
-    ``answer`` is the last assistant message's text, "" where there is none. ``fn`` returns a bool, a Verdict, or a number that passes
-    at ``threshold`` or over. A number without a threshold is an error: 0.1 is true to Python and no pass. ``exact`` says that ``fn``
-    *is* the definition of success. ``verify`` lets through what ``fn`` raises; ``judge`` makes an error verdict of it and holds the
-    time limit.
+    ``answer`` is what an outside program gave as its answer, else the last assistant message's text, "" where there is none. ``fn``
+    returns a bool, a Verdict, or a number that passes at ``threshold`` or over. A number without a threshold is an error: 0.1 is true to
+    Python and no pass. ``exact`` says that ``fn`` *is* the definition of success. ``verify`` lets through what ``fn`` raises; ``judge``
+    makes an error verdict of it and holds the time limit.
     """
 
     def __init__(self, fn: Callable[..., Any], name: str | None = None, *, threshold: float | None = None, exact: bool = False) -> None:
@@ -54,5 +54,7 @@ class FunctionVerifier:
 
 
 def answer_of(trajectory: Trajectory) -> str:
-    """The text of the last assistant message, "" where there is none."""
+    """The answer in the outcome, where the agent was an outside program; else the last assistant message's text, "" where there is none."""
+    if isinstance(said := trajectory.outcome.get("answer"), str):
+        return said
     return next((message.content for message in reversed(trajectory.messages) if message.role == "assistant"), "")

@@ -28,6 +28,7 @@ from sharpen.formats.base import (
     listing,
     mapping,
     opened,
+    properties,
     rest_of,
     string,
     text,
@@ -89,6 +90,7 @@ def parse(raw: Any, note: Note) -> Draft:
         raise Fault(BAD_FIELD, "agent has no name")
     if document.get("continued_trajectory_ref"):
         note("the reference to the trajectory that goes on from here")
+    tools = tool_schemas(agent.get("tool_definitions"))
     messages: list[Message] = []
     turns: list[TurnTokens | None] = []
     unmade = ""
@@ -96,7 +98,7 @@ def parse(raw: Any, note: Note) -> Draft:
         step = mapping(one, f"step {place}")
         if step.get("step_id") != place:
             raise Fault(MISSING_STEPS, f"step {place} says {step.get('step_id')!r}")
-        messages += _messages(step, place, note)
+        messages += _messages(step, place, note, properties(tools))
         if step.get("source") == "agent":
             if step.get("is_copied_context") or step.get("llm_call_count") == 0:
                 unmade = unmade or f"step {place}"
@@ -111,7 +113,7 @@ def parse(raw: Any, note: Note) -> Draft:
     kept = {"extra": extra, "final_metrics": totals, "notes": document.get("notes")}
     draft = Draft(
         messages=tuple(messages),
-        tools=tool_schemas(agent.get("tool_definitions")),
+        tools=tools,
         turns=tuple(turn or TurnTokens() for turn in turns) if any(turns) else (),
         agent=string(agent.get("model_name"), "agent.model_name") or name,
         outcome={key: value for key, value in kept.items() if value},
@@ -124,7 +126,7 @@ def parse(raw: Any, note: Note) -> Draft:
     return with_rest(draft, extra)
 
 
-def _messages(step: dict[str, Any], place: int, note: Note) -> list[Message]:
+def _messages(step: dict[str, Any], place: int, note: Note, declared: dict[str, dict[str, Any]]) -> list[Message]:
     """The step's own message and its observations."""
     what = f"step {place}"
     role = ROLES.get(step["source"]) if isinstance(step.get("source"), str) else None
@@ -137,7 +139,7 @@ def _messages(step: dict[str, Any], place: int, note: Note) -> list[Message]:
             if isinstance(call, dict)
             else call
         )
-        calls.append(called(renamed, note))
+        calls.append(called(renamed, note, declared=declared))
     said = text(step.get("message"), what, "\n")
     if said is None:
         raise Fault(BAD_FIELD, f"the message of {what} is null")

@@ -240,6 +240,14 @@ def whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
+def number(value: Any) -> float:
+    """A measure that is not below 0; what is none counts as 0."""
+    try:
+        return max(0.0, float(value)) if isinstance(value, int | float) and value == value else 0.0
+    except OverflowError:
+        return 0.0
+
+
 def kind(value: Any) -> str:
     return {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a string", "bool": "true or false"}.get(
         type(value).__name__, "a number"

@@ -31,6 +31,7 @@ from sharpen.formats.base import (
     decode,
     listing,
     mapping,
+    number,
     opened,
     string,
     tool_schemas,
@@ -146,7 +147,7 @@ def recognise(raw: Any) -> bool:
 
 
 def parse(raw: Any, note: Note) -> Draft:
-    spec, sample = mapping(raw[0].get("eval"), "eval"), raw[1]
+    spec, sample = mapping(raw[0].get("eval"), "eval"), mapping(raw[1], "the sample")
     attachments = mapping(sample.get("attachments") or {}, "attachments")
     said = listing(_resolved(sample.get("messages"), attachments), "messages")
     if not said:
@@ -163,12 +164,11 @@ def parse(raw: Any, note: Note) -> Draft:
         stop = REASONS.get(reason, "done")
     messages = tuple(_message(one, place, note) for place, one in enumerate(said, 1))
     model = string(spec.get("model"), "eval.model")
-    usage = mapping(mapping(sample.get("model_usage") or {}, "model_usage").get(model) or {}, "usage")
+    usage = mapping(mapping(sample.get("model_usage") or {}, "model_usage").get(model or "") or {}, "usage")
     task, epoch = string(spec.get("task"), "eval.task"), sample.get("epoch")
     if sample.get("id") is None:
         raise Fault(BAD_FIELD, "the sample has no id")
     kept = {name: sample.get(name) for name in ("scores", "target", "epoch", "limit", "metadata")}
-    seconds = sample.get("total_time")
     return Draft(
         messages=messages,
         tools=_tools(sample, attachments),
@@ -180,7 +180,7 @@ def parse(raw: Any, note: Note) -> Draft:
         cost=Cost(
             prompt_tokens=sum(whole(usage.get(f"input_tokens{part}")) for part in ("", "_cache_read", "_cache_write")),
             sampled_tokens=whole(usage.get("output_tokens")),
-            seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
+            seconds=number(sample.get("total_time")),
             turns=sum(message.role == "assistant" for message in messages),
         ),
         error=str(error.get("message")) if error else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sharpen.errors import FormatError
 from sharpen.formats import atif, hub, inspect_eval, openai, sharegpt, trl, verifiers_traces
-from sharpen.formats.base import ENVIRONMENT, MAX_BYTES, RECORDED, Draft, Exported, Fault, Format, Imported, check, one_of
+from sharpen.formats.base import ENVIRONMENT, MAX_BYTES, NOT_JSON, RECORDED, Draft, Exported, Fault, Format, Imported, check, one_of
 from sharpen.records import SampleKey, Trajectory
 from sharpen.store.files import digest
 
@@ -61,7 +61,8 @@ class Reading:
                         raise raw
                     draft = self.format.parse(raw, lost.append)
                     check(draft.messages, draft.stop)
-                except Fault as fault:
+                except (Fault, RecursionError) as error:
+                    fault = error if isinstance(error, Fault) else Fault(NOT_JSON, "nested too deeply")
                     if self.strict:
                         raise FormatError(f"{where}: {fault}") from None
                     self._left_out[fault.reason] += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpen.formats import rows
-from sharpen.formats.base import Fault, Format, check, given, unwritable
+from sharpen.formats.base import Fault, Format, check, given, unwritable, write_lines
 from sharpen.records import Trajectory
 
 LOSES = (
@@ -53,7 +53,7 @@ def row(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def write(trajectories: Iterable[Trajectory], path: Path) -> int:
-    return rows.write_lines(path, map(row, trajectories))
+    return write_lines(path, map(row, trajectories))
 
 
 FORMAT = Format(

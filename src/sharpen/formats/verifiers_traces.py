@@ -22,6 +22,7 @@ from sharpen.formats.base import (
     decoded,
     listing,
     mapping,
+    number,
     string,
     text,
     token_ids,
@@ -120,7 +121,7 @@ def _branches(nodes: list[dict[str, Any]]) -> list[list[int]]:
         if parent is not None and not (type(parent) is int and 0 <= parent < at):
             raise Fault(BROKEN_GRAPH, f"node {at} names {parent!r}")
     links = [[mapping(link, "a link") for link in listing(node.get("semantic_parents"), "semantic_parents")] for node in nodes]
-    resumed = {link.get("node") for one in links for link in one if link.get("type") == "compaction"}
+    resumed = [link.get("node") for one in links for link in one if link.get("type") == "compaction"]
     found = []
     for leaf in sorted(set(range(len(nodes))) - {parent for parent in parents if parent is not None}):
         if any(link.get("type") == "compaction_attempt" for link in links[leaf]) and leaf not in resumed:
@@ -199,8 +200,7 @@ def _outcome(episode: dict[str, Any], trace: dict[str, Any], info: dict[str, Any
 
 def _seconds(timing: Any) -> float:
     span = timing.get("agent") if isinstance(timing, dict) else None
-    ends = [span.get("start"), span.get("end")] if isinstance(span, dict) else []
-    return max(0.0, float(ends[1] - ends[0])) if len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and ends[1] else 0.0
+    return max(0.0, number(span.get("end")) - number(span.get("start"))) if isinstance(span, dict) else 0.0
 
 
 FORMAT = Format(

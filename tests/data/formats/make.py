@@ -73,7 +73,9 @@ def atif() -> None:
         agent=Agent(name="helper", version="1"),
         steps=[Step(step_id=1, source="user", message="look"), Step(step_id=2, source="agent", message="seen")],
     )
-    results = [ObservationResult(source_call_id="c1", content="a.txt", subagent_trajectory_ref=[SubagentTrajectoryRef(trajectory_id="helper-1")])]
+    results = [
+        ObservationResult(source_call_id="c1", content="a.txt", subagent_trajectory_ref=[SubagentTrajectoryRef(trajectory_id="helper-1")])
+    ]
     trajectory = Trajectory(
         schema_version="ATIF-v1.8",
         session_id="s1",
@@ -88,7 +90,9 @@ def atif() -> None:
                 reasoning_content="ls will do",
                 tool_calls=[call],
                 observation=Observation(results=results),
-                metrics=Metrics(prompt_token_ids=[1, 2, 3], completion_token_ids=[4, 5], logprobs=[-0.1, -0.2], prompt_tokens=3, completion_tokens=2),
+                metrics=Metrics(
+                    prompt_token_ids=[1, 2, 3], completion_token_ids=[4, 5], logprobs=[-0.1, -0.2], prompt_tokens=3, completion_tokens=2
+                ),
             ),
             Step(
                 step_id=4,
@@ -118,15 +122,21 @@ def verifiers() -> None:
     agent = AgentInfo(config=WireAgentConfig(model="some-model"))
     asked = AssistantMessage(reasoning_content="add them", tool_calls=[ToolCall(id="c1", name="add", arguments='{"x": 1, "y": 2}')])
     nodes = [
-        MessageNode(message=SystemMessage(content="Add."), token_ids=[1, 2], mask=[False] * 2, tools=[Tool(name="add", description="Adds.")]),
+        MessageNode(
+            message=SystemMessage(content="Add."), token_ids=[1, 2], mask=[False] * 2, tools=[Tool(name="add", description="Adds.")]
+        ),
         MessageNode(parent=0, message=UserMessage(content="What is 1 + 2?"), token_ids=[3], mask=[False]),
         MessageNode(parent=1, message=asked, sampled=True, token_ids=[4, 5, 6], mask=[False, True, True], logprobs=[-0.1, -0.2]),
         MessageNode(parent=2, message=ToolMessage(tool_call_id="c1", content="3"), token_ids=[7], mask=[False]),
         MessageNode(parent=3, message=AssistantMessage(content="3"), sampled=True, token_ids=[4, 8], mask=[False, True], logprobs=[-0.3]),
         MessageNode(parent=1, message=UserMessage(content="Be brief."), token_ids=[9], mask=[False]),
-        MessageNode(parent=5, message=AssistantMessage(content="Three."), sampled=True, token_ids=[4, 10], mask=[False, True], logprobs=[-0.4]),
+        MessageNode(
+            parent=5, message=AssistantMessage(content="Three."), sampled=True, token_ids=[4, 10], mask=[False, True], logprobs=[-0.4]
+        ),
     ]
-    calls = [ModelCall(node=at, model="some-model", finish_reason="stop", usage=Usage(prompt_tokens=5, completion_tokens=2)) for at in (2, 4, 6)]
+    calls = [
+        ModelCall(node=at, model="some-model", finish_reason="stop", usage=Usage(prompt_tokens=5, completion_tokens=2)) for at in (2, 4, 6)
+    ]
     trace = Trace(task=task, agent=agent, nodes=nodes, calls=calls, ok=True, is_completed=True, stop_condition="agent_completed")
     trace.record_reward("correct", 0.5, 2.0)
     write_episode(HERE, Episode(env=EnvInfo(id="adding"), task=task, traces=[trace], ok=True))

@@ -72,9 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write(path, options.rows, options.kilobytes)
-        print(
-            f"{options.rows:,} rows, {path.stat().st_size / options.rows / 1024:.1f} KB each, Python {platform.python_version()}, {platform.machine()}"
-        )
+        print(f"{options.rows:,} rows, {path.stat().st_size / options.rows / 1024:.1f} KB each, Python {platform.python_version()}, {platform.machine()}")
         speed = {}
         for reader in ("sharpen", "datasets"):
             command = [sys.executable, __file__, "--one", reader, str(path)]

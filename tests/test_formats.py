@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from sharpen.errors import FormatError
 from sharpen.formats import base
 from sharpen.formats.load import FORMATS, detect, read, write
-from sharpen.formats.rows import unboxed
 from sharpen.records import Cost, Message, SampleKey, ToolCall, Trajectory, TurnTokens
 
 DATA = Path(__file__).parent / "data" / "formats"
@@ -211,25 +210,6 @@ def test_arrow_padding_is_taken_out_and_counted(tmp_path: Path) -> None:
     assert reading.imported.lost == {"nulls that Arrow had put into tool arguments, taken out": 2}
     mixed = lines(tmp_path / "padded.jsonl", {"messages": calling({"x": None, "other": None}), "tools": [ADD]})
     assert next(iter(read(mixed))).messages[1].tool_calls[0].arguments == '{"x":null}'
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.lists(
-        st.none()
-        | st.fixed_dictionaries(
-            {"a": st.none() | st.lists(st.none() | st.fixed_dictionaries({"b": st.none() | st.integers(0, 9)})), "c": st.none() | TEXT}
-        ),
-        max_size=6,
-    ),
-    start=st.integers(0, 3),
-)
-def test_arrow_is_unpacked_as_arrow_itself_does(rows: list[Any], start: int) -> None:
-    import pyarrow as pa
-
-    inner = pa.list_(pa.struct({"b": pa.int64()}))
-    array = pa.array(rows, pa.struct({"a": inner, "c": pa.string()}))[start:]
-    assert unboxed(array) == array.to_pylist()
 
 
 def test_trl_and_datasets_read_what_is_written(tmp_path: Path) -> None:

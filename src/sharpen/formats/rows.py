@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +56,13 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             for batch in file.iter_batches(batch_size=BATCH):
-                for row in unboxed(batch.to_struct_array()):
+                for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:row {number}", Padded(row)
     except OSError as error:
         raise FormatError(f"{path} cannot be read after row {number}: {error.strerror or str(error).splitlines()[0]}") from None
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise FormatError(f"{path} is no sound Parquet file, after row {number}: {str(error).splitlines()[0]}") from None
-
-
-def unboxed(array: Any) -> list[Any]:
-    """What ``array.to_pylist()`` gives, several times faster where structs and lists are nested: leaves are unpacked by the column."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(array.type) and array.type.num_fields:
-        names = [field.name for field in array.type]
-        made: list[Any] = [dict(zip(names, values, strict=True)) for values in zip(*map(unboxed, array.flatten()), strict=True)]
-        return (
-            made
-            if not array.null_count
-            else [one if there else None for one, there in zip(made, array.is_valid().to_pylist(), strict=True)]
-        )
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        inner = iter(unboxed(array.flatten()))
-        return [None if length is None else list(islice(inner, length)) for length in array.value_lengths().to_pylist()]
-    return list(array.to_pylist())
 
 
 def recognise(raw: Any) -> bool:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ARROW_TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}}
 
 
 def write(path: Path, rows: int, kilobytes: float) -> None:
@@ -33,7 +33,7 @@ def write(path: Path, rows: int, kilobytes: float) -> None:
                     {"role": "assistant", "content": text},
                     {"role": "user", "content": "Go on."},
                 ]
-            file.write(json.dumps({"messages": [*messages, {"role": "assistant", "content": text}], "tools": [ARROW_TOOL]}) + "\n")
+            file.write(json.dumps({"messages": [*messages, {"role": "assistant", "content": text}], "tools": [TOOL]}) + "\n")
 
 
 def with_sharpen(path: Path) -> int:
@@ -72,7 +72,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write(path, options.rows, options.kilobytes)
-        print(f"{options.rows:,} rows, {path.stat().st_size / options.rows / 1024:.1f} KB each, Python {platform.python_version()}, {platform.machine()}")
+        print(
+            f"{options.rows:,} rows, {path.stat().st_size / options.rows / 1024:.1f} KB each, Python {platform.python_version()}, {platform.machine()}"
+        )
         speed = {}
         for reader in ("sharpen", "datasets"):
             command = [sys.executable, __file__, "--one", reader, str(path)]

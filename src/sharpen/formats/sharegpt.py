@@ -82,7 +82,9 @@ def parse(raw: Any, note: Note) -> Draft:
         role, message = _message(one, place, note, padded, properties(tools))
         if role == "function_call" and before == "assistant":
             last = messages.pop()
-            message = msgspec.structs.replace(message, content=last.content, reasoning=message.reasoning if last.reasoning is None else last.reasoning)
+            message = msgspec.structs.replace(
+                message, content=last.content, reasoning=message.reasoning if last.reasoning is None else last.reasoning
+            )
         messages.append(message)
         before = role
     rest = {name: value for name, value in row.items() if value is not None and name not in ("conversations", "tools", "system")}

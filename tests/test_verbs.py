@@ -95,3 +95,35 @@ def test_every_verb_has_help_with_an_example() -> None:
     for name, verb in make_parser()._subparsers._group_actions[0].choices.items():  # type: ignore[union-attr, attr-defined]
         page = verb.format_help()
         assert f"Example: sharpen {name} " in page and len(verb.description or "") > 30, name
+
+
+def test_traces_come_in_are_judged_train_and_go_out(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = load_tasks(load_settings(scripted, {}).tasks).split("train").tasks
+    traces = tmp_path / "traces.jsonl"
+    answers = [task.reference if at % 2 else "no idea" for at, task in enumerate(tasks)]
+    rows = [
+        {"messages": [{"role": "user", "content": task.prompt[-1].content}, {"role": "assistant", "content": answer}]}
+        for task, answer in zip(tasks, answers, strict=True)
+    ]
+    traces.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    work = tmp_path / "work"
+    assert main(["import", str(traces), str(work), "--tasks", str(scripted)]) == 0
+    assert f"{len(tasks)} of {len(tasks)} trajectories" in capsys.readouterr().out
+    assert main(["verify", str(scripted), str(work)]) == 0
+    assert f"{len(tasks) // 2} pass" in capsys.readouterr().out
+    assert main(["select", str(scripted), str(work)]) == 0
+    assert main(["train", str(scripted), str(work), "--out", str(tmp_path / "model")]) == 0
+    out = tmp_path / "kept.jsonl"
+    assert main(["export", str(work), str(out), "--format", "trl"]) == 0
+    assert len(out.read_text().splitlines()) == len(tasks) // 2  # what was selected, nothing else
+    capsys.readouterr()
+    assert main(["export", str(work), str(out), "--format", "tlr"]) == 2
+    assert "did you mean 'trl'" in capsys.readouterr().err
+    traces.write_text(traces.read_text() + "{broken\n")
+    assert main(["import", str(traces), str(tmp_path / "other")]) == 2
+    assert f"traces.jsonl:{len(tasks) + 1}" in capsys.readouterr().err and not list((tmp_path / "other").rglob("*.jsonl"))
+    assert main(["import", str(traces), str(tmp_path / "other"), "--lenient"]) == 0
+    assert "left out: not JSON" in capsys.readouterr().out
+    traces.write_text(json.dumps({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]}))
+    assert main(["import", str(traces), str(tmp_path / "third"), "--tasks", str(scripted)]) == 2
+    assert "which no task of the settings asks" in capsys.readouterr().err

@@ -119,6 +119,25 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument("--split", default="dev", metavar="NAME", help="demo, train, dev or test (default: dev)")
 
+    imported = verb(
+        "import", _import, "bring trajectories from files", "Bring chat files and agent logs into WORK: TRL, OpenAI, ShareGPT, ATIF, Inspect, verifiers.",
+        "sharpen import traces.jsonl work/traces --tasks run.yaml", settings=False,
+    )  # fmt: skip
+    imported.add_argument("source", type=Path, metavar="FILE", help="a file, or a folder of files")
+    imported.add_argument("work", type=Path, metavar="WORK", help="the folder to bring them into")
+    imported.add_argument("--format", metavar="NAME", help="the file's format (default: found out)")
+    imported.add_argument(
+        "--tasks", type=Path, metavar="SETTINGS", help="put each under the task of these settings that asks the same question"
+    )
+    imported.add_argument("--lenient", action="store_true", help="count what cannot be read by reason, instead of stopping at the first")
+    exported = verb(
+        "export", _export, "write trajectories for other libraries", "Write what WORK keeps to a file that other libraries train on or show.",
+        "sharpen export work/tries kept.jsonl --format trl", settings=False,
+    )  # fmt: skip
+    exported.add_argument("work", type=Path, metavar="WORK", help="a work folder, or a stage of a run with trajectories")
+    exported.add_argument("path", type=Path, metavar="FILE", help="the file to write")
+    exported.add_argument("--format", required=True, metavar="NAME", help="trl, openai, sharegpt, atif or hub")
+
     report = verb(
         "report",
         _report,
@@ -233,6 +252,26 @@ def _eval(arguments: argparse.Namespace) -> None:
         print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
     if evaluation.errors:
         print(f"{evaluation.errors} tries ended in an error and count neither way")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from sharpen import verbs
+    from sharpen.settings import load_settings
+
+    settings = load_settings(arguments.tasks, {}) if arguments.tasks is not None else None
+    done = verbs.import_(arguments.source, arguments.work, format=arguments.format, strict=not arguments.lenient, settings=settings)
+    print(f"{done.kept} of {done.pieces} trajectories read as {done.format}: {arguments.work}")
+    for reason, count in done.left_out.items():
+        print(f"{count:>7}  left out: {reason}, first {done.examples[reason]}")
+    for what, count in done.lost.items():
+        print(f"{count:>7}  without {what}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from sharpen import verbs
+
+    done = verbs.export(arguments.work, arguments.path, arguments.format)
+    print(f"{done.written} trajectories: {done.path}" + (f"; {done.format} has no place for {', '.join(done.loses)}" if done.loses else ""))
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
     SharpenError                     the user sees one line, never a traceback
     ├── SettingsError                a setting is unknown, contradictory or out of range: names the place and the nearest right key
     ├── TaskError                    a task set cannot be read, split or checked (no gold solution passes, splits overlap)
+    ├── FormatError                  a file of trajectories cannot be read, or a trajectory does not fit the format it is written in
     ├── ModelError                   weights, tokenizer or template are missing or do not fit together
     ├── RunError                     a run folder is locked, changed, or half deleted
     ├── StorageError                 the disk is full or a file cannot be written; what was finished is safe
@@ -32,6 +33,10 @@ class SettingsError(SharpenError, ValueError):
 
 class TaskError(SharpenError):
     """A task set cannot be read, split or trusted."""
+
+
+class FormatError(SharpenError):
+    """A file of trajectories cannot be read, or a trajectory cannot be written in the format asked for."""
 
 
 class ModelError(SharpenError):

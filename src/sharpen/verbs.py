@@ -1,4 +1,4 @@
-"""The steps of a ladder one by one, each on files: ``sample``, ``verify``, ``select``, ``train``, ``eval``.
+"""The steps of a ladder one by one, each on files: ``import``, ``sample``, ``verify``, ``select``, ``train``, ``eval``, ``export``.
 
 A work folder holds what a stage of a run holds, under the same names: ``trajectories/``, ``verdicts/``, ``selection.json``,
 ``training_set/rows.jsonl``. So each verb works on a folder that another verb, an import or a run left.
@@ -18,19 +18,51 @@ from sharpen.agents.base import PolicyAgent
 from sharpen.chat.load import load_template
 from sharpen.errors import Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
+from sharpen.formats.base import Exported, Imported
+from sharpen.formats.load import read, write
 from sharpen.models import load_model
 from sharpen.policies.choose import open_policy
 from sharpen.records import Evaluation, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, fill, silent
 from sharpen.selection import build_rows, select
 from sharpen.settings import RunSettings
-from sharpen.store.files import write_atomic, write_json
+from sharpen.store.files import digest, replacing, write_atomic, write_json
 from sharpen.store.run import Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
+from sharpen.tasks.overlap import question
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
+
+
+def import_(source: Path, work: Path, *, format: str | None = None, strict: bool = True, settings: RunSettings | None = None) -> Imported:
+    """Bring the trajectories of a file, or of all files in a folder, into ``work``; one at a time, so that the file may be larger than memory.
+
+    With ``settings`` each is put under the task that asks the same question, so that it can be verified; TaskError where none does. ``format`` and
+    ``strict`` are those of ``formats.load.read``.
+    """
+    by_question = {question(task): task.key for task in load_tasks(settings.tasks).tasks} if settings is not None else None
+    reading = read(source, format, strict=strict)
+    encode = msgspec.json.Encoder().encode
+    with _held(work), replacing(work / "trajectories" / f"{digest(str(source.resolve()))}.jsonl") as file:
+        for trajectory in reading:
+            if by_question is not None:
+                asked = question(Task(key="", family="", prompt=trajectory.messages[: _opening(trajectory)]))
+                if asked not in by_question:
+                    raise TaskError(
+                        f"{source} answers {asked[:80]!r}, which no task of the settings asks; leave out --tasks, or add the task"
+                    )
+                trajectory = replace(trajectory, key=replace(trajectory.key, task=by_question[asked]))
+            file.write(encode(trajectory) + b"\n")
+    return reading.imported
+
+
+def export(work: Path, path: Path, format: str) -> Exported:
+    """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format."""
+    trajectories = _trajectories(work).records
+    keys = _selection(work).kept if (work / "selection.json").exists() else tuple(sorted(trajectories, key=order))
+    return write((trajectories[key] for key in keys if key in trajectories), path, format)
 
 
 def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent) -> Pool:
@@ -170,6 +202,11 @@ def _pool(work: Path) -> Pool:
         raise RunError(f"{len(missing)} of {len(trajectories)} trajectories in {work} are not judged; run sharpen verify first")
     keys = tuple(sorted(trajectories, key=order))
     return Pool({key.task: Task(key=key.task, family=key.task) for key in keys}, keys, trajectories, verdicts)
+
+
+def _opening(trajectory: Trajectory) -> int:
+    """How many messages come before the first answer."""
+    return next((at for at, message in enumerate(trajectory.messages) if message.role == "assistant"), len(trajectory.messages))
 
 
 def _source(trajectory: Trajectory) -> str:

@@ -39,7 +39,7 @@ def check_overlap(taskset: TaskSet, max_overlap: float | None = None) -> None:
     """
     seen: dict[str, Task] = {}
     for task in taskset.tasks:
-        for mark in (f"family {task.family!r}", _question(task)):
+        for mark in (f"family {task.family!r}", question(task)):
             other = seen.setdefault(mark, task)
             if ROLE.get(other.split) != ROLE.get(task.split):
                 what = mark if mark.startswith("family") else f"the question {mark[:80]!r}"
@@ -121,7 +121,8 @@ def _shared(words: list[str], grams: set[tuple[str, ...]]) -> str:
     return " ".join(words[before + 1 : after - 1 + N])
 
 
-def _question(task: Task) -> str:
+def question(task: Task) -> str:
+    """What a task asks, case and spacing aside; where it has no prompt, the parameters of its environment."""
     if not task.prompt:
         return msgspec.json.encode(task.params, order="deterministic").decode()
     return " ".join(" ".join(message.content for message in task.prompt).casefold().split())

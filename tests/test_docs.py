@@ -32,11 +32,10 @@ def test_every_example_is_valid(example: Path) -> None:
     assert load_settings(example, {}).name == example.stem
 
 
-@pytest.mark.parametrize("verb", ["run", "report", "show"])
-def test_every_verb_has_help_and_is_documented(verb: str) -> None:
-    shown = subprocess.run([sys.executable, "-m", "sharpen", verb, "--help"], capture_output=True, text=True)
-    assert shown.returncode == 0 and "usage: sharpen" in shown.stdout
-    assert f"sharpen {verb}" in (ROOT / "README.md").read_text()
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse words its pages otherwise in other versions")
+def test_every_verb_is_documented_as_it_is() -> None:
+    shown = subprocess.run([sys.executable, str(ROOT / "scripts/cli_docs.py"), "--check"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
 
 
 def test_the_flat_ladder_is_short_and_runs(tmp_path: Path) -> None:

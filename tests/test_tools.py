@@ -30,6 +30,8 @@ from sharpen.policies.base import Sampling
 from sharpen.policies.scripted import ScriptedPolicy
 from sharpen.records import Message, Task, ToolCall
 from sharpen.tasks.base import TaskSet
+from sharpen.tasks.data_file import Jsonl
+from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.function import FunctionVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
@@ -267,6 +269,17 @@ async def test_an_object_of_the_duck_type_is_an_environment(tmp_path: Path) -> N
     assert [tool["function"]["name"] for tool in won.tools] == ["up"]
     assert judge(task, won, EnvironmentOutcome()).outcome == "pass"
     assert (judge(task, lost, EnvironmentOutcome()).outcome, lost.outcome["score"]) == ("fail", 0.25)
+
+
+async def test_tasks_in_a_file_played_in_an_object_and_judged_by_its_reward(tmp_path: Path) -> None:
+    turns = [{"tool_calls": [{"name": "up", "arguments": {"by": 2}}]}, "done"]
+    (tmp_path / "tasks.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Hello {n}.", "gold": turns, "split": "train"}) + "\n" for n in range(3))
+    )
+    factory = f"{write(tmp_path, COUNTER)}:Counter"
+    tasks = load_tasks(Jsonl(path=str(tmp_path / "tasks.jsonl"), verifier="environment", environment=Object(factory=factory)))
+    checks = await gold_and_noop(tasks)
+    assert (checks.gold_passes, checks.noop_fails) == (True, True), checks.example
 
 
 async def test_an_object_that_is_no_environment(tmp_path: Path) -> None:

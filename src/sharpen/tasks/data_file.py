@@ -17,6 +17,7 @@ from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
 from sharpen.tasks.overlap import MAX_OVERLAP
 from sharpen.verifiers.function import FunctionVerifier
+from sharpen.verifiers.outcome import EnvironmentOutcome
 
 
 class DataFile(Record, frozen=True, kw_only=True):
@@ -24,7 +25,8 @@ class DataFile(Record, frozen=True, kw_only=True):
 
     ``columns`` maps a field of ``Line`` to the file's own name for it (``{prompt: question, reference: answer}``); columns that are
     no field of ``Line`` are then left alone, without it they are an error. ``verifier`` is ``module:function`` or
-    ``file.py:function`` (see ``FunctionVerifier``; its code runs here), None for tasks that only demonstrate; ``threshold`` and
+    ``file.py:function`` (see ``FunctionVerifier``; its code runs here), ``environment`` for the
+    environment's own word, None for tasks that only demonstrate; ``threshold`` and
     ``exact`` are that verifier's; ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``;
     leave it out where the rows name their splits. ``max_overlap`` (over 0, up to 1) is the share of a judging question's 8-grams that
     one teaching question may hold; 1 lets near duplicates through, equal questions never.
@@ -104,8 +106,10 @@ Rows = Iterator[tuple[Place, Any]]
 
 def load(settings: Jsonl | Parquet | Dataset) -> TaskSet:
     """The data's tasks, split. TaskError or SettingsError with file and line, or row, where one cannot be used."""
-    verifier: FunctionVerifier | None = None
-    if settings.verifier is not None:
+    verifier: FunctionVerifier | EnvironmentOutcome | None = None
+    if settings.verifier == "environment":
+        verifier = EnvironmentOutcome()
+    elif settings.verifier is not None:
         fn = plugins.load(settings.verifier, "verifier")
         verifier = FunctionVerifier(fn, settings.verifier, threshold=settings.threshold, exact=settings.exact)
     match settings:
@@ -133,7 +137,12 @@ def load(settings: Jsonl | Parquet | Dataset) -> TaskSet:
     for column in settings.columns.values():
         if column not in columns:
             raise SettingsError(f"{source} has no column {column!r}{nearest(column, columns)}")
-    if bare and verifier and verifier.wants_reference and settings.columns.get("reference", "reference") in columns:
+    if (
+        bare
+        and isinstance(verifier, FunctionVerifier)
+        and verifier.wants_reference
+        and settings.columns.get("reference", "reference") in columns
+    ):
         raise TaskError(f"{bare} has no reference, but {verifier.name!r} compares answers with one; fill it in or drop the row")
     chosen = _split(settings, source, list(tasks.values()))
     kind = type(settings).__struct_config__.tag

@@ -21,6 +21,7 @@ R = TypeVar("R")
 SETTINGS = "run.yaml"
 LEDGER = "ledger.jsonl"
 MANIFEST = "stage.json"
+CONCLUSIONS = ("decision.json", "evaluation*.json")  # of a ladder, from stages: cheap to come to again
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -134,7 +135,10 @@ class Run:
 
 
 def fork(old: Path, new: Path, settings: str) -> None:
-    """Copy a run's folder under a new name, with other ``settings``. Stages whose inputs and settings still hold are not done again."""
+    """Copy a run's folder under a new name, with other ``settings``. Stages whose inputs and settings still hold are not done again.
+
+    What the old run concluded from its stages is not copied: the new one comes to its own conclusions, and shows no others.
+    """
     if new.exists():
         raise RunError(f"{new} exists already; choose another name for --fork")
     if not (old / SETTINGS).exists():
@@ -142,7 +146,7 @@ def fork(old: Path, new: Path, settings: str) -> None:
     with writing(new):
         staged = new.with_name(f".{new.name}.forking")
         shutil.rmtree(staged, ignore_errors=True)
-        shutil.copytree(old, staged, ignore=shutil.ignore_patterns(".lock", SETTINGS, "report.html"))
+        shutil.copytree(old, staged, ignore=shutil.ignore_patterns(".lock", SETTINGS, "report.html", *CONCLUSIONS))
         write_atomic(staged / SETTINGS, settings.encode())
         staged.replace(new)
         sync_folder(new.parent)

@@ -55,7 +55,12 @@ def test_the_ladder_keeps_what_is_better_and_shows_what_the_verifier_was_worth(s
 def test_a_fork_shows_only_what_it_concluded_itself(scripted: Path, tmp_path: Path) -> None:
     """Once seen on a real run: another training seed's table held the first one's control and its test numbers."""
     climb(load_settings(scripted, {"ladder.rungs": "[sft, rejection-sampling]"}), tmp_path / "runs")
-    changed = {"ladder.rungs": "[sft, rejection-sampling]", "ladder.control": "false", "sampling.temperature": "0.9", "ladder.alpha": "0.0001"}
+    changed = {
+        "ladder.rungs": "[sft, rejection-sampling]",
+        "ladder.control": "false",
+        "sampling.temperature": "0.9",
+        "ladder.alpha": "0.0001",
+    }
     climb(load_settings(scripted, changed), tmp_path / "runs", "other")
     before, after = (read_run(tmp_path / "runs" / name).rungs for name in ("ladder", "other"))
     assert [rung.name for rung in before if rung.control] and not [rung.name for rung in after if rung.control]

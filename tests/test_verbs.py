@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from sharpen import projects
 from sharpen.cli import main, make_parser
 from sharpen.errors import SettingsError
+from sharpen.report.read import read_run
+from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.store.run import Run
 from sharpen.tasks.load import load_tasks
@@ -127,3 +130,27 @@ def test_traces_come_in_are_judged_train_and_go_out(scripted: Path, tmp_path: Pa
     traces.write_text(json.dumps({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]}))
     assert main(["import", str(traces), str(tmp_path / "third"), "--tasks", str(scripted)]) == 2
     assert "which no task of the settings asks" in capsys.readouterr().err
+
+
+ASK_ONCE = """
+import json, os, sys, urllib.request
+body = json.dumps({"model": "any", "messages": [{"role": "user", "content": sys.argv[1]}]}).encode()
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, {"Content-Type": "application/json"})
+print(json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"])
+"""
+
+
+def test_a_ladder_with_an_outside_program_as_the_agent(scripted: Path, tmp_path: Path) -> None:
+    program = tmp_path / "agent.py"
+    program.write_text(ASK_ONCE)
+    harness = json.dumps({"command": [sys.executable, str(program), "{prompt}"]})
+    smaller = {"tasks.splits": "{demo: 4, train: 8, dev: 8, test: 0}", "sampling.n": "2", "evaluation.n": "1", "evaluation.k": "[1]"}
+    settings = load_settings(scripted, {"harness": harness, "ladder.rungs": "[few-shot, rejection-sampling]", **smaller})
+    climb(settings, tmp_path / "runs")
+    base, few_shot, sampled = (rung for rung in read_run(tmp_path / "runs" / "ladder").rungs if not rung.control)
+    assert base.dev is not None and base.dev.errors == 0 and base.sampled_tokens > 0
+    assert few_shot.decision is not None and "an outside program writes its own prompts" in few_shot.decision.reasons[0]
+    rows = [
+        json.loads(line) for line in (tmp_path / "runs/ladder/rungs" / sampled.name / "training_set/rows.jsonl").read_text().splitlines()
+    ]
+    assert {row["origin"] for row in rows if row["source"] == "sampled"} == {"sampled"}  # the engine's ids, through the proxy

@@ -172,6 +172,19 @@ def test_functions_are_found_by_name(tmp_path: Path) -> None:
             plugins.load(spec, "verifier")
 
 
+def test_functions_that_an_installed_package_offers_are_found_by_their_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "graders.py").write_text("def grade(answer, reference):\n    return True\n")
+    info = tmp_path / "graders-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: graders\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sharpen.verifiers]\nlenient = graders:grade\nbroken = no_such_module:f\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert plugins.load("lenient", "verifier")("", "") is True
+    for name, why in {"lenint": "did you mean 'lenient'", "broken": "ModuleNotFoundError"}.items():
+        with pytest.raises(SettingsError, match=why):
+            plugins.load(name, "verifier")
+
+
 # ---------------------------------------------------------------- gold and no-op checks
 
 

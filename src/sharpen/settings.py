@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import yaml
 
+from sharpen.agents.harness import Harness
 from sharpen.errors import SettingsError, nearest
 from sharpen.evaluation import EvaluationSettings
 from sharpen.ladder import LadderSettings
@@ -26,6 +27,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     """Everything that makes a run what it is. ``model`` is a packaged name, a folder or a hub id; ``seed`` drives every draw.
 
     ``template`` replaces the model's chat template: ``hermes`` (with tools) or a ``.jinja`` file; "" keeps the model's own.
+    ``harness`` is an outside program that plays the tasks in the place of their environment.
     """
 
     name: str
@@ -33,6 +35,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     model: str = "smollm2-135m-instruct"
     template: str = ""
     seed: int = 0
+    harness: Harness | None = None
     engine: Engine = Auto()
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()

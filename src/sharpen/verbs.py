@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.base import PolicyAgent
+from sharpen.agents.choose import make_agent
 from sharpen.chat.load import load_template
 from sharpen.errors import Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
@@ -159,7 +159,7 @@ def _tries(
         model = load_model(settings.model, settings.template)
         policy, _ = open_policy(model, settings.engine)
         try:
-            agent = PolicyAgent(model.name, policy, model.fingerprint, tasks.environment, how.turn(settings.seed))
+            agent = make_agent(model.name, model, policy, tasks.environment, how.turn(settings.seed), settings.harness)
             pool = loop.run(
                 fill(
                     agent, chosen, range(how.n), tasks.verifier if judged else None, trajectories, verdicts, concurrency=settings.sampling.concurrency,

@@ -13,7 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.base import PolicyAgent
+from sharpen.agents.choose import make_agent
+from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import replay
 from sharpen.errors import Refused
 from sharpen.evaluation import EvaluationSettings, evaluate
@@ -84,6 +85,7 @@ class Bench(AbstractContextManager["Bench"]):
     training: Training = field(default_factory=Training)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     few_shot: FewShot = field(default_factory=FewShot)
+    harness: Harness | None = None
     listen: Listener = silent
     say: Callable[[str], None] = lambda line: None
     _policy: tuple[str, Policy] | None = None
@@ -136,11 +138,11 @@ class Bench(AbstractContextManager["Bench"]):
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
         inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": of.environment.name}
-        stage = self.run.stage(name, inputs, [turn, indices.start, indices.stop, verifier.name])
+        stage = self.run.stage(name, inputs, [turn, indices.start, indices.stop, verifier.name, *((self.harness,) if self.harness else ())])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
         policy = _Lazy(agent.name, lambda: self._open(agent.model))
-        player = PolicyAgent(agent.name, policy, agent.model.fingerprint, of.environment, turn, agent.shots)
+        player = make_agent(agent.name, agent.model, policy, of.environment, turn, self.harness, agent.shots)
         if stage.done():
             wanted = tuple(player.key(task, index) for index in indices for task in tasks)
             return Pool({task.key: task for task in tasks}, wanted, trajectories.records, verdicts.records)

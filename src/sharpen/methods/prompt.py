@@ -10,6 +10,10 @@ from sharpen.methods.base import Attempt, Bench, Prompted, shots_of
 
 def few_shot(bench: Bench, rung: str, standing: Prompted) -> Attempt:
     """``bench.few_shot.shots`` passing demonstrations, drawn with the run's seed, as examples before every task."""
+    if bench.harness is not None:
+        raise Refused(
+            f"{rung}: an outside program writes its own prompts, so no examples can be put before the task; leave few-shot out of ladder.rungs"
+        )
     pool = bench.demonstrations()
     passing = [pool.trajectories[key] for key in pool.wanted if pool.verdicts[key]]
     if not passing:

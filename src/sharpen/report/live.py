@@ -60,9 +60,11 @@ class Live:
             self.say("  ".join(filter(None, (f"{seen.what}: {seen.done}/{seen.total}", _detail(seen), self._left(seen, now)))))
 
     def _left(self, seen: Seen, now: float) -> str:
-        """Time left at the speed since the stage was first heard of; nothing before it has moved."""
+        """Time left at the speed since the stage was first heard of; nothing before a twentieth is done, when it would be a wild guess."""
         made = seen.done - self._first
-        return f"{(now - self._began) / made * (seen.total - seen.done):.0f} s left" if made and seen.done < seen.total else ""
+        if made * 20 < seen.total or seen.done == seen.total:
+            return ""
+        return f"{(now - self._began) / made * (seen.total - seen.done):.0f} s left"
 
 
 def _detail(seen: Seen) -> str:

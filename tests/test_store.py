@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sharpen.errors import RunError, StorageError
-from sharpen.records import Message, SampleKey, Trajectory
-from sharpen.store.files import digest, write_atomic
+from sharpen.records import Decision, Gain, Interval, Message, SampleKey, Trajectory, Verdict
+from sharpen.store.files import digest, read_json, write_atomic, write_json
 from sharpen.store.run import Run, fork
 from sharpen.store.segments import JOURNAL, Segments
 
@@ -147,3 +148,26 @@ def test_fork_keeps_finished_stages_and_refuses_an_existing_name(tmp_path: Path)
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_an_undefined_number_survives_the_disk(tmp_path: Path) -> None:
+    nan = float("nan")
+    interval = Interval(value=0.0, low=nan, high=nan, n=1)
+    decision = Decision(
+        outcome="undecided",
+        action="",
+        reasons=(),
+        gain=Gain(base="a", other="b", printed=interval, deciding=interval, smallest_visible=nan),
+    )
+    write_json(tmp_path / "decision.json", decision)
+    back = read_json(tmp_path / "decision.json", Decision)
+    assert (
+        back.gain is not None
+        and math.isnan(back.gain.smallest_visible)
+        and math.isnan(back.gain.printed.low)
+        and back.gain.printed.value == 0.0
+    )
+    write_json(
+        tmp_path / "verdict.json", Verdict(key=SampleKey(model="m", task="t", environment="e", sampling="s", index=0), outcome="fail")
+    )
+    assert read_json(tmp_path / "verdict.json", Verdict).score is None  # not measured is not undefined

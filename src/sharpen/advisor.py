@@ -6,6 +6,7 @@ methods is the ladder's fixed order.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from sharpen.records import Decision, Gain, Measurements
@@ -47,7 +48,7 @@ def judge_gain(gain: Gain, delta: float) -> Decision:
         "worse": f"{numbers}: worse",
         "plateau": f"{numbers}: whatever is gained is under the smallest effect of interest, {delta:.1%}",
         "undecided": f"{numbers}: neither shown better nor shown to be under {delta:.1%}; the smallest gain this design would see is "
-        f"{gain.smallest_visible:.1%}; more dev families or evaluation.max_n would tell",
+        f"{_percent(gain.smallest_visible)}; more dev families or evaluation.max_n would tell",
     }[outcome]
     action = {"keep": "keep it", "worse": "roll it back", "plateau": "roll it back", "undecided": "roll it back, as not proved"}[outcome]
     return Decision(outcome=outcome, action=action, reasons=(reason,), gain=gain)
@@ -61,6 +62,10 @@ def judge_forgetting(decision: Decision, aside: Gain, drop: float) -> Decision:
         reasons = (*decision.reasons, f"{line}: it has forgotten what it could do")
         return Decision(outcome="worse", action="roll it back: it forgets", reasons=reasons, gain=decision.gain)
     return Decision(outcome=decision.outcome, action=decision.action, reasons=(*decision.reasons, line), gain=decision.gain)
+
+
+def _percent(share: float) -> str:
+    return "undefined, since no family differs" if math.isnan(share) else f"{share:.1%}"
 
 
 def _without_demonstrations(seen: Measurements) -> str | None:

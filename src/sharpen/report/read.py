@@ -16,7 +16,7 @@ from sharpen.errors import RunError, SharpenError
 from sharpen.models import load_model
 from sharpen.records import Decision, Evaluation, Row, SampleKey, Selection, TrainingReport, Trajectory, Verdict
 from sharpen.report.page import RungView, RunView, SampleView, render
-from sharpen.store.files import write_atomic
+from sharpen.store.files import read_json, write_atomic
 from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
 from sharpen.store.segments import Segments
 
@@ -177,6 +177,6 @@ def _read(path: Path, record: type[R]) -> R | None:
     if not path.exists():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=record)
+        return read_json(path, record)
     except msgspec.MsgspecError as error:
         raise RunError(f"{path} cannot be read ({error}); delete it and give sharpen run again") from error

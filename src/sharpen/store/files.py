@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from sharpen.errors import StorageError
+
+T = TypeVar("T")
 
 
 def digest(value: Any) -> str:
@@ -74,6 +77,24 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """A record as JSON that a person can read."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def read_json(path: Path, record: type[T]) -> T:
+    """A record that ``write_json`` or ``write_blob`` wrote. OSError or msgspec's errors where it cannot be read.
+
+    JSON has no NaN: an undefined number was written as null, and is NaN again.
+    """
+    return msgspec.convert(_undefined(msgspec.json.decode(path.read_bytes())), record, str_keys=True)
+
+
+_NUMBERS = ({"value", "low", "high"}, {"smallest_visible"})  # of an Interval, of a Gain
+
+
+def _undefined(data: Any) -> Any:
+    if isinstance(data, dict):
+        numbers = set[str]().union(*(names for names in _NUMBERS if names <= data.keys()))
+        return {key: math.nan if value is None and key in numbers else _undefined(value) for key, value in data.items()}
+    return [_undefined(item) for item in data] if isinstance(data, list) else data
 
 
 def write_blob(path: Path, value: Any) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from sharpen.errors import RunError
 from sharpen.records import Record
-from sharpen.store.files import digest, file_digest, sync_folder, write_atomic, write_json, writing
+from sharpen.store.files import digest, file_digest, read_json, sync_folder, write_atomic, write_json, writing
 
 R = TypeVar("R")
 SETTINGS = "run.yaml"
@@ -225,7 +225,7 @@ class Stage:
         """One output, decoded."""
         path = self.folder / name
         try:
-            return msgspec.json.decode(path.read_bytes(), type=record)
+            return read_json(path, record)
         except (OSError, msgspec.MsgspecError) as error:
             raise RunError(f"{path} cannot be read ({error}); delete {self.folder}, and the stage is done again") from error
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sharpen.errors import SettingsError, nearest
 
-Kind = Literal["verifier", "tool", "environment", "expert", "task source", "policy"]
+Kind = Literal["verifier", "tool", "environment", "expert"]
 
 
 def load(spec: str, kind: Kind) -> Callable[..., Any]:
@@ -38,7 +38,7 @@ def load(spec: str, kind: Kind) -> Callable[..., Any]:
 
 
 def _entry_point(name: str, kind: Kind) -> Callable[..., Any]:
-    group = "sharpen.policies" if kind == "policy" else f"sharpen.{kind.replace(' ', '_')}s"
+    group = f"sharpen.{kind}s"
     offered = {point.name: point for point in importlib.metadata.entry_points(group=group)}
     if name not in offered:
         others = nearest(name, offered) if offered else ""

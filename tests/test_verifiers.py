@@ -172,6 +172,16 @@ def test_functions_are_found_by_name(tmp_path: Path) -> None:
             plugins.load(spec, "verifier")
 
 
+def test_names_from_one_file_share_its_state_until_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "counter.py"
+    code = "seen = []\ndef put(answer, reference):\n    seen.append(answer)\ndef size(answer, reference):\n    return len(seen)\n"
+    path.write_text(code)
+    plugins.load(f"{path}:put", "tool")("a", None)
+    assert plugins.load(f"{path}:size", "tool")("", None) == 1
+    path.write_text(code.replace("len(seen)", "-1"))
+    assert plugins.load(f"{path}:size", "tool")("", None) == -1
+
+
 def test_functions_that_an_installed_package_offers_are_found_by_their_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "graders.py").write_text("def grade(answer, reference):\n    return True\n")
     info = tmp_path / "graders-1.0.dist-info"

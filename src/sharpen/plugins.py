@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -51,8 +52,14 @@ def _entry_point(name: str, kind: Kind) -> Callable[..., Any]:
 
 
 def _file(path: Path) -> Any:
+    """The module of a file: one for all names in it, so that they share its state; loaded anew where the file has changed."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}")
+    return _module(path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _module(path: Path, changed: int) -> Any:
     name = f"_sharpen_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

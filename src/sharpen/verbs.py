@@ -20,13 +20,14 @@ from sharpen.errors import Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import Exported, Imported
 from sharpen.formats.load import read, write
+from sharpen.methods.base import heard, required, write_rows
 from sharpen.models import load_model
 from sharpen.policies.choose import open_policy
 from sharpen.records import Evaluation, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, fill, silent
 from sharpen.selection import build_rows, select
 from sharpen.settings import RunSettings
-from sharpen.store.files import digest, replacing, write_atomic, write_json
+from sharpen.store.files import digest, read_json, replacing, write_json
 from sharpen.store.run import Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
@@ -76,8 +77,7 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
     TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier.
     """
     tasks = load_tasks(settings.tasks)
-    if tasks.verifier is None:
-        raise Refused(f"task set {tasks.name!r} has no verifier; give the tasks one")
+    verifier = required(tasks)
     known = {task.key: task for task in tasks.tasks}
     with _held(work):
         trajectories = _trajectories(work)
@@ -86,7 +86,7 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
         for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
             if key.task not in known:
                 raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
-            verdict = judge(known[key.task], trajectory, tasks.verifier, settings.sampling.verifier_timeout_s)
+            verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
             verdicts.append(verdict)
             counts[verdict.outcome] += 1
             listen(
@@ -121,12 +121,9 @@ def train(settings: RunSettings, work: Path, out: Path, *, listen: Listener = si
             raise Refused(
                 f"nothing in {work} to train on: {', '.join(f'{n} {reason}' for reason, n in proved.counts.items()) or 'no trajectory'}"
             )
-        write_atomic(work / "training_set" / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        write_rows(work, rows)
         training = replace(settings.training, seed=settings.training.seed + settings.seed, start="base")
-        return trainer_for(model)(
-            rows, model, training, out,
-            on_progress=lambda at: listen(Progress(what="train", done=at.step, total=at.steps, rate=at.tokens_per_second, note=f"loss {at.loss:.3f}")),
-        )  # fmt: skip
+        return trainer_for(model)(rows, model, training, out, on_progress=heard(listen, "train"))
 
 
 def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent) -> Evaluation:
@@ -152,8 +149,7 @@ def _tries(
     chosen: tuple[Task, ...] = tasks.split(split).tasks
     if not chosen:
         raise TaskError(f"task set {tasks.name!r} has no tasks in the split {split!r}; give tasks.splits.{split} some families")
-    if judged and tasks.verifier is None:
-        raise Refused(f"task set {tasks.name!r} has no verifier: nothing can be measured; give the tasks one")
+    verifier = required(tasks) if judged else None
     with _held(work):
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
         model = load_model(settings.model, settings.template)
@@ -162,7 +158,7 @@ def _tries(
             agent = make_agent(model.name, model, policy, tasks.environment, how.turn(settings.seed), settings.harness)
             pool = loop.run(
                 fill(
-                    agent, chosen, range(how.n), tasks.verifier if judged else None, trajectories, verdicts, concurrency=settings.sampling.concurrency,
+                    agent, chosen, range(how.n), verifier, trajectories, verdicts, concurrency=settings.sampling.concurrency,
                     verifier_timeout_s=settings.sampling.verifier_timeout_s, episode_timeout_s=settings.sampling.episode_timeout_s,
                     what=work.name, listen=listen,
                 )
@@ -217,7 +213,7 @@ def _source(trajectory: Trajectory) -> str:
 def _selection(work: Path) -> Selection:
     path = work / "selection.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Selection)
+        return read_json(path, Selection)
     except FileNotFoundError:
         raise RunError(f"{work} has no selection.json; run sharpen select first") from None
     except msgspec.MsgspecError as error:

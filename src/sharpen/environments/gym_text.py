@@ -7,23 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sharpen.environments.base import Episode, Step
-from sharpen.environments.text_game import first_line, plain, within
-from sharpen.errors import SettingsError
-from sharpen.records import Message, Record, Task
+from sharpen.environments.text_game import GameSettings, first_line, plain, within
+from sharpen.records import Message, Task
 from sharpen.store.files import digest
-
-
-class GymTextSettings(Record, frozen=True, kw_only=True):
-    """How games are played: never more than ``max_turns`` turns (1 or more), each step within ``timeout_s`` seconds (over 0)."""
-
-    max_turns: int = 24
-    timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.max_turns < 1:
-            raise SettingsError(f"max_turns is {self.max_turns}, but must be at least 1")
-        if self.timeout_s <= 0:
-            raise SettingsError(f"timeout_s is {self.timeout_s}, but must be over 0")
 
 
 @dataclass(frozen=True)
@@ -50,9 +36,9 @@ class GymText:
     with a reward over 0, the nearest that Gymnasium has to success; ``score`` is the sum of rewards, ``moves`` counts understood actions.
     """
 
-    def __init__(self, make: Callable[[Task], tuple[Any, int]], words: Words, settings: GymTextSettings | None = None) -> None:
+    def __init__(self, make: Callable[[Task], tuple[Any, int]], words: Words, settings: GameSettings | None = None) -> None:
         self._make, self._words = make, words
-        self.settings = settings or GymTextSettings()
+        self.settings = settings or GameSettings(max_turns=24)
         self.max_turns = self.settings.max_turns
         self.name = f"gym_text-{digest([words.name, self.max_turns])[:8]}"
 

@@ -25,14 +25,9 @@ LONGEST_ACTION = 200  # characters kept of what the policy typed; no command is 
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
-class TextGameSettings(Record, frozen=True, kw_only=True):
-    """How games are played.
+class GameSettings(Record, frozen=True, kw_only=True):
+    """What holds for games of every kind: never more than ``max_turns`` turns (1 or more), each step within ``timeout_s`` seconds (over 0)."""
 
-    ``show_commands`` lists the admissible commands at every turn (about 40 tokens each). A game ends after twice the expert's
-    turns plus two, and never after more than ``max_turns`` (1 or more). ``timeout_s`` (over 0) bounds one step.
-    """
-
-    show_commands: bool = False
     max_turns: int = 12
     timeout_s: float = 60.0
 
@@ -41,6 +36,15 @@ class TextGameSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(f"max_turns is {self.max_turns}, but must be at least 1")
         if self.timeout_s <= 0:
             raise SettingsError(f"timeout_s is {self.timeout_s}, but must be over 0")
+
+
+class TextGameSettings(GameSettings, frozen=True, kw_only=True):
+    """How TextWorld's games are played. A game also ends after twice the expert's turns plus two.
+
+    ``show_commands`` lists the admissible commands at every turn (about 40 tokens each).
+    """
+
+    show_commands: bool = False
 
 
 class TextGame:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +29,7 @@ from sharpen.store.files import digest, write_atomic, write_blob, write_json
 from sharpen.store.run import Run
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
+from sharpen.training.base import Progress as TrainingProgress
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.base import Verifier
@@ -240,8 +242,7 @@ class Bench(AbstractContextManager["Bench"]):
             return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
         stage.begin()
         write_json(folder / "selection.json", selection)
-        lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
-        write_atomic(folder / "training_set" / "rows.jsonl", lines)
+        write_rows(folder, rows)
         self.close()
         train, short = trainer_for(start), name.removeprefix("rungs/")
         model, report = train(
@@ -250,9 +251,7 @@ class Bench(AbstractContextManager["Bench"]):
             settings,
             folder / "model",
             token_budget=token_budget,
-            on_progress=lambda at: self.listen(
-                Progress(what=f"{short}/training", done=at.step, total=at.steps, rate=at.tokens_per_second, note=f"loss {at.loss:.3f}")
-            ),
+            on_progress=heard(self.listen, f"{short}/training"),
         )
         write_blob(folder / "training.json", report)
         outputs = [folder / "selection.json", folder / "training_set" / "rows.jsonl", folder / "training.json"]
@@ -260,6 +259,16 @@ class Bench(AbstractContextManager["Bench"]):
         outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
         stage.commit(outputs, trained_tokens=report.trained_tokens, inside_s=report.seconds)
         return model, report
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """The training set, one row a line, beside the selection it comes from."""
+    write_atomic(folder / "training_set" / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+
+
+def heard(listen: Listener, what: str) -> Callable[[TrainingProgress], None]:
+    """A trainer's progress for whoever listens to the stage ``what``."""
+    return lambda at: listen(Progress(what=what, done=at.step, total=at.steps, rate=at.tokens_per_second, note=f"loss {at.loss:.3f}"))
 
 
 def required(tasks: TaskSet) -> Verifier:

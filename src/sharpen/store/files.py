@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from sharpen.errors import StorageError
 
@@ -82,19 +83,30 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, record: type[T]) -> T:
     """A record that ``write_json`` or ``write_blob`` wrote. OSError or msgspec's errors where it cannot be read.
 
-    JSON has no NaN: an undefined number was written as null, and is NaN again.
+    JSON has no NaN: an undefined number was written as null, and where the record's type is a float it is NaN again.
     """
-    return msgspec.convert(_undefined(msgspec.json.decode(path.read_bytes())), record, str_keys=True)
+    raw = path.read_bytes()
+    try:
+        return msgspec.json.decode(raw, type=record)
+    except msgspec.ValidationError:  # few records hold such a number, and looking at every value of a large one takes long
+        return msgspec.convert(_undefined(msgspec.json.decode(raw), inspect.type_info(record)), record, str_keys=True)
 
 
-_NUMBERS = ({"value", "low", "high"}, {"smallest_visible"})  # of an Interval, of a Gain
-
-
-def _undefined(data: Any) -> Any:
-    if isinstance(data, dict):
-        numbers = set[str]().union(*(names for names in _NUMBERS if names <= data.keys()))
-        return {key: math.nan if value is None and key in numbers else _undefined(value) for key, value in data.items()}
-    return [_undefined(item) for item in data] if isinstance(data, list) else data
+def _undefined(data: Any, kind: inspect.Type) -> Any:
+    match kind:
+        case inspect.FloatType() if data is None:
+            return math.nan
+        case inspect.StructType() if isinstance(data, dict):
+            types = {field.encode_name: field.type for field in kind.fields}
+            return {name: _undefined(value, types[name]) if name in types else value for name, value in data.items()}
+        case inspect.DictType() if isinstance(data, dict):
+            return {name: _undefined(value, kind.value_type) for name, value in data.items()}
+        case inspect.VarTupleType() if isinstance(data, list):
+            return [_undefined(item, kind.item_type) for item in data]
+        case inspect.UnionType() if data is not None:
+            others = [one for one in kind.types if not isinstance(one, inspect.NoneType)]
+            return _undefined(data, others[0]) if len(others) == 1 else data
+    return data
 
 
 def write_blob(path: Path, value: Any) -> None:

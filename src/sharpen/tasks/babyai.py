@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
-from sharpen.environments.gym_text import GymText, GymTextSettings
+from sharpen.environments.gym_text import GymText
 from sharpen.environments.minigrid import ACTIONS, WORDS, opening
+from sharpen.environments.text_game import GameSettings
 from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Record, Task
 from sharpen.store.files import digest
@@ -76,7 +77,7 @@ def load(settings: BabyAI) -> TaskSet:
         raise TaskError(
             f"babyai made only {len(tasks)} different games of the {wanted} asked for; name more levels, or allow more actions with longest"
         )
-    play = GymTextSettings(max_turns=settings.max_turns or 2 * settings.longest + 2, timeout_s=settings.timeout_s)
+    play = GameSettings(max_turns=settings.max_turns or 2 * settings.longest + 2, timeout_s=settings.timeout_s)
     chosen = split_by_family(list(tasks.values()), msgspec.structs.asdict(settings.splits), settings.seed)
     return TaskSet(f"babyai-{digest([settings, WORDS.name])[:8]}", chosen, GymText(make, WORDS, play), EnvironmentOutcome())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import msgspec
 
 from sharpen.environments.text_game import TextGame, TextGameSettings
 from sharpen.errors import SettingsError, TaskError
+from sharpen.models import cache_folder
 from sharpen.records import Record, Task
 from sharpen.store.files import digest
 from sharpen.tasks.base import Splits, TaskSet, split_by_family
@@ -146,7 +146,7 @@ def _game(options: bytes) -> Any:
 
 def _recipe(options: GameOptions) -> dict[str, Any] | None:
     """What a game needs to be put together again, from the cache or from the generator. None where the seed gives no game."""
-    path = _cache() / f"{_digest(options)}.json"
+    path = cache_folder() / "textworld" / f"{_digest(options)}.json"
     try:
         known: dict[str, Any] | None = msgspec.json.decode(path.read_bytes())
         return known
@@ -207,12 +207,6 @@ def _generate(options: GameOptions) -> bytes:
 
 def _digest(settings: Record) -> str:
     return digest([RECIPE, _textworld().__version__, settings])
-
-
-def _cache() -> Path:
-    """``SHARPEN_CACHE``, or the user's cache folder. Safe to delete at any time."""
-    home = os.environ.get("SHARPEN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sharpen"
-    return Path(home) / "textworld"
 
 
 @functools.cache

@@ -82,7 +82,8 @@ def test_a_project_is_short_and_its_settings_and_tasks_hold(kind: str, tmp_path:
     monkeypatch.chdir(tmp_path / "mine")
     tasks = load_tasks(load_settings(Path("run.yaml"), {}).tasks)
     assert all(tasks.split(split).tasks for split in ("demo", "train", "dev", "test"))
-    assert tasks.environment.expert(tasks.split("demo").tasks[0])
+    demo = tasks.split("demo").tasks[0]
+    assert tasks.environment.expert(demo) if tasks.recorded is None else tasks.recorded.of(demo)
 
 
 def test_init_refuses_what_is_there_and_names_what_is_near(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

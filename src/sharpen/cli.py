@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         "init", _init, "write a project to start from", "Write a small project that runs as it is, to be edited into your own.",
         "sharpen init tools my-agent && cd my-agent && sharpen run run.yaml", settings=False,
     )  # fmt: skip
-    init.add_argument("kind", metavar="KIND", help="single-turn, tools or text-game")
+    init.add_argument("kind", metavar="KIND", help="single-turn, tools, text-game or traces")
     init.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
 
     run = verb(

@@ -1,16 +1,17 @@
-"""How good an agent is on a split: pass@1 and pass@k, by task, with intervals over families."""
+"""How good an agent is on a split: pass@1 and pass@k, by task, with intervals over families; and how good demonstrations are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from sharpen.errors import SettingsError
 from sharpen.policies.base import Sampling
-from sharpen.records import Cost, Evaluation, Record, Task, TaskResult
+from sharpen.records import Cost, DemonstrationQuality, Evaluation, Parting, Record, Task, TaskResult
 from sharpen.sampling import Pool
-from sharpen.stats import pass_interval
+from sharpen.stats import cluster_bootstrap_mean, pass_interval
 
 
 class EvaluationSettings(Record, frozen=True, kw_only=True):
@@ -82,4 +83,47 @@ def evaluate(pool: Pool, tasks: Sequence[Task], model: str, split: str, settings
             turns=sum(cost.turns for cost in costs),
         ),
         errors=sum(result.errors for result in results),
+    )
+
+
+PARTINGS = 5  # shown
+
+
+def weigh(pool: Pool, left_out: Mapping[str, int], seed: int) -> DemonstrationQuality:
+    """What the demonstrations in ``pool`` are worth (METHODS: imitation's ceiling is their quality). Bootstrap over families, with ``seed``."""
+    results = count(pool, list(pool.tasks.values()))
+    turns: dict[str, list[int]] = defaultdict(list)
+    followed: dict[tuple[str, tuple[str, ...]], Counter[str]] = defaultdict(Counter)
+    for key in pool.wanted:
+        trajectory, verdict = pool.trajectories[key], pool.verdicts[key]
+        if verdict:
+            turns[key.task].append(sum(message.role == "assistant" for message in trajectory.messages))
+        if verdict.outcome != "error":
+            for step, action in enumerate(trajectory.actions):
+                followed[key.task, trajectory.actions[:step]][action] += 1
+    several = {task: [one - min(lengths) for one in lengths] for task, lengths in turns.items() if len(lengths) > 1}
+    longest = max((max(over) for over in several.values()), default=0)
+    by_family: dict[str, list[float]] = defaultdict(list)
+    for task, over in several.items():
+        by_family[pool.tasks[task].family].append(sum(over) / len(over))
+    junctions = {place: ways for place, ways in followed.items() if ways.total() > 1}
+    parted = sorted((place for place, ways in junctions.items() if len(ways) > 1), key=lambda place: (-junctions[place].total(), place))
+    return DemonstrationQuality(
+        count=len(pool.wanted),
+        passed=sum(result.passes for result in results),
+        errors=sum(result.errors for result in results),
+        by=dict(Counter(pool.trajectories[key].agent for key in pool.wanted).most_common()),
+        pass_rate=pass_interval(results, 1, 0.95, seed),
+        tasks=len(results),
+        shown=sum(result.samples > 0 for result in results),
+        covered=sum(result.passes > 0 for result in results),
+        excess=cluster_bootstrap_mean(by_family, 0.95, seed, span=(0.0, float(longest))),
+        longest_excess=longest,
+        junctions=len(junctions),
+        parted=len(parted),
+        partings=tuple(
+            Parting(task=task, step=len(before) + 1, ways=tuple(junctions[task, before].most_common()))
+            for task, before in parted[:PARTINGS]
+        ),
+        left_out=dict(left_out),
     )

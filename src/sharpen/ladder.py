@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.errors import Refused, SettingsError
+from sharpen.evaluation import weigh
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
@@ -20,6 +21,8 @@ from sharpen.stats import paired_gain, shared_level
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
+
+DEMONSTRATIONS = "demonstrations/quality.json"
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):
@@ -103,12 +106,17 @@ class Ladder:
     def look(self) -> Measurements:
         """What can be known before the first rung: demonstrations, and whether the verifier passes gold and fails no-ops."""
         tasks, verifier = self.bench.tasks, self.bench.verifier
-        demonstrations = self.bench.demonstrations()
-        passing = sum(bool(demonstrations.verdicts[key]) for key in demonstrations.wanted)
+        recorded = tasks.recorded
+        worth = weigh(self.bench.demonstrations(), recorded.left_out if recorded is not None else {}, self.bench.seed)
+        write_json(self.bench.run.folder / DEMONSTRATIONS, worth)
+        if worth.count:
+            self.bench.say(
+                f"demonstrations: {worth.passed} of {worth.count} pass, the ceiling of imitation; they cover {worth.covered} of {worth.tasks} tasks"
+            )
         checked = loop.run(gold_and_noop(tasks))
         return Measurements(
-            demonstrations=len(demonstrations.wanted),
-            demonstrations_passing=passing,
+            demonstrations=worth.count,
+            demonstrations_passing=worth.passed,
             verifier=verifier.name,
             verifier_exact=verifier.exact,
             gold_passes=checked.gold_passes,

@@ -257,6 +257,43 @@ class Evaluation(Record, frozen=True, kw_only=True):
     errors: int = 0
 
 
+class Parting(Record, frozen=True, kw_only=True):
+    """Where demonstrations of one task part: after the same ``step - 1`` steps (counted from 1) they go on in different ways.
+
+    ``ways`` are what they do next with how many do it, most first.
+    """
+
+    task: str
+    step: int
+    ways: tuple[tuple[str, int], ...]
+
+
+class DemonstrationQuality(Record, frozen=True, kw_only=True):
+    """What the demonstrations are worth, before any is left out.
+
+    ``pass_rate`` is imitation's ceiling: the mean over tasks of the share of a task's demonstrations that pass, errors aside. Of ``tasks`` in
+    the demo split ``shown`` have a demonstration and ``covered`` one that passes. ``excess`` are the assistant turns of a passing
+    demonstration over the shortest passing one of its task, over the tasks that have several; ``longest_excess`` is the largest.
+    ``junctions`` counts the places (a task, and the same steps so far) where two or more demonstrations can be compared, ``parted`` those
+    where they go on differently, ``partings`` the first of them. ``by`` counts who made them, ``left_out`` what the files held beside, by reason.
+    """
+
+    count: int
+    passed: int
+    errors: int
+    by: dict[str, int]
+    pass_rate: Interval
+    tasks: int
+    shown: int
+    covered: int
+    excess: Interval
+    longest_excess: int
+    junctions: int
+    parted: int
+    partings: tuple[Parting, ...] = ()
+    left_out: dict[str, int] = {}
+
+
 class Gain(Record, frozen=True, kw_only=True):
     """A paired difference in pass@1 on the same tasks: ``other`` minus ``base``, at ``level`` for the decision and 95 % for print.
 

@@ -183,14 +183,12 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
             return trajectory
     assert error is not None
     streak.count(error)
-    return Trajectory(
-        key=agent.key(task, index),
-        agent=agent.name,
-        messages=task.prompt,
-        stop="error",
-        error=str(error),
-        cost=Cost(seconds=round(time.monotonic() - started, 3)),
-    )
+    return broken(agent.key(task, index), agent.name, task, error, time.monotonic() - started)
+
+
+def broken(key: SampleKey, agent: str, task: Task, error: SharpenError, seconds: float = 0.0) -> Trajectory:
+    """The trajectory of a try that infrastructure broke."""
+    return Trajectory(key=key, agent=agent, messages=task.prompt, stop="error", error=str(error), cost=Cost(seconds=round(seconds, 3)))
 
 
 class _Streak:

@@ -20,6 +20,7 @@ from sharpen.records import Record
 from sharpen.sampling import SamplingSettings
 from sharpen.selection import SelectionSettings
 from sharpen.tasks.load import TaskSource
+from sharpen.tasks.recorded import Demonstrations
 from sharpen.training.base import Training
 
 
@@ -27,7 +28,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     """Everything that makes a run what it is. ``model`` is a packaged name, a folder or a hub id; ``seed`` drives every draw.
 
     ``template`` replaces the model's chat template: ``hermes`` (with tools) or a ``.jinja`` file; "" keeps the model's own.
-    ``harness`` is an outside program that plays the tasks in the place of their environment.
+    ``harness`` is an outside program that plays the tasks in the place of their environment. ``demonstrations`` are recorded trajectories that
+    demonstrate the demo split, in the place of the tasks' own expert.
     """
 
     name: str
@@ -36,6 +38,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     template: str = ""
     seed: int = 0
     harness: Harness | None = None
+    demonstrations: Demonstrations | None = None
     engine: Engine = Auto()
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()

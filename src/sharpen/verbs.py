@@ -32,7 +32,7 @@ from sharpen.store.run import Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
-from sharpen.tasks.overlap import question
+from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
 
@@ -43,18 +43,18 @@ def import_(source: Path, work: Path, *, format: str | None = None, strict: bool
     With ``settings`` each is put under the task that asks the same question, so that it can be verified; TaskError where none does. ``format`` and
     ``strict`` are those of ``formats.load.read``.
     """
-    by_question = {question(task): task.key for task in load_tasks(settings.tasks).tasks} if settings is not None else None
+    finder = Finder(load_tasks(settings.tasks).tasks) if settings is not None else None
     reading = read(source, format, strict=strict)
     encode = msgspec.json.Encoder().encode
     with _held(work), replacing(work / "trajectories" / f"{digest(str(source.resolve()))}.jsonl") as file:
         for trajectory in reading:
-            if by_question is not None:
-                asked = question(Task(key="", family="", prompt=trajectory.messages[: _opening(trajectory)]))
-                if asked not in by_question:
+            if finder is not None:
+                if (task := finder.find(trajectory)) is None:
+                    asked = " ".join(message.content for message in opening(trajectory))
                     raise TaskError(
                         f"{source} answers {asked[:80]!r}, which no task of the settings asks; leave out --tasks, or add the task"
                     )
-                trajectory = replace(trajectory, key=replace(trajectory.key, task=by_question[asked]))
+                trajectory = replace(trajectory, key=replace(trajectory.key, task=task.key))
             file.write(encode(trajectory) + b"\n")
     return reading.imported
 
@@ -198,11 +198,6 @@ def _pool(work: Path) -> Pool:
         raise RunError(f"{len(missing)} of {len(trajectories)} trajectories in {work} are not judged; run sharpen verify first")
     keys = tuple(sorted(trajectories, key=order))
     return Pool({key.task: Task(key=key.task, family=key.task) for key in keys}, keys, trajectories, verdicts)
-
-
-def _opening(trajectory: Trajectory) -> int:
-    """How many messages come before the first answer."""
-    return next((at for at, message in enumerate(trajectory.messages) if message.role == "assistant"), len(trajectory.messages))
 
 
 def _source(trajectory: Trajectory) -> str:

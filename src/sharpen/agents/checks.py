@@ -5,7 +5,8 @@ Here and not among the verifiers because the check plays whole episodes.
 
 from __future__ import annotations
 
-from sharpen.agents.recorded import replay, said
+from sharpen.agents.recorded import replay
+from sharpen.chat.base import said
 from sharpen.errors import SharpenError, TaskError
 from sharpen.records import Message, Record, Task, Verdict
 from sharpen.tasks.base import TaskSet

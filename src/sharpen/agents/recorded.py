@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 
 from sharpen.environments.base import Environment
+from sharpen.formats.base import RECORDED
 from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory
 
-RECORDED = "recorded"  # stands for sampling settings in the key of a trajectory that nobody sampled
 
-
-async def replay(task: Task, environment: Environment, actions: Sequence[str | Message], *, agent: str = "expert") -> Trajectory:
+async def replay(
+    task: Task, environment: Environment, actions: Sequence[str | Message], *, agent: str = "expert", index: int = 0
+) -> Trajectory:
     """Play ``actions``, one an assistant turn, and record what happened.
 
     Ends with ``done`` when the environment says so and leaves the remaining actions unplayed; with ``turn_limit`` when the actions
@@ -36,7 +37,7 @@ async def replay(task: Task, environment: Environment, actions: Sequence[str | M
     finally:
         await episode.close()
     return Trajectory(
-        key=SampleKey(model=agent, task=task.key, environment=environment.name, sampling=RECORDED, index=0),
+        key=SampleKey(model=agent, task=task.key, environment=environment.name, sampling=RECORDED, index=index),
         agent=agent,
         messages=tuple(messages),
         tools=episode.tools,
@@ -45,10 +46,3 @@ async def replay(task: Task, environment: Environment, actions: Sequence[str | M
         outcome=outcome,
         cost=Cost(seconds=time.monotonic() - started, turns=len(understood)),
     )
-
-
-def said(turn: str | Message) -> str:
-    """An assistant turn in one line: its text and its calls."""
-    if isinstance(turn, str):
-        return turn
-    return " ".join(filter(None, (turn.content, *(f"{call.name}({call.arguments})" for call in turn.tool_calls))))

@@ -41,3 +41,10 @@ class Template(Protocol):
     def prompt(self, messages: Sequence[Message], turns: Sequence[TurnTokens] = (), tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Ids that ask for the next assistant turn, continuing the ids of the last one where the rendering extends it."""
         ...
+
+
+def said(turn: str | Message) -> str:
+    """An assistant turn in one line: its text and its calls."""
+    if isinstance(turn, str):
+        return turn
+    return " ".join(filter(None, (turn.content, *(f"{call.name}({call.arguments})" for call in turn.tool_calls))))

@@ -19,7 +19,7 @@ from sharpen.records import Cost, Message, Record, SampleKey, Stop, ToolCall, Tr
 
 MAX_BYTES = 64 * 2**20  # of one line or one sample: 9,000 times a usual trajectory
 ENVIRONMENT = "imported"
-RECORDED = "recorded"
+RECORDED = "recorded"  # stands for sampling settings in the key of a trajectory that nobody sampled
 
 # Reasons are counted, so they are the same for every row; what differs goes into the detail.
 TOO_LONG = "too long"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from sharpen.chat.base import said
 from sharpen.errors import FormatError
 from sharpen.formats import atif, hub, inspect_eval, openai, sharegpt, trl, verifiers_traces
 from sharpen.formats.base import ENVIRONMENT, MAX_BYTES, NOT_JSON, RECORDED, Draft, Exported, Fault, Format, Imported, check, one_of
@@ -80,8 +81,9 @@ class Reading:
 
     def _trajectory(self, draft: Draft) -> Trajectory:
         agent = self.agent or draft.agent or ENVIRONMENT
-        key = draft.key
+        key, actions = draft.key, draft.actions
         if key is None:
+            actions = actions or tuple(said(message) for message in draft.messages if message.role == "assistant")
             task = draft.task or opening(draft)
             index = draft.index if draft.index is not None else self._tries[task]
             self._tries[task] += 1
@@ -92,7 +94,7 @@ class Reading:
             messages=draft.messages,
             tools=draft.tools,
             turns=draft.turns,
-            actions=draft.actions,
+            actions=actions,
             stop=draft.stop,
             outcome=draft.outcome,
             cost=draft.cost,

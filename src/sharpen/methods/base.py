@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,22 +18,24 @@ from sharpen import loop
 from sharpen.agents.choose import make_agent
 from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import replay
-from sharpen.errors import Refused
+from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
+from sharpen.formats.base import RECORDED
 from sharpen.models import load_model
 from sharpen.policies.base import Conversation, Policy, Sampling, Turn
 from sharpen.policies.choose import Auto, Engine, open_policy
-from sharpen.records import Evaluation, Message, Model, Record, Row, Selection, Task, TrainingReport, Trajectory, Verdict
-from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, fill, silent
+from sharpen.records import Evaluation, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, broken, fill, silent
 from sharpen.selection import SelectionSettings
 from sharpen.store.files import digest, write_atomic, write_blob, write_json
 from sharpen.store.run import Run
 from sharpen.store.segments import Segments
-from sharpen.tasks.base import TaskSet
+from sharpen.tasks.base import Recorded, TaskSet
 from sharpen.training.base import Progress as TrainingProgress
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
 
 
@@ -202,28 +205,47 @@ class Bench(AbstractContextManager["Bench"]):
     # ------------------------------------------------------------ demonstrations
 
     def demonstrations(self) -> Pool:
-        """The expert's solutions of the demo tasks, replayed in the environment and judged like any try."""
-        tasks = self.tasks.split("demo").tasks
-        environment, verifier = self.tasks.environment, self.verifier
-        inputs = {"tasks": digest([task.key for task in tasks]), "environment": environment.name}
+        """Demonstrations of the demo tasks, judged like any try: those recorded that came with the tasks, else the expert's, replayed in the environment."""
+        tasks = {task.key: task for task in self.tasks.split("demo").tasks}
+        environment, verifier, recorded = self.tasks.environment, self.verifier, self.tasks.recorded
+        if recorded is not None and not recorded.replay and isinstance(verifier, EnvironmentOutcome):
+            raise SettingsError("the environment can only vouch for what is played in it; take replay: false out of the demonstrations")
+        inputs = {"tasks": digest(list(tasks)), "environment": environment.name}
+        inputs |= {"recorded": digest([recorded.trajectories, recorded.replay])} if recorded is not None else {}
         stage = self.run.stage("demonstrations", inputs, verifier.name)
-        trajectories = Segments(stage.folder / "trajectories", Trajectory)
-        verdicts = Segments(stage.folder / "verdicts", Verdict)
-        if not stage.done():
+        folders = stage.folder / "trajectories", stage.folder / "verdicts"
+        if fresh := not stage.done():
             stage.begin()
-            for number, task in enumerate(tasks, 1):
-                actions = environment.expert(task)
-                if actions is None:
-                    continue
-                trajectory = loop.run(replay(task, environment, actions))
-                if trajectory.key not in trajectories.records:
+            for folder in folders:  # cheap to make again, and what a file says now may differ from what it said under the same keys
+                shutil.rmtree(folder, ignore_errors=True)
+        trajectories, verdicts = Segments(folders[0], Trajectory), Segments(folders[1], Verdict)
+        if fresh:
+            for number, task in enumerate(tasks.values(), 1):
+                for trajectory in self._demonstrated(task, recorded):
                     trajectories.append(trajectory)
-                if trajectory.key not in verdicts.records:
                     verdicts.append(judge(task, trajectory, verifier, self.sampling.verifier_timeout_s))
                 self.listen(Progress(what="demonstrations", done=number, total=len(tasks)))
-            stage.commit([trajectories.seal(list(trajectories.records)), verdicts.seal(list(verdicts.records))])
-        keys = tuple(trajectories.records)
-        return Pool({task.key: task for task in tasks}, keys, trajectories.records, verdicts.records)
+            stage.commit([trajectories.seal(trajectories.records), verdicts.seal(verdicts.records)])
+        return Pool(tasks, tuple(trajectories.records), trajectories.records, verdicts.records)
+
+    def _demonstrated(self, task: Task, recorded: Recorded | None) -> Iterator[Trajectory]:
+        """What was done at one task, played again unless it is to be taken as it was recorded. A broken environment is an error, and data."""
+        environment = self.tasks.environment
+        if recorded is None:
+            actions = environment.expert(task)
+            ways = [] if actions is None else [("expert", 0, actions)]
+        elif recorded.replay:
+            asked = sum(message.role == "assistant" for message in task.prompt)
+            ways = [(theirs.agent, theirs.key.index, _turns(theirs)[asked:]) for theirs in recorded.of(task)]
+        else:
+            yield from recorded.of(task)
+            return
+        for agent, index, turns in ways:
+            try:
+                yield loop.run(replay(task, environment, turns, agent=agent, index=index))
+            except EnvironmentFault as fault:
+                key = SampleKey(model=agent, task=task.key, environment=environment.name, sampling=RECORDED, index=index)
+                yield broken(key, agent, task, fault)
 
     # ------------------------------------------------------------ training
 
@@ -264,6 +286,10 @@ class Bench(AbstractContextManager["Bench"]):
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     """The training set, one row a line, beside the selection it comes from."""
     write_atomic(folder / "training_set" / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+
+
+def _turns(trajectory: Trajectory) -> tuple[Message, ...]:
+    return tuple(message for message in trajectory.messages if message.role == "assistant")
 
 
 def heard(listen: Listener, what: str) -> Callable[[TrainingProgress], None]:

@@ -9,7 +9,19 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sharpen.records import Decision, Evaluation, Gain, Interval, Record, Selection, TaskResult, TrainingReport, Trajectory, Verdict
+from sharpen.records import (
+    Decision,
+    DemonstrationQuality,
+    Evaluation,
+    Gain,
+    Interval,
+    Record,
+    Selection,
+    TaskResult,
+    TrainingReport,
+    Trajectory,
+    Verdict,
+)
 
 
 class SampleView(Record, frozen=True, kw_only=True):
@@ -47,6 +59,7 @@ class RunView(Record, frozen=True, kw_only=True):
     name: str
     settings_yaml: str
     rungs: tuple[RungView, ...]
+    demonstrations: DemonstrationQuality | None = None
     banners: tuple[str, ...] = ()
     hardware: str = ""
     commit: str = ""
@@ -63,7 +76,7 @@ def render(view: RunView) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": rate, "points": points, "count": count, "minutes": minutes, "outcome": outcome}
+    environment.filters |= {"rate": rate, "points": points, "turns": turns, "count": count, "minutes": minutes, "outcome": outcome}
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
         ("sampling", view.seconds_in_engine),
@@ -104,6 +117,12 @@ def rate(interval: Interval | None) -> str:
 def points(interval: Interval | None) -> str:
     """A gain in points: ``+16.2 [+8.1, +24.0], n 60``."""
     return _with_bounds(interval, numbers(interval, signed=True), "")
+
+
+def turns(interval: Interval) -> str:
+    """A mean number of turns: ``0.8 [0.2, 1.5], n 12``."""
+    value, low, high = ("undefined" if math.isnan(x) else f"{x:.1f}" for x in (interval.value, interval.low, interval.high))
+    return _with_bounds(interval, (value, low, high), "")
 
 
 def _with_bounds(interval: Interval | None, texts: tuple[str, str, str], unit: str) -> str:

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sharpen.agents.recorded import RECORDED
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import pieces
 from sharpen.errors import RunError, SharpenError
+from sharpen.formats.base import RECORDED
+from sharpen.ladder import DEMONSTRATIONS
 from sharpen.models import load_model
-from sharpen.records import Decision, Evaluation, Row, SampleKey, Selection, TrainingReport, Trajectory, Verdict
+from sharpen.records import Decision, DemonstrationQuality, Evaluation, Row, SampleKey, Selection, TrainingReport, Trajectory, Verdict
 from sharpen.report.page import RungView, RunView, SampleView, render
 from sharpen.store.files import read_json, write_atomic
 from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
@@ -48,6 +49,7 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         name=folder.resolve().name,
         settings_yaml=settings_yaml,
         rungs=tuple(rungs),
+        demonstrations=_read(folder / DEMONSTRATIONS, DemonstrationQuality),
         banners=tuple(_banners(notes)),
         hardware=str(started.get("hardware", "")),
         commit=str(started.get("commit", "")),

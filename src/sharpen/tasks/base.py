@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sharpen.environments.base import Environment
 from sharpen.errors import SettingsError, TaskError
-from sharpen.records import Record, Task
+from sharpen.records import Record, Task, Trajectory
 from sharpen.verifiers.base import Verifier
 
 SPLITS = ("demo", "train", "dev", "test")
@@ -41,13 +42,40 @@ class BoundTask:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What others did at the tasks of the demo split: demonstrations in the place of the environment's expert.
+
+    ``left_out`` counts what was in the files and is no demonstration, by reason; ``replay`` plays the assistant turns again in the environment.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    left_out: dict[str, int]
+    replay: bool = True
+
+    def of(self, task: Task) -> tuple[Trajectory, ...]:
+        """What was recorded at one task, in order."""
+        return self._by_task.get(task.key, ())
+
+    @cached_property
+    def _by_task(self) -> dict[str, tuple[Trajectory, ...]]:
+        by_task: dict[str, tuple[Trajectory, ...]] = {}
+        for trajectory in self.trajectories:
+            by_task[trajectory.key.task] = (*by_task.get(trajectory.key.task, ()), trajectory)
+        return by_task
+
+
+@dataclass(frozen=True)
 class TaskSet:
-    """Tasks with the environment they are played in and the verifier that judges them. Iterating gives bound tasks."""
+    """Tasks with the environment they are played in and the verifier that judges them. Iterating gives bound tasks.
+
+    ``recorded`` are demonstrations that came with them; None where the environment's expert demonstrates.
+    """
 
     name: str
     tasks: tuple[Task, ...]
     environment: Environment
     verifier: Verifier | None
+    recorded: Recorded | None = None
 
     def __post_init__(self) -> None:
         seen: set[str] = set()

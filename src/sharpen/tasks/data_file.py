@@ -16,15 +16,15 @@ from sharpen.records import Message, Record, Task
 from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
 from sharpen.tasks.overlap import MAX_OVERLAP
+from sharpen.verifiers.base import Verifier
 from sharpen.verifiers.function import FunctionVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome
 
 
-class DataFile(Record, frozen=True, kw_only=True):
-    """What every kind of data file takes, whatever it is read with.
+class OwnData(Record, frozen=True, kw_only=True):
+    """What holds for tasks made of a user's own data, whatever it is.
 
-    ``columns`` maps a field of ``Line`` to the file's own name for it (``{prompt: question, reference: answer}``); columns that are
-    no field of ``Line`` are then left alone, without it they are an error. ``verifier`` is ``module:function`` or
+    ``verifier`` is ``module:function`` or
     ``file.py:function`` (see ``FunctionVerifier``; its code runs here), ``environment`` for the
     environment's own word, None for tasks that only demonstrate; ``threshold`` and
     ``exact`` are that verifier's; ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``;
@@ -32,7 +32,6 @@ class DataFile(Record, frozen=True, kw_only=True):
     one teaching question may hold; 1 lets near duplicates through, equal questions never.
     """
 
-    columns: dict[str, str] = {}
     verifier: str | None = None
     threshold: float | None = None
     exact: bool = False
@@ -42,11 +41,24 @@ class DataFile(Record, frozen=True, kw_only=True):
     max_overlap: float = MAX_OVERLAP
 
     def __post_init__(self) -> None:
+        if not 0 < self.max_overlap <= 1:
+            raise SettingsError(f"max_overlap is {self.max_overlap}, but must be over 0 and at most 1")
+
+
+class DataFile(OwnData, frozen=True, kw_only=True):
+    """What every kind of data file takes, whatever it is read with.
+
+    ``columns`` maps a field of ``Line`` to the file's own name for it (``{prompt: question, reference: answer}``); columns that are
+    no field of ``Line`` are then left alone, without it they are an error.
+    """
+
+    columns: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for field in self.columns:
             if field not in Line.__struct_fields__:
                 raise SettingsError(f"columns names the unknown field {field!r}{nearest(field, Line.__struct_fields__)}")
-        if not 0 < self.max_overlap <= 1:
-            raise SettingsError(f"max_overlap is {self.max_overlap}, but must be over 0 and at most 1")
 
 
 class Jsonl(DataFile, frozen=True, kw_only=True, tag_field="source", tag="jsonl"):
@@ -106,12 +118,7 @@ Rows = Iterator[tuple[Place, Any]]
 
 def load(settings: Jsonl | Parquet | Dataset) -> TaskSet:
     """The data's tasks, split. TaskError or SettingsError with file and line, or row, where one cannot be used."""
-    verifier: FunctionVerifier | EnvironmentOutcome | None = None
-    if settings.verifier == "environment":
-        verifier = EnvironmentOutcome()
-    elif settings.verifier is not None:
-        fn = plugins.load(settings.verifier, "verifier")
-        verifier = FunctionVerifier(fn, settings.verifier, threshold=settings.threshold, exact=settings.exact)
+    verifier = verifier_of(settings)
     match settings:
         case Jsonl(path=source):
             rows = _jsonl(Path(source))
@@ -144,7 +151,22 @@ def load(settings: Jsonl | Parquet | Dataset) -> TaskSet:
         and settings.columns.get("reference", "reference") in columns
     ):
         raise TaskError(f"{bare} has no reference, but {verifier.name!r} compares answers with one; fill it in or drop the row")
-    chosen = _split(settings, source, list(tasks.values()))
+    return bind(settings, source, list(tasks.values()), verifier)
+
+
+def verifier_of(settings: OwnData) -> FunctionVerifier | EnvironmentOutcome | None:
+    """The verifier that the settings name. SettingsError where it cannot be had."""
+    if settings.verifier is None:
+        return None
+    if settings.verifier == "environment":
+        return EnvironmentOutcome()
+    fn = plugins.load(settings.verifier, "verifier")
+    return FunctionVerifier(fn, settings.verifier, threshold=settings.threshold, exact=settings.exact)
+
+
+def bind(settings: OwnData, source: str, tasks: list[Task], verifier: Verifier | None) -> TaskSet:
+    """The tasks, split, with their environment and verifier. ``source`` is the file that they come from."""
+    chosen = _split(settings, source, tasks)
     kind = type(settings).__struct_config__.tag
     return TaskSet(f"{kind}-{Path(source).stem}-{digest(chosen)[:8]}", chosen, load_environment(settings.environment), verifier)
 
@@ -255,7 +277,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _split(settings: DataFile, source: str, tasks: list[Task]) -> tuple[Task, ...]:
+def _split(settings: OwnData, source: str, tasks: list[Task]) -> tuple[Task, ...]:
     named = [task for task in tasks if task.split]
     if not named:
         if settings.splits is None:

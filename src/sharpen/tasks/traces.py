@@ -1,0 +1,77 @@
+"""Tasks from recorded traces: what each was asked becomes a task, and what was done a demonstration of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from sharpen.environments.single_turn import SingleTurnSettings
+from sharpen.errors import TaskError
+from sharpen.formats.load import read
+from sharpen.records import Message, Task, Trajectory
+from sharpen.store.files import digest
+from sharpen.tasks.base import Recorded, TaskSet
+from sharpen.tasks.data_file import OwnData, bind, verifier_of
+from sharpen.tasks.overlap import question
+from sharpen.tasks.recorded import opening, put_under
+
+
+class Traces(OwnData, frozen=True, kw_only=True, tag_field="source", tag="traces"):
+    """Traces in any format that ``sharpen import`` reads: a file, or a folder of files.
+
+    ``ask: first`` asks what stands before the first assistant turn and lets the environment answer from there on; ``last`` asks for the last
+    assistant turn alone, everything before it as it was recorded, for traces of tools that are no longer there. Traces that ask the same are tries of one task.
+    Traces are what somebody did, not what is right: the verifier judges them as it judges the model. ``gold`` says that they are right: each
+    must then pass, and its last answer is its task's reference. ``format``, ``strict`` and ``replay`` as for ``Demonstrations``.
+    """
+
+    path: str
+    format: str | None = None
+    strict: bool = True
+    replay: bool = True
+    ask: Literal["first", "last"] = "first"
+    gold: bool = False
+
+
+def load(settings: Traces) -> TaskSet:
+    """A task for each different question, split, with the traces of the demo split's as its demonstrations.
+
+    TaskError where a trace has more assistant turns than the environment takes, and where two gold traces of one task end differently.
+    """
+    verifier = verifier_of(settings)
+    reading = read(settings.path, settings.format, strict=settings.strict)
+    tries: dict[str, list[Trajectory]] = defaultdict(list)
+    prompts: dict[str, tuple[Message, ...]] = {}
+    for number, trace in enumerate(reading, 1):
+        answers = [at for at, message in enumerate(trace.messages) if message.role == "assistant"]
+        if not answers:
+            raise TaskError(f"{settings.path}, trace {number}: no assistant turn, so there is nothing to ask for; take it out")
+        asked = opening(trace) if settings.ask == "first" else trace.messages[: answers[-1]]
+        if settings.ask == "first" and len(answers) > 1 and isinstance(settings.environment, SingleTurnSettings):
+            raise TaskError(
+                f"{settings.path}, trace {number}: {len(answers)} assistant turns, but a single turn takes one; "
+                "name the environment that it was played in, or ask: last"
+            )
+        # Not by the file's own names: other libraries give every try of a question a name of its own.
+        key = digest(question(Task(key="", family="", prompt=asked)))[:12]
+        prompts.setdefault(key, asked)
+        tries[key].append(trace)
+    taskset = bind(settings, settings.path, [_task(settings, key, prompts[key], tries[key]) for key in tries], verifier)
+    demo = [task for task in taskset.tasks if task.split == "demo"]
+    shown = put_under((task, trace) for task in demo for trace in tries[task.key])
+    return replace(taskset, recorded=Recorded(shown, reading.imported.left_out, settings.replay))
+
+
+def _task(settings: Traces, key: str, prompt: tuple[Message, ...], tries: list[Trajectory]) -> Task:
+    if not settings.gold:
+        return Task(key=key, family=key, prompt=prompt)
+    ends = sorted({trace.messages[-1].content.strip() for trace in tries})
+    if len(ends) > 1:
+        raise TaskError(
+            f"{settings.path}: gold traces of task {prompt[-1].content[:60]!r} end differently: {ends[0][:60]!r}, {ends[1][:60]!r}; keep one"
+        )
+    turns = [message for message in tries[0].messages[len(prompt) :] if message.role == "assistant"]
+    return Task(key=key, family=key, prompt=prompt, params={"gold": msgspec.to_builtins(turns)}, reference=ends[0])

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sharpen.errors import SettingsError, StorageError, TrainingError
+from sharpen.errors import ModelError, SettingsError, StorageError, TrainingError
 from sharpen.models import Model, load_model, open_folder
 from sharpen.records import Lineage, Row, SampleKey
 from sharpen.training import sft
@@ -226,6 +226,40 @@ def test_lora_is_merged_and_the_same_seed_gives_the_same_weights(tiny: Model, tm
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
     assert not (tmp_path / "a" / "model" / "adapter_config.json").exists()
     assert open_folder(tmp_path / "a" / "model").lineage.base == "tiny"
+
+
+@pytest.mark.real
+def test_an_exported_model_and_an_exported_adapter_are_the_trained_one(tiny: Model, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sharpen.verbs import export_weights
+
+    def logits(model: Any) -> Any:
+        with torch.no_grad():
+            return model.eval()(torch.tensor([[5, 6, 7, 8]])).logits
+
+    in_process(tiny, some_rows(4), Training(learning_rate=1e-2, epochs=4, batch_size=2, precision="f32"), tmp_path / "a")
+    trained = tmp_path / "a" / "model"
+    whole, alone = tmp_path / "whole", tmp_path / "alone"
+    export_weights(trained, whole, "model")
+    export_weights(trained, alone, "adapter")
+    assert not any("/tmp" in path.read_text() for path in (*whole.glob("*.json"), *alone.glob("*.json")))  # no path of this machine travels
+    assert not (alone / "model.safetensors").exists() and len(AutoTokenizer.from_pretrained(alone)) == 97
+    before = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32)
+    wanted = logits(AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)), wanted)
+    assert not torch.allclose(logits(before), wanted, atol=1e-2)
+    assert torch.allclose(logits(PeftModel.from_pretrained(before, alone)), wanted, atol=2e-3)  # float16 once
+    for folder, library in ((whole, "transformers"), (alone, "peft")):
+        card = (folder / "README.md").read_text()
+        assert f"library_name: {library}" in card and "`tiny`" in card and "It comes from no run" in card
+    with pytest.raises(ModelError, match="is not empty; name a new folder"):
+        export_weights(trained, whole, "model")
+    with pytest.raises(ModelError, match="has no adapter"):
+        export_weights(whole, tmp_path / "none", "adapter")
+    assert open_folder(whole).fingerprint == open_folder(trained).fingerprint
 
 
 def weights(out: Path) -> bytes:

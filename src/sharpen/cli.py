@@ -131,12 +131,23 @@ def make_parser() -> argparse.ArgumentParser:
     )
     imported.add_argument("--lenient", action="store_true", help="count what cannot be read by reason, instead of stopping at the first")
     exported = verb(
-        "export", _export, "write trajectories for other libraries", "Write what WORK keeps to a file that other libraries train on or show.",
-        "sharpen export work/tries kept.jsonl --format trl", settings=False,
+        "export", _export, "write a model, or trajectories for other libraries",
+        "Write what WORK keeps to a file that other libraries train on or show; or a model with its card to a plain folder.",
+        "sharpen export runs/quickstart my-model --format model", settings=False,
     )  # fmt: skip
-    exported.add_argument("work", type=Path, metavar="WORK", help="a work folder, or a stage of a run with trajectories")
-    exported.add_argument("path", type=Path, metavar="FILE", help="the file to write")
-    exported.add_argument("--format", required=True, metavar="NAME", help="trl, openai, sharegpt, atif or hub")
+    exported.add_argument(
+        "work",
+        type=Path,
+        metavar="WORK",
+        help="a work folder, or a stage of a run with trajectories; for a model a run (what it ships), one of its rungs, or a model folder",
+    )
+    exported.add_argument("path", type=Path, metavar="OUT", help="the file to write, for a model a new folder")
+    exported.add_argument(
+        "--format",
+        required=True,
+        metavar="NAME",
+        help="trl, openai, sharegpt, atif or hub; model (merged weights) or adapter (the LoRA, for PEFT)",
+    )
 
     report = verb(
         "report",
@@ -270,6 +281,10 @@ def _import(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
 
+    if arguments.format in verbs.MODEL_FORMATS:
+        model = verbs.export_weights(arguments.work, arguments.path, arguments.format)
+        print(f"{model.name}, weights {model.fingerprint[:16]}: {arguments.path}")
+        return
     done = verbs.export(arguments.work, arguments.path, arguments.format)
     print(f"{done.written} trajectories: {done.path}" + (f"; {done.format} has no place for {', '.join(done.loses)}" if done.loses else ""))
 

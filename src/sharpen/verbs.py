@@ -16,19 +16,22 @@ from msgspec.structs import replace
 from sharpen import loop
 from sharpen.agents.choose import make_agent
 from sharpen.chat.load import load_template
-from sharpen.errors import Refused, RunError, TaskError, nearest
+from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import Exported, Imported
-from sharpen.formats.load import read, write
+from sharpen.formats.load import FORMATS, read, write
 from sharpen.methods.base import heard, required, write_rows
-from sharpen.models import load_model
+from sharpen.models import check_adapter, export_model, load_model, open_folder
 from sharpen.policies.choose import open_policy
 from sharpen.records import Evaluation, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.report.card import model_card
+from sharpen.report.page import RungView, RunView
+from sharpen.report.read import read_run
 from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, fill, silent
 from sharpen.selection import build_rows, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_json
-from sharpen.store.run import Run
+from sharpen.store.run import SETTINGS, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
@@ -61,9 +64,42 @@ def import_(source: Path, work: Path, *, format: str | None = None, strict: bool
 
 def export(work: Path, path: Path, format: str) -> Exported:
     """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format."""
+    if format not in FORMATS:
+        raise FormatError(f"unknown format {format!r}{nearest(format, (*FORMATS, *MODEL_FORMATS))}")
     trajectories = _trajectories(work).records
     keys = _selection(work).kept if (work / "selection.json").exists() else tuple(sorted(trajectories, key=order))
     return write((trajectories[key] for key in keys if key in trajectories), path, format)
+
+
+MODEL_FORMATS = ("model", "adapter")
+
+
+def export_weights(source: Path, out: Path, format: str) -> Model:
+    """Export a model with its card into the new folder ``out``: what a run ships, one rung of it, or a model folder.
+
+    ``format`` is ``model`` (merged weights, a plain folder) or ``adapter`` (the LoRA, for PEFT). ModelError or RunError where there is none.
+    """
+    folder, view, rung = _weights(source.resolve())
+    model, adapter = open_folder(folder), format == "adapter"
+    if adapter:
+        check_adapter(model)
+    export_model(model, out, model_card(model, out.name, view, rung, adapter=adapter), adapter=adapter)
+    return model
+
+
+def _weights(source: Path) -> tuple[Path, RunView | None, RungView | None]:
+    """The model folder that ``source`` means, with the run and the rung that it comes from."""
+    run = next((path for path in (source, *source.parents) if (path / SETTINGS).exists() and (path / "rungs").is_dir()), None)
+    if run is None:
+        return source, None, None
+    view = read_run(run, samples=0)
+    rung = next((one for one in view.rungs if (one.shipped if run == source else one.name in source.parts)), None)
+    if rung is None:
+        raise RunError(f"{source} is no rung of {run}, and no run that ships one; name a rung's folder, such as {run}/rungs/002-sft")
+    folder = run / "rungs" / rung.name / "model"
+    if not folder.is_dir():
+        raise RunError(f"{rung.name} has no weights of its own: it is a prompt, the base model, or refused; name another rung's folder")
+    return folder, view, rung
 
 
 def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent) -> Pool:

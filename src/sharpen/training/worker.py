@@ -29,7 +29,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from sharpen.errors import ModelError
-from sharpen.models import save_pretrained
+from sharpen.models import ADAPTER, open_folder, save_pretrained
 from sharpen.training.base import Job, Line, Plan, Progress, micro_batches, trained
 
 
@@ -203,7 +203,7 @@ def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tu
 
 
 def save(job: Job, model: Any, weights: dict[str, torch.Tensor], adapter: LoraConfig | None, tokenizer: Any) -> None:
-    """The whole model with what was learnt in it. Built on a fresh f32 base: the one trained on may be bf16, sharded or wrapped."""
+    """The whole model with what was learnt in it, the adapter beside. Built on a fresh f32 base: the one trained on may be bf16, sharded or wrapped."""
     whole: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     if adapter is None:
         whole.load_state_dict(weights)
@@ -211,6 +211,8 @@ def save(job: Job, model: Any, weights: dict[str, torch.Tensor], adapter: LoraCo
         learnt = get_peft_model_state_dict(model, state_dict=weights)
         whole = get_peft_model(whole, adapter)
         set_peft_model_state_dict(whole, learnt)
+        whole.peft_config["default"].base_model_name_or_path = open_folder(job.model).name  # its folder means nothing elsewhere
+        whole.save_pretrained(Path(job.out) / ADAPTER)
         whole = whole.merge_and_unload()
     save_pretrained(whole, tokenizer, job.out, job.lineage, job.name)
 

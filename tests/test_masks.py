@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,6 +200,35 @@ def test_smollm2_round_trip(smol: Template) -> None:
     assert problem is None
     assert learnt(row, smol) == ["  ici 🏴‍☠️ <|im_end|>", "nowhere\n\nat all<|im_end|>"]
     assert all(label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True))
+
+
+FORGETFUL = """{%- for m in messages -%}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and m.reasoning_content is defined and loop.last %}<think>
+{{ m.reasoning_content }}
+</think>
+{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.mark.real
+def test_a_real_template_that_drops_earlier_reasoning_splits_rows(tmp_path: Path) -> None:
+    """As Qwen3's does: what was thought in one turn is gone from the next prompt, so the ids no longer continue."""
+    from sharpen.chat.load import load_template
+    from sharpen.models import load_model, with_template
+
+    (tmp_path / "forgetful.jinja").write_text(FORGETFUL)
+    template = load_template(with_template(load_model("smollm2-135m-instruct"), str(tmp_path / "forgetful.jinja"), tmp_path))
+    turns: list[TurnTokens] = []
+    said = (message(USER, "Which way?"),)
+    for thought, answer in (("It is dark in the north.", "south"), ("South was a wall.", "east")):
+        output = template.encode(f"<think>\n{thought}\n</think>\n{answer}<|im_end|>")
+        turns.append(turn(template.prompt(said, turns), output))
+        said = (*said, message(BOT, answer, reasoning=thought), message(USER, "And now?"))
+    rows, problem = make(trajectory(*said[:-1], turns=turns), template)
+    assert problem is None and len(rows) == 2 and {row.origin for row in rows} == {"sampled"}
+    assert [tuple(label for label in row.labels if label != -100) for row in rows] == [turn.output for turn in turns]
+    assert "dark" not in template.decode(rows[1].input_ids) and "south" in template.decode(rows[1].input_ids)
 
 
 @pytest.mark.real

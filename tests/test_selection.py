@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 
-from sharpen.records import SampleKey, Selection, Stop, Task, Trajectory, TurnTokens, Verdict
+from sharpen.chat.scripted import ScriptedTemplate
+from sharpen.records import Message, SampleKey, Selection, Stop, Task, Trajectory, TurnTokens, Verdict
 from sharpen.sampling import Pool
-from sharpen.selection import SelectionSettings, ignore_verdicts, select
+from sharpen.selection import ONLY_TEXT, OTHER_IDS, WITHOUT_SHOTS, SelectionSettings, build_rows, ignore_verdicts, select
 
 
 def pool(tries: dict[str, list[tuple[str, str]]], stops: dict[str, Stop] | None = None) -> Pool:
@@ -90,3 +92,44 @@ def test_the_control_takes_as_many_tries_per_task_and_ignores_verdicts() -> None
 def test_turn_limits_are_fails_with_their_reason() -> None:
     tries = pool({"a": [("fail", "x")]}, stops={"fail": "turn_limit"})
     assert select(tries, SelectionSettings(), 0).counts == {"kept": 0, "fail: turn limit": 1}
+
+
+USER_SAYS = (Message(role="user", content="go"),)
+TEMPLATE = ScriptedTemplate()
+
+
+def said(task: str, *answers: str, ids: bool = True, drops_history: bool = False) -> Trajectory:
+    """A conversation of ``answers``; with ``drops_history`` the second turn's prompt no longer holds the first."""
+    messages: tuple[Message, ...] = USER_SAYS
+    turns: list[TurnTokens] = []
+    for answer in answers:
+        prompt = TEMPLATE.prompt(USER_SAYS if drops_history else messages, () if drops_history else turns)
+        if drops_history and turns:
+            prompt = TEMPLATE.prompt((*USER_SAYS, *messages[-1:]))
+        turns.append(TurnTokens(prompt=tuple(prompt), output=(*TEMPLATE.encode(answer), *TEMPLATE.end_ids)))
+        messages = (*messages, Message(role="assistant", content=answer), Message(role="user", content="on"))
+    key = SampleKey(model="m", task=task, environment="e", sampling="s", index=0)
+    return Trajectory(key=key, agent="m", messages=messages[:-1], turns=tuple(turns) if ids else (), stop="done")
+
+
+def test_how_rows_came_about_is_counted() -> None:
+    foreign = replace(said("foreign", "north"), turns=(TurnTokens(prompt=(900,), output=(901, 902)),))
+    chosen = [
+        ("sampled", said("own", "north", "up")),
+        ("demonstration", said("text", "north", ids=False)),
+        ("sampled", said("shots", "north", ids=False)),
+        ("sampled", foreign),
+        ("sampled", said("split", "north", "up", drops_history=True)),
+        ("sampled", said("long", "north " * 100)),
+    ]
+    selection = Selection(kept=tuple(t.key for _, t in chosen), left_out=(), counts={})
+    rows, proved = build_rows(selection, chosen, TEMPLATE, max_length=300)
+    counts = proved.rows
+    assert counts is not None
+    assert (counts.sampled, counts.rendered, counts.split, counts.dropped) == (3, 3, 1, 1)
+    assert counts.rendered_because == {ONLY_TEXT: 1, WITHOUT_SHOTS: 1, OTHER_IDS: 1}
+    assert counts.sampled + counts.rendered == len(rows) and counts.tokens == sum(len(row.input_ids) for row in rows)
+    second = [row for row in rows if row.key.task == "split"][1]
+    assert counts.read_again == len(second.input_ids) - len("up") - 1  # what splitting makes the trainer read once more
+    foreign_row = next(row for row in rows if row.key.task == "foreign")
+    assert not {900, 901, 902} & set(foreign_row.input_ids)  # trained as they stand they would be noise

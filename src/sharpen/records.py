@@ -201,13 +201,32 @@ class LeftOut(Record, frozen=True, kw_only=True):
     reason: str
 
 
+class RowCounts(Record, frozen=True, kw_only=True):
+    """How the rows of a training set came about.
+
+    ``sampled`` rows hold the engine's own token ids, ``rendered`` ones were tokenised from text, for the reasons in ``rendered_because``. ``split``
+    trajectories gave several rows, since a turn did not continue what was before it; ``dropped`` ones gave none, since their mask could not be
+    proved. Of all ``tokens`` in the rows ``trained`` have a label and ``read_again`` are context in the second and later rows of split trajectories.
+    """
+
+    sampled: int
+    rendered: int
+    split: int
+    dropped: int
+    tokens: int
+    trained: int
+    read_again: int
+    rendered_because: dict[str, int] = {}
+
+
 class Selection(Record, frozen=True, kw_only=True):
-    """Which trajectories train, and why each of the others does not."""
+    """Which trajectories train, and why each of the others does not. ``rows`` is there once rows were made of them."""
 
     kept: tuple[SampleKey, ...]
     left_out: tuple[LeftOut, ...]
     counts: dict[str, int]
     settings: dict[str, Any] = {}
+    rows: RowCounts | None = None
 
 
 class TrainingReport(Record, frozen=True, kw_only=True):

@@ -8,13 +8,20 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from sharpen.chat.base import Template
+from sharpen.chat.masks import own_ids, without_ids
 from sharpen.chat.masks import rows as make_rows
 from sharpen.errors import SettingsError
-from sharpen.records import LeftOut, Record, Row, SampleKey, Selection, Trajectory
+from sharpen.records import LeftOut, Record, Row, RowCounts, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool
 from sharpen.store.segments import order
+
+# Why rows were tokenised from text although what is sampled is trained as it was sampled.
+ONLY_TEXT = "only their text exists"
+WITHOUT_SHOTS = "sampled with few-shot examples before the task, which training leaves out"
+OTHER_IDS = "the token ids are not this tokenizer's, or not there for every turn"
 
 Weighting = Literal["capped", "log_pass_rate", "mean_pass_rate"]
 
@@ -107,14 +114,31 @@ def build_rows(
     """Rows for the chosen ``(source, trajectory)`` pairs, and the selection with those moved out whose mask could not be proved."""
     rows: list[Row] = []
     dropped: list[LeftOut] = []
+    because = Counter[str]()
+    split = read_again = 0
     for source, trajectory in trajectories:
-        made, problem = make_rows(trajectory, template, source, max_length)
+        own = trajectory if own_ids(trajectory, template) else without_ids(trajectory)
+        made, problem = make_rows(own, template, source, max_length)
         rows += made
         if problem is not None:
             dropped.append(LeftOut(key=trajectory.key, reason=problem))
+        elif made[0].origin == "rendered":
+            because[OTHER_IDS if trajectory.turns else ONLY_TEXT if source == "demonstration" else WITHOUT_SHOTS] += len(made)
+        split += len(made) > 1
+        read_again += sum(label == -100 for row in made[1:] for label in row.labels)
     gone = {item.key for item in dropped}
     kept = [key for key in selection.kept if key not in gone]
-    return tuple(rows), _selection(kept, [*selection.left_out, *dropped], selection.settings)
+    counts = RowCounts(
+        sampled=sum(row.origin == "sampled" for row in rows),
+        rendered=because.total(),
+        split=split,
+        dropped=len(dropped),
+        tokens=sum(len(row.input_ids) for row in rows),
+        trained=sum(label != -100 for row in rows for label in row.labels),
+        read_again=read_again,
+        rendered_because=dict(because.most_common()),
+    )
+    return tuple(rows), replace(_selection(kept, [*selection.left_out, *dropped], selection.settings), rows=counts)
 
 
 def merge(parts: Sequence[Selection]) -> Selection:

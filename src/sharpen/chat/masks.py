@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from msgspec.structs import replace
+
 from sharpen.chat.base import Template
 from sharpen.errors import ModelError
 from sharpen.records import Message, Row, Stop, Thread, Trajectory, TurnTokens
@@ -52,6 +54,24 @@ def rows(trajectory: Trajectory, template: Template, source: str, max_length: in
     return [
         Row(input_ids=tuple(ids), labels=tuple(labels), key=trajectory.key, source=source, origin=origin) for ids, labels in joined
     ], None
+
+
+def own_ids(trajectory: Trajectory, template: Template) -> bool:
+    """Whether the sampled turns' ids read as their messages. Those of an import may be another tokenizer's: trained as they stand, they would be noise."""
+    parts: tuple[Trajectory | Thread, ...] = (trajectory, *trajectory.threads)
+    for part in parts:
+        answers = [message for message in part.messages if message.role == "assistant"][-len(part.turns) :] if part.turns else []
+        for turn, message in zip(part.turns, answers, strict=False):
+            text = None if turn.output is None else template.answer(turn.output)
+            # Sampled text is stripped, and parsed into calls and reasoning, but nothing is added to it.
+            if text is not None and not (message.content.strip() in text and all(call.name in text for call in message.tool_calls)):
+                return False
+    return True
+
+
+def without_ids(trajectory: Trajectory) -> Trajectory:
+    """The trajectory as text alone."""
+    return replace(trajectory, turns=(), threads=tuple(replace(thread, turns=()) for thread in trajectory.threads))
 
 
 def pieces(row: Row, template: Template) -> tuple[tuple[str, bool], ...]:

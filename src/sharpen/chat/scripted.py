@@ -38,7 +38,7 @@ class ScriptedTemplate(ChatTemplate):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; a character cut in the middle reads as U+FFFD, as with any byte-level tokenizer."""
-        raw = b"".join(END.encode() if i == END_ID else bytes([i]) for i in ids)
+        raw = b"".join(END.encode() if i == END_ID else bytes([i]) if i < 256 else b"\xff" for i in ids)
         return raw.decode(errors="replace")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec.structs import replace
 
+from sharpen.chat.masks import without_ids
 from sharpen.errors import TaskError
 from sharpen.formats.base import ENVIRONMENT, RECORDED
 from sharpen.formats.load import read
@@ -84,7 +85,7 @@ def put_under(pairs: Iterable[tuple[Task, Trajectory]]) -> tuple[Trajectory, ...
         made_by = (trajectory.agent, task.key)
         key = SampleKey(model=trajectory.agent, task=task.key, environment=ENVIRONMENT, sampling=RECORDED, index=tries[made_by])
         tries[made_by] += 1
-        found.append(replace(trajectory, key=key, turns=(), threads=()))
+        found.append(replace(without_ids(trajectory), key=key))
     return tuple(found)
 
 

@@ -7,7 +7,8 @@ plain Python function, through an MCP server over its standard streams, and thro
 
 Each try is one conversation of ``turns`` calls; the arms take turns, so that another load on the machine hits all. Prints one JSON object. For each
 arm, over tries: the median and its 95 % interval of the wall time that a call takes longer (a try's own figure is its median over calls) and of the CPU
-time of this process and, where there is one, of the server's (which the system counts in steps of 10 ms: give it many turns); and the milliseconds that starting and stopping took. Client and proxy share one
+time of this process and, where there is one, of the server's (counted in
+steps of 10 ms: give it many turns); and the milliseconds that starting and stopping took. Client and proxy share one
 process, so that the client's own time is in the proxy's figures: an upper bound. Wall time says little on a machine that does other work.
 """
 

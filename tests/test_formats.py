@@ -346,7 +346,7 @@ def test_a_file_of_one_endless_line_is_refused_in_one_line_and_little_memory(tmp
         for _ in range(50):
             file.write(b"x" * 2**20)
     tracemalloc.start()
-    with pytest.raises(FormatError, match="line.jsonl:1: too long: the line is longer than 1,000,000 bytes") as refused:
+    with pytest.raises(FormatError, match=r"line\.jsonl:1: too long: the line is longer than 1,000,000 bytes") as refused:
         list(read(tmp_path / "line.jsonl", format, max_bytes=1_000_000))
     assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()

@@ -2,6 +2,9 @@
 
 Writes a file of OpenAI rows with tool calls, then reads it in a process of its own each time: once with sharpen, once with datasets (a fresh
 cache, every row touched). Prints rows/s, peak resident memory and the ratio. The aim: 100,000 trajectories of 7 KB under 1 GB of memory.
+
+``--line 1024`` instead imports a file of one line of so many megabytes, which ``sharpen import`` must refuse in one line and in memory that does
+not grow with it: prints what it said, its seconds and its peak. Files lie in a temporary folder (TMPDIR) and are deleted.
 """
 
 from __future__ import annotations
@@ -60,14 +63,33 @@ def one(reader: str, path: Path) -> None:
     print(json.dumps({"rows": rows, "seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
+def one_line(megabytes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "line.jsonl"
+        with path.open("wb") as file:
+            file.write(b'{"messages": [{"role": "user", "content": "')
+            for _ in range(megabytes):
+                file.write(b"x" * 2**20)
+            file.write(b'"}]}\n')
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "sharpen", "import", str(path), f"{folder}/work"], capture_output=True, text=True)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"one line of {megabytes:,} MB: exit status {done.returncode}, {seconds:.1f} s, peak {peak:,.0f} MB: {done.stderr.strip()}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--kilobytes", type=float, default=7.0)
+    parser.add_argument("--line", type=int, metavar="MEGABYTES")
     parser.add_argument("--one", nargs=2, metavar=("READER", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(options.one[0], Path(options.one[1]))
+        return
+    if options.line:
+        one_line(options.line)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"

@@ -339,6 +339,20 @@ def test_a_line_over_the_limit_is_refused_without_being_read_whole(tmp_path: Pat
     assert reading.imported.left_out == {base.TOO_LONG: 1} and "1,000,000 bytes" in reading.imported.examples[base.TOO_LONG]
 
 
+@pytest.mark.parametrize("format", [None, "openai"])
+def test_a_file_of_one_endless_line_is_refused_in_one_line_and_little_memory(tmp_path: Path, format: str | None) -> None:
+    with (tmp_path / "line.jsonl").open("wb") as file:
+        file.write(b'{"messages": [{"role": "user", "content": "')
+        for _ in range(50):
+            file.write(b"x" * 2**20)
+    tracemalloc.start()
+    with pytest.raises(FormatError, match=r"line\.jsonl:1: too long: the line is longer than 1,000,000 bytes") as refused:
+        list(read(tmp_path / "line.jsonl", format, max_bytes=1_000_000))
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.eval"])
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"PK\x03\x04 cut off", b"\x00\xff" * 500])
 def test_empty_and_binary_files(tmp_path: Path, name: str, content: bytes) -> None:

@@ -135,8 +135,9 @@ def test_an_empty_answer_trains_its_end() -> None:
     assert learnt(row) == [END]
 
 
-def test_an_answer_that_holds_an_end_of_turn_is_dropped() -> None:
-    assert make(trajectory(message(USER, "go"), message(BOT, f"a{END}b"))) == ([], masks.REWRITTEN)
+def test_an_answer_that_spells_an_end_of_turn_is_trained_as_text() -> None:
+    (row,), _ = make(trajectory(message(USER, "go"), message(BOT, f"a{END}b")))
+    assert learnt(row) == [f"a{END}b{END}"] and row.labels.count(END_ID) == 1
 
 
 def test_a_rendered_turn_cut_by_its_length_gets_no_end() -> None:

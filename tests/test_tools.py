@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import socket
+import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from sharpen.agents.recorded import replay
 from sharpen.chat.masks import rows
 from sharpen.chat.scripted import ScriptedTemplate
 from sharpen.chat.template import ChatTemplate
-from sharpen.environments import tools
+from sharpen.environments import mcp, tools
 from sharpen.environments.base import assistant_turns
 from sharpen.environments.mcp import Mcp, mcp_environment
 from sharpen.environments.object import Object, object_environment
@@ -297,9 +300,12 @@ async def test_an_object_that_is_no_environment(tmp_path: Path) -> None:
 
 SERVER = '''
     import os
+    import sys
+    import time
+
     from mcp.server import MCPServer
 
-    server = MCPServer("sums")
+    server = MCPServer("sums", log_level="CRITICAL")
 
     @server.tool()
     def add(a: int, b: int) -> int:
@@ -316,15 +322,55 @@ SERVER = '''
         """Die."""
         os._exit(1)
 
+    @server.tool()
+    def hang() -> str:
+        """Hang."""
+        time.sleep(5)
+
+    @server.tool()
+    def much() -> str:
+        """Say much."""
+        return "y" * 10_000_000
+
     if __name__ == "__main__":
-        server.run("stdio")
+        server.run("streamable-http", port=int(sys.argv[1])) if len(sys.argv) > 1 else server.run("stdio")
 '''
 
 
-async def test_an_mcp_server_over_stdio(tmp_path: Path) -> None:
+@pytest.fixture(params=["stdio", "http"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A real server, as ``Mcp`` finds it."""
     pytest.importorskip("mcp")
-    command = (sys.executable, write(tmp_path, SERVER))
-    env = mcp_environment(Mcp(command=command, tools=("add", "fail")))
+    path = write(tmp_path, SERVER)
+    if request.param == "stdio":
+        yield {"command": (sys.executable, path)}
+        return
+    with http_server(path) as (url, _):
+        yield {"url": url}
+
+
+@contextmanager
+def http_server(path: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The server in ``path`` on a free port of loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, path, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/mcp", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_an_mcp_server_is_played_with(server: dict[str, Any]) -> None:
+    env = mcp_environment(Mcp(tools=("add", "fail"), **server))
     played = await replay(TASK, env, [call("add", a=2, b=3), call("add", a="x"), call("fail", why="because"), "5"])
     assert [tool["function"]["name"] for tool in played.tools] == ["add", "fail"]
     said = [message.content for message in played.messages if message.role == "tool"]
@@ -332,13 +378,58 @@ async def test_an_mcp_server_over_stdio(tmp_path: Path) -> None:
         said[0] == "5" and said[1].startswith("error: Error executing tool add") and said[2].startswith("error: Error executing tool fail")
     )
     with pytest.raises(EnvironmentFault, match="no tool 'ad'; did you mean 'add'"):
-        await mcp_environment(Mcp(command=command, tools=("ad",))).start(TASK)
+        await mcp_environment(Mcp(tools=("ad",), **server)).start(TASK)
 
 
-async def test_an_mcp_server_that_dies_or_never_lived_is_a_fault(tmp_path: Path) -> None:
+async def test_an_mcp_tool_that_misbehaves_is_answered(server: dict[str, Any]) -> None:
+    env = mcp_environment(Mcp(timeout_s=0.5, **server))
+    assert await results(env, call("hang")) == ["error: hang gave no result within 0.5 s"]
+    said = await results(mcp_environment(Mcp(timeout_s=300, max_chars=100, **server)), call("much"), call("add", a=1, b=1))
+    assert said == ["y" * 100 + "\n[9999900 more characters cut]", "2"]
+
+
+async def test_an_mcp_server_that_dies_is_a_fault(server: dict[str, Any]) -> None:
+    with pytest.raises(EnvironmentFault, match=r"died|closed|broke") as fault:
+        await asyncio.wait_for(
+            replay(TASK, mcp_environment(Mcp(**server)), [call("add", a=1, b=2), call("die"), call("add", a=1, b=2), "x"]), 60
+        )
+    assert "\n" not in str(fault.value)
+    if "url" in server:
+        with pytest.raises(EnvironmentFault, match="did not start"):
+            await asyncio.wait_for(mcp_environment(Mcp(**server)).start(TASK), 60)
+
+
+async def test_an_mcp_server_that_is_killed_or_freezes_between_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mcp")
-    with pytest.raises(EnvironmentFault, match=r"died|closed"):
-        await replay(TASK, mcp_environment(Mcp(command=(sys.executable, write(tmp_path, SERVER)))), [call("die"), "x"])
+    path = write(tmp_path, SERVER)
+    with http_server(path) as (url, process):
+        episode, _ = await mcp_environment(Mcp(url=url, timeout_s=3)).start(TASK)
+        assert (await episode.step(call("add", a=1, b=2))).messages[0].content == "3"
+        process.send_signal(signal.SIGSTOP)
+        assert (await episode.step(call("add", a=1, b=2))).messages[0].content == "error: add gave no result within 3 s"
+        began = time.monotonic()
+        await episode.close()
+        monkeypatch.setattr(mcp, "START_S", 0.5)
+        with pytest.raises(EnvironmentFault, match=f"{url} did not start: it gave no list of tools within 0.5 s"):
+            await mcp_environment(Mcp(url=url)).start(TASK)
+        assert time.monotonic() - began < 30
+    monkeypatch.undo()
+    with http_server(path) as (url, process):
+
+        def reply(conversation: Any, rng: Any) -> str:
+            if len(conversation.messages) > 1:
+                process.kill()
+                process.wait()
+            return '<tool_call>{"name":"add","arguments":{"a":1,"b":2}}</tool_call>'
+
+        agent = PolicyAgent("s", ScriptedPolicy(reply), "f", mcp_environment(Mcp(url=url)), Sampling(max_tokens=200))
+        with pytest.raises(EnvironmentFault, match=r"died|closed|broke") as fault:
+            await asyncio.wait_for(agent.run(TASK, 0), 60)
+        assert "\n" not in str(fault.value)
+
+
+async def test_an_mcp_server_that_never_lived_is_a_fault() -> None:
+    pytest.importorskip("mcp")
     with pytest.raises(EnvironmentFault, match="did not start"):
         await mcp_environment(Mcp(command=("/no/such/program",))).start(TASK)
     with pytest.raises(EnvironmentFault, match="did not start"):

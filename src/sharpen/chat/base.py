@@ -19,11 +19,14 @@ class Template(Protocol):
         ...
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, answered: bool = False) -> str:
-        """The text the model reads; unless ``answered``, up to where an assistant turn begins. ModelError where it cannot be rendered."""
+        """The text the model reads; unless ``answered``, up to where an assistant turn begins. ModelError where it cannot be rendered.
+
+        Names of control tokens in the messages are marked, so that ``encode`` leaves them text; ``names.unmarked`` gives the text bare.
+        """
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``; the names of special tokens in it become those tokens."""
+        """Token ids of ``text``; the names of control tokens in it become those tokens, unless they are marked."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

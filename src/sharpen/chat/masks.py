@@ -14,6 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from sharpen.chat.base import Template
+from sharpen.chat.names import unmarked
 from sharpen.errors import ModelError
 from sharpen.records import Message, Row, Stop, Thread, Trajectory, TurnTokens
 
@@ -125,7 +126,7 @@ def _output(messages: Sequence[Message], tools: Sequence[dict[str, Any]], templa
     ids = ids[: end + 1]
     text, message = template.answer(ids), messages[-1]
     # Decoded apart, ids may read otherwise than encoded together (leading spaces, byte fallback): the whole must give the rendering again.
-    if not after.startswith(before + template.decode(ids)) or not _says(text, message):
+    if not unmarked(after).startswith(unmarked(before) + template.decode(ids)) or not _says(text, message):
         raise Unproved(REWRITTEN)
     return ids
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from sharpen.chat.names import Names, unmarked
 from sharpen.chat.template import ChatTemplate
 from sharpen.chat.tool_calls import HERMES
 from sharpen.records import Message
@@ -17,6 +18,7 @@ class ScriptedTemplate(ChatTemplate):
     """``<|role|>``, a newline, the text and ``<|end|>`` for each message. Every byte is a token; ``<|end|>`` is token 256."""
 
     end_ids = frozenset({END_ID})
+    names = Names({END})
     calls = {
         "start_anchor": "<|assistant|>\n",
         "fields": {**HERMES["fields"], "content": {"close_pattern": r"\s*<\|end\|>\s*", "content": "text"}},
@@ -26,14 +28,14 @@ class ScriptedTemplate(ChatTemplate):
         self.name = name  # the base's tokenizer is never touched: every method that would is overridden
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, answered: bool = False) -> str:
-        text = f"<|tools|>\n{json.dumps(list(tools), sort_keys=True)}{END}\n" if tools else ""
-        text += "".join(f"<|{message.role}|>\n{_body(message)}{END}\n" for message in messages)
+        text = f"<|tools|>\n{self.names.held(json.dumps(list(tools), sort_keys=True))}{END}\n" if tools else ""
+        text += "".join(f"<|{message.role}|>\n{self.names.held(_body(message))}{END}\n" for message in messages)
         return text if answered else f"{text}<|assistant|>\n"
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for i, part in enumerate(text.split(END)):
-            ids += [END_ID, *part.encode()] if i else part.encode()
+            ids += [END_ID, *unmarked(part).encode()] if i else unmarked(part).encode()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sharpen.chat.names import MARK, Names, unmarked
 from sharpen.chat.tool_calls import Spec, read, spec_for
 from sharpen.errors import ModelError
 from sharpen.records import Message, TurnTokens
@@ -60,6 +62,46 @@ class ChatTemplate:
         return own or spec_for(str(self.tokenizer.chat_template))
 
     @cached_property
+    def names(self) -> Names:
+        """The control tokens: special ones, and added ones that the chat template names (DeepSeek's marks of roles are not special)."""
+        return Names(self._controls)
+
+    @cached_property
+    def _own_names(self) -> Names:
+        """Those that no assistant text may become: all but tags like ``<think>`` and ``</think>``, which models write themselves."""
+        plain = {token.content for token in self.tokenizer.added_tokens_decoder.values() if not token.special}
+
+        def is_tag(name: str) -> bool:
+            return name in plain and {f"<{name.strip('</>')}>", f"</{name.strip('</>')}>"} <= self._controls.keys()
+
+        return Names(name for name in self._controls if not is_tag(name))
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        template = str(self.tokenizer.chat_template)
+        return {
+            token.content: at
+            for at, token in self.tokenizer.added_tokens_decoder.items()
+            # Gemma's line breaks are added tokens, but no control tokens.
+            if (token.special or token.content in template) and not token.content.isspace()
+        }
+
+    @cached_property
+    def _spelling(self) -> Any:
+        """The tokenizer with every control token renamed to its name behind the mark, so that the bare name is text. None for a slow one."""
+        import tokenizers
+
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        settings = json.loads(backend.to_str())
+        settings |= {"truncation": None, "padding": None}
+        for token in settings["added_tokens"]:
+            if token["content"] in self._controls:
+                token["content"] = MARK + token["content"]
+        return tokenizers.Tokenizer.from_str(json.dumps(settings))
+
+    @cached_property
     def _renders_tools(self) -> bool:
         probe = {
             "type": "function",
@@ -73,22 +115,51 @@ class ChatTemplate:
         return self.render((Message(role="user", content="a"),))
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, answered: bool = False) -> str:
-        """The text the model reads. Unless ``answered``, it ends where an assistant turn begins. ModelError where ``tools`` would be lost."""
+        """The text the model reads, names of control tokens in messages and tools marked (see ``names.py``; ``unmarked`` gives it bare).
+
+        Unless ``answered``, it ends where an assistant turn begins. ModelError where ``tools`` would be lost.
+        """
         if tools and not (self.calls and self._renders_tools):
             raise ModelError(
                 f"the chat template of {self.name} does not show tools to the model; set template: hermes, or name a .jinja file that does"
             )
         try:
             text = self.tokenizer.apply_chat_template(
-                [_plain(message) for message in messages], tools=list(tools) or None, tokenize=False, add_generation_prompt=not answered
+                [_plain(message, self._own_names if message.role == "assistant" else self.names) for message in messages],
+                tools=self.names.held(tools) or None,
+                tokenize=False,
+                add_generation_prompt=not answered,
             )
         except Exception as error:  # jinja's own errors, and whatever a template raises on roles it does not know
             raise ModelError(f"the chat template of {self.name} cannot render this conversation: {error}") from error
         return str(text)
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``. Names of control tokens in it become those tokens, marked ones ordinary text.
+
+        ModelError where the tokenizer would make a control token of ordinary text all the same.
+        """
+        bare, written = unmarked(text), self.names.found(text)
         with self._lock:
-            return list(self.tokenizer.encode(text, add_special_tokens=False))
+            ids = list(self.tokenizer.encode(bare, add_special_tokens=False))
+            if self.names.found(bare) == written and not self._forged(ids, written):
+                return ids
+            # Not token by token: what stands beside a name must be encoded as it is beside any other text.
+            if self._spelling is not None:
+                renamed = "".join(self.names.mark(part) for part in text.split(MARK))
+                tokens = self._spelling.encode(renamed, add_special_tokens=False).tokens
+                ids = self.tokenizer.convert_tokens_to_ids([token.removeprefix(MARK) for token in tokens])
+        if forged := self._forged(ids, written):
+            raise ModelError(
+                f"the tokenizer of {self.name} makes control tokens of text in this conversation ({', '.join(forged)}), "
+                "which could pass for the end of a turn; take it out, or use a model with a fast tokenizer (tokenizer.json)"
+            )
+        return ids
+
+    def _forged(self, ids: Sequence[int], written: Sequence[str]) -> list[str]:
+        """Names of the control tokens in ``ids`` that are not ``written``. The unknown token is none: text may well be unknown."""
+        names = {at: name for name, at in self._controls.items() if at != self.tokenizer.unk_token_id}
+        return list(Counter(names[token] for token in ids if token in names) - Counter(written))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The exact text of ``ids``, special tokens included."""
@@ -129,8 +200,8 @@ class ChatTemplate:
         return len(closed) if at < 0 else at + len(mark) if ended else at
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    """A message as chat templates expect it: tool arguments as a mapping, absent fields absent."""
+def _plain(message: Message, names: Names) -> dict[str, Any]:
+    """A message as chat templates expect it: tool arguments as a mapping, absent fields absent, ``names`` in its text held apart."""
     plain: dict[str, Any] = msgspec.to_builtins(message)
     plain.pop("problem", None)
     if message.reasoning is not None:
@@ -140,4 +211,4 @@ def _plain(message: Message) -> dict[str, Any]:
             {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
             for call in message.tool_calls
         ]
-    return plain
+    return {key: value if key == "role" else names.held(value) for key, value in plain.items()}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from sharpen.environments.tools import Caller, Limits, Toolbox, ToolEnvironment, ToolProblem
 from sharpen.errors import EnvironmentFault, SettingsError, nearest
 from sharpen.records import Task
+
+START_S = 60.0  # a server has so long to start and to list its tools; the client itself would wait for five minutes
 
 
 class Mcp(Limits, frozen=True, kw_only=True, tag_field="environment", tag="mcp"):
@@ -40,12 +44,18 @@ def mcp_environment(settings: Mcp) -> ToolEnvironment:
     @asynccontextmanager
     async def open_(task: Task) -> AsyncIterator[Toolbox]:
         server: Any = settings.url
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # a text stream with a file number, for the child's standard error
+        async with AsyncExitStack() as stack:
             if settings.command:
+                nowhere = stack.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115  # a text stream with a file number, for its errors
                 parameters = mcp.StdioServerParameters(command=settings.command[0], args=list(settings.command[1:]), env=settings.env)
                 server = mcp.stdio_client(parameters, errlog=nowhere)
-            async with mcp.Client(server) as client:
-                yield await _toolbox(client, settings)
+            try:
+                async with asyncio.timeout(START_S):
+                    box = await _toolbox(await stack.enter_async_context(mcp.Client(server)), settings)
+            except TimeoutError:
+                where = settings.url or settings.command[0]
+                raise EnvironmentFault(f"the MCP server {where} did not start: it gave no list of tools within {START_S:g} s") from None
+            yield box
 
     return ToolEnvironment("mcp", open_, settings)
 

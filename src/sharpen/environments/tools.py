@@ -86,9 +86,7 @@ class ToolEnvironment:
             raise
         except Exception as error:
             await stack.aclose()
-            while isinstance(error, ExceptionGroup):  # anyio's, around the one thing that went wrong
-                error = error.exceptions[0]
-            raise EnvironmentFault(f"task {task.key!r}: the tools did not start: {type(error).__name__}: {error}") from error
+            raise EnvironmentFault(f"task {task.key!r}: the tools did not start: {_what(error)}") from error
         return ToolEpisode(box, self.limits, stack), messages
 
     def expert(self, task: Task) -> tuple[str | Message, ...] | None:
@@ -124,7 +122,13 @@ class ToolEpisode:
         return Step(messages=tuple(results), action=action, outcome=self._outcome())
 
     async def close(self) -> None:
-        await self._stack.aclose()
+        """EnvironmentFault where the tools had broken: what a server's connection died of comes out here."""
+        try:
+            await self._stack.aclose()
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            raise EnvironmentFault(f"the tools broke: {_what(error)}") from error
 
     def _outcome(self) -> dict[str, Any]:
         return {"tool_calls": self._calls, "tool_errors": self._errors}
@@ -253,6 +257,13 @@ def _release(thread: threading.Thread) -> None:
     thread.join()
     with _threads.lock:
         _threads.running -= 1
+
+
+def _what(error: Exception) -> str:
+    """One line for ``error``, or for the first that a group of anyio's is around."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 async def _resolve(work: Callable[[], Any]) -> dict[str, Any]:

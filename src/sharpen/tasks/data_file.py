@@ -15,7 +15,7 @@ from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Message, Record, Task
 from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
-from sharpen.tasks.overlap import MAX_OVERLAP
+from sharpen.tasks.overlap import MAX_OVERLAP, check_share
 from sharpen.verifiers.function import FunctionVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome
 
@@ -45,8 +45,7 @@ class DataFile(Record, frozen=True, kw_only=True):
         for field in self.columns:
             if field not in Line.__struct_fields__:
                 raise SettingsError(f"columns names the unknown field {field!r}{nearest(field, Line.__struct_fields__)}")
-        if not 0 < self.max_overlap <= 1:
-            raise SettingsError(f"max_overlap is {self.max_overlap}, but must be over 0 and at most 1")
+        check_share(self.max_overlap)
 
 
 class Jsonl(DataFile, frozen=True, kw_only=True, tag_field="source", tag="jsonl"):

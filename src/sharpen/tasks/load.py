@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from sharpen.tasks import babyai, data_file, reasoning_gym, textworld
+from sharpen.tasks import babyai, data_file, plugin, reasoning_gym, textworld
 from sharpen.tasks.babyai import BabyAI
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.data_file import Dataset, Jsonl, Parquet
 from sharpen.tasks.overlap import check_overlap
+from sharpen.tasks.plugin import TaskPlugin
 from sharpen.tasks.reasoning_gym import ReasoningGym
 from sharpen.tasks.textworld import TextWorld
 
-TaskSource = TextWorld | BabyAI | ReasoningGym | Jsonl | Parquet | Dataset
+TaskSource = TextWorld | BabyAI | ReasoningGym | Jsonl | Parquet | Dataset | TaskPlugin
 
 
 def load_tasks(source: TaskSource) -> TaskSet:
-    """The task set that ``source`` describes, its splits checked for overlap: of data files also for near duplicates.
+    """The task set that ``source`` describes, its splits checked for overlap: of data files also for near duplicates, of plugins where they ask for it.
 
     A generator's tasks share its template's wording on purpose, and its families say which of them are the same.
     """
@@ -28,5 +29,7 @@ def load_tasks(source: TaskSource) -> TaskSet:
             taskset = reasoning_gym.load(source)
         case Jsonl() | Parquet() | Dataset():
             taskset, max_overlap = data_file.load(source), source.max_overlap
+        case TaskPlugin():
+            taskset, max_overlap = plugin.load(source), source.max_overlap
     check_overlap(taskset, max_overlap)
     return taskset

@@ -26,7 +26,7 @@ from sharpen.errors import ContextOverflow, EnvironmentFault
 from sharpen.policies.base import Conversation, Sampling, Turn
 from sharpen.policies.endpoint import Endpoint, EndpointPolicy
 from sharpen.policies.scripted import Scripted, ScriptedPolicy
-from sharpen.records import Message, Task, ToolCall, Trajectory, TurnTokens, Verdict
+from sharpen.records import Message, Task, Trajectory, TurnTokens, Verdict
 from sharpen.tasks import reasoning_gym
 from sharpen.tasks.base import Splits, TaskSet
 from sharpen.tasks.reasoning_gym import ReasoningGym
@@ -108,14 +108,14 @@ def counter(tmp_path: Path) -> TaskSet:
 
 
 def test_shipped_verifiers(counter: TaskSet) -> None:
-    check_verifier(same, TASKS)
-    check_verifier(FunctionVerifier(lambda answer, reference: float(answer == reference), "close", threshold=0.5), TASKS)
-    check_verifier(EnvironmentOutcome(), counter)
+    check_verifier(same, TASKS, examples=20)
+    check_verifier(FunctionVerifier(lambda answer, reference: float(answer == reference), "close", threshold=0.5), TASKS, examples=20)
+    check_verifier(EnvironmentOutcome(), counter, examples=20)
 
 
 def test_shipped_environments(counter: TaskSet) -> None:
     check_environment(SingleTurn(), TASKS)
-    check_environment(toolbox(), TASKS)
+    check_environment(toolbox(), TASKS, examples=20)
     check_environment(counter.environment, counter, examples=20)
 
 
@@ -123,7 +123,7 @@ def test_a_shipped_task_source_with_its_parts() -> None:
     settings = ReasoningGym(dataset="chain_sum", splits=Splits(train=6, dev=4), seed=3)
     made = check_task_source(reasoning_gym.load, {"settings": settings})
     check_environment(made.environment, made, examples=10)
-    check_verifier(made.verifier, made)  # type: ignore[arg-type]  # it has one
+    check_verifier(made.verifier, made, examples=10)  # type: ignore[arg-type]  # it has one
 
 
 def words(conversation: Conversation, rng: random.Random) -> str:

@@ -35,9 +35,9 @@ def load(settings: TaskPlugin) -> TaskSet:
 def sound(made: TaskSet, where: str) -> TaskSet:
     """``made`` again. TaskError, which begins with ``where``, where it is no TaskSet of tasks that a run can use, every one in a split."""
     if not isinstance(made, TaskSet):
-        raise TaskError(f"{where} gave {type(made).__name__}, not a TaskSet")
+        raise TaskError(f"{where}: gave {type(made).__name__}, not a TaskSet")
     if not isinstance(made.tasks, tuple) or not made.tasks:
-        raise TaskError(f"{where} gave {'no tasks' if not made.tasks else f'its tasks as a {type(made.tasks).__name__}; make it a tuple'}")
+        raise TaskError(f"{where}: gave {'no tasks' if not made.tasks else f'its tasks as a {type(made.tasks).__name__}; make it a tuple'}")
     for at, task in enumerate(made.tasks, 1):
         if not isinstance(task, Task):
             raise TaskError(f"{where}: task {at} is {type(task).__name__}, not a Task")

@@ -46,6 +46,10 @@ def task(number: int, split: str = "train", **fields: Any) -> Task:
 TASKS = tuple(task(number, split) for number, split in enumerate(["train", "train", "dev"]))
 
 
+def copies() -> list[Task]:
+    return [replace(task, params=dict(task.params)) for task in TASKS]
+
+
 def same(answer: str, reference: str) -> bool:
     return answer.strip() == reference
 
@@ -284,9 +288,8 @@ def one_line(caught: pytest.ExceptionInfo[AssertionError]) -> bool:
 @pytest.mark.parametrize("name", BROKEN_VERIFIERS)
 def test_a_broken_verifier_is_caught(name: str) -> None:
     make, why = BROKEN_VERIFIERS[name]
-    tasks = [replace(task, params=dict(task.params)) for task in TASKS]
     with pytest.raises(AssertionError, match=why) as caught:
-        check_verifier(make(), tasks, timeout_s=0.3)
+        check_verifier(make(), copies(), timeout_s=0.3)
     assert one_line(caught) and str(caught.value).startswith("verifier ")
 
 
@@ -371,6 +374,10 @@ def broken_close(episode: GuessEpisode) -> None:
         raise ValueError("already closed")
 
 
+def uses_up(episode: GuessEpisode, message: Message) -> None:
+    episode.task.params["gold"] = "used up"
+
+
 def noise() -> Callable[..., Any]:
     numbers = iter(range(10**9))
     return lambda *_: next(numbers)
@@ -394,6 +401,7 @@ BROKEN_ENVIRONMENTS: dict[str, tuple[Callable[[], Any], str]] = {
     "tools of one name": (lambda: Guess(tools=(SCHEMA, SCHEMA)), "each tool has a name of its own"),
     "expert raises": (lambda: Guess(expert=lambda task: task.params["way"]), "the expert does not raise: task 't0': KeyError"),
     "expert wavers": (lambda: (lambda next_: Guess(expert=lambda task: (str(next_()),)))(noise()), "the same turns twice"),
+    "expert is empty": (lambda: Guess(expert=lambda task: ()), "a tuple of texts and assistant messages"),
     "expert is a string": (lambda: Guess(expert=lambda task: task.reference), "a tuple of texts and assistant messages"),
     "expert fails": (lambda: Guess(expert=lambda task: ("no",)), "the expert reaches an end: task 't0': no end after 'no'"),
     "expert is too slow": (lambda: Guess(expert=lambda task: (*"9999", task.reference)), "reaches an end.*max_turns 4"),
@@ -418,6 +426,7 @@ BROKEN_ENVIRONMENTS: dict[str, tuple[Callable[[], Any], str]] = {
     "shared state": (lambda: Guess(expert=lambda task: None, step=remembers), "the same turns give the same steps twice"),
     "one board for all": (lambda: Guess(expert=lambda task: None, step=one_board), "two episodes played in turns do not disturb each other"),
     "closes others": (lambda: Guess(expert=lambda task: None, step=open_before, close=closes_all), "do not disturb each other.*closed by another"),
+    "changes the task": (lambda: Guess(step=uses_up), "tasks are left as they were: task 't0'"),
     "closes once": (lambda: Guess(close=broken_close), "closing twice is harmless: task 't0': ValueError"),
 }  # fmt: skip
 
@@ -426,7 +435,7 @@ BROKEN_ENVIRONMENTS: dict[str, tuple[Callable[[], Any], str]] = {
 def test_a_broken_environment_is_caught(name: str) -> None:
     make, why = BROKEN_ENVIRONMENTS[name]
     with pytest.raises(AssertionError, match=why) as caught:
-        check_environment(make(), TASKS, timeout_s=0.5 if name in ("hangs", "blocks") else 30.0)
+        check_environment(make(), copies(), timeout_s=0.5 if name in ("hangs", "blocks") else 30.0)
     assert one_line(caught) and str(caught.value).startswith("environment ")
 
 

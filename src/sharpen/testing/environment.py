@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from sharpen import plugins
@@ -30,6 +31,7 @@ def check_environment(environment: Environment, tasks: TaskSet | Iterable[Task],
     - the same turns give the same steps twice
     - two episodes played in turns do not disturb each other, nor does one that is closed early
     - closing twice is harmless, before the first turn and after the last
+    - tasks are left as they were
 
     ``examples`` pairs of episodes are generated from hostile texts, calls of the environment's own tools and the experts' turns. An environment need not end
     an episode by itself: after ``max_turns`` the agent does.
@@ -48,6 +50,7 @@ def check_environment(environment: Environment, tasks: TaskSet | Iterable[Task],
         shown = "; ".join(f"task {task.key!r}, turns {turns_text(turns)}" for task, turns in plays)
         return run(_play(environment, plays, where), timeout_s, f"{where}: {shown}")
 
+    as_given = [msgspec.json.encode(task) for task in chosen]
     tools: dict[str, dict[str, Any]] = {}
     known: list[Message] = []
     for task in chosen:
@@ -74,6 +77,9 @@ def check_environment(environment: Environment, tasks: TaskSet | Iterable[Task],
     turn = turns_of(tuple(tools.values()), texts) | (st.sampled_from(known) if known else st.nothing())
     play = st.tuples(st.sampled_from(chosen), st.lists(turn, max_size=min(environment.max_turns, 8)))
     for_all(st.tuples(play, play), check, examples)
+    for task, before in zip(chosen, as_given, strict=True):
+        if (now := msgspec.json.encode(task)) != before:
+            raise broken(where, "tasks are left as they were", f"task {task.key!r}: {short(before.decode())}, then {short(now.decode())}")
 
 
 async def _check_opening(environment: Environment, task: Task, where: str) -> dict[str, dict[str, Any]]:
@@ -108,7 +114,11 @@ def _expert(environment: Environment, task: Task, where: str) -> list[Message]:
         raise broken(where, "the expert gives the same turns twice", f"task {task.key!r}: {expert}, then {again}")
     if expert is None:
         return []
-    if not isinstance(expert, tuple) or not all(isinstance(t, str) or (isinstance(t, Message) and t.role == "assistant") for t in expert):
+    if (
+        not isinstance(expert, tuple)
+        or not expert
+        or not all(isinstance(t, str) or (isinstance(t, Message) and t.role == "assistant") for t in expert)
+    ):
         raise broken(where, "the expert gives a tuple of texts and assistant messages", f"task {task.key!r}: {expert!r}")
     return [turn if isinstance(turn, Message) else assistant(turn) for turn in expert]
 

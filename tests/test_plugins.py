@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,14 @@ import yaml
 
 from sharpen import loop, plugins
 from sharpen.agents.recorded import replay
+from sharpen.cli import main
 from sharpen.environments.load import load_environment
 from sharpen.environments.plugin import EnvironmentPlugin
 from sharpen.errors import EnvironmentFault, PolicyError, SettingsError, SharpenError, TaskError
 from sharpen.policies.base import Conversation, Sampling
 from sharpen.policies.choose import open_policy
 from sharpen.policies.plugin import PolicyPlugin
-from sharpen.policies.scripted import ScriptedPolicy
+from sharpen.policies.scripted import ScriptedPolicy, scripted_model
 from sharpen.records import Lineage, Message, Model
 from sharpen.settings import convert, to_yaml
 from sharpen.tasks.load import load_tasks
@@ -27,7 +29,7 @@ from sharpen.tasks.plugin import TaskPlugin
 SOURCE = """
 import sys
 from sharpen.environments.single_turn import SingleTurn
-from sharpen.policies.scripted import ScriptedPolicy
+from sharpen.policies.scripted import ScriptedPolicy, scripted_model
 from sharpen.records import Message, Task
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.function import FunctionVerifier
@@ -177,6 +179,49 @@ def test_plugins_in_a_settings_file(file: str) -> None:
     assert convert({"name": "r", "tasks": rows}, "here").tasks.environment == EnvironmentPlugin(name=f"{file}:single")  # type: ignore[union-attr]
     with pytest.raises(SettingsError, match=r"unknown setting 'tasks\.setings'; did you mean 'settings'"):
         convert({"name": "r", "tasks": {"source": "plugin", "name": "x", "setings": {}}}, "here")
+
+
+LADDER = """
+from sharpen.environments.single_turn import SingleTurn
+from sharpen.policies.scripted import open_scripted
+from sharpen.records import Message, Task
+from sharpen.tasks.base import TaskSet, split_by_family
+from sharpen.verifiers.function import FunctionVerifier
+
+def tasks(size):
+    def one(a, b):
+        asked = (Message(role="user", content=f"What is {a} + {b}?"),)
+        return Task(key=f"{a}+{b}", family=f"{a}+{b}", prompt=asked, params={"gold": str(a + b)}, reference=str(a + b))
+    given = split_by_family([one(a, b) for a in range(8) for b in range(a + 1)], {"demo": size, "train": size, "dev": size, "test": 4}, 1)
+    return TaskSet("sums", given, Room(), FunctionVerifier(lambda answer, reference: answer == reference, "same", exact=True))
+
+class Room(SingleTurn):
+    name = "room"
+
+def open_(model):
+    return open_scripted(model)
+"""
+
+
+def test_a_run_of_somebodys_own_tasks_environment_and_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "parts.py").write_text(LADDER)
+    scripted_model(tmp_path / "base", skill=0.3)
+    given = {
+        "model": str(tmp_path / "base"),
+        "tasks": {"source": "plugin", "name": f"{tmp_path}/parts.py:tasks"},
+        "engine": {"engine": "plugin", "name": f"{tmp_path}/parts.py:open_"},
+        "evaluation": {"n": 2, "k": [1], "max_n": 2},
+        "ladder": {"rungs": ["sft"]},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(given))
+    command = ["run", str(tmp_path / "own.yaml"), "--runs", str(tmp_path / "runs")]
+    assert main([*command, "--tasks.settings.sise", "6"]) == 2
+    assert "has no setting 'sise'; did you mean 'size'?" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "runs")
+    assert main([*command, "--tasks.settings.size", "6"]) == 0
+    assert "ships: " in capsys.readouterr().out
+    ledger = (tmp_path / "runs" / "own" / "ledger.jsonl").read_text()
+    assert f"plugin {tmp_path}/parts.py:open_: as set" in ledger and '"environment":"room"' in ledger.replace(" ", "")
 
 
 @pytest.fixture

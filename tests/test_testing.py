@@ -93,9 +93,11 @@ COUNTER = """
 
 
 def toolbox() -> ToolEnvironment:
+    box = function_tools([add])  # imports transformers, which may take longer than a step may
+
     @asynccontextmanager
     async def open_(task: Task) -> Any:
-        yield function_tools([add])
+        yield box
 
     return ToolEnvironment("tools", open_, Limits(max_turns=4))
 

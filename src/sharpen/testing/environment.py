@@ -19,7 +19,7 @@ from sharpen.testing.base import assistant, broken, run, short, some, survives, 
 from sharpen.testing.generate import HOSTILE, for_all, texts, turns_of
 
 
-def check_environment(environment: Environment, tasks: TaskSet | Iterable[Task], *, examples: int = 50, timeout_s: float = 30.0) -> None:
+def check_environment(environment: Environment, tasks: TaskSet | Iterable[Task], *, examples: int = 50, timeout_s: float = 60.0) -> None:
     """Hold an environment to this, on up to ``MOST`` of ``tasks``:
 
     - it has a ``name``, and ``max_turns`` of 1 or more

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from sharpen.policies.choose import open_policy
 from sharpen.policies.scripted import scripted_model
-from sharpen.settings import known_keys, load_settings
+from sharpen.records import Lineage, Model
+from sharpen.settings import convert, known_keys, load_settings
+from sharpen.tasks.load import load_tasks
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,3 +52,35 @@ def test_the_flat_ladder_is_short_and_runs(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"base: pass@1 0\.0% \[0\.0%, \d+\.\d%\]", shown.stdout)
     assert "test, what ships" in shown.stdout
+
+
+def test_the_parts_on_the_plugins_page_pass_their_own_tests_and_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), flags=re.DOTALL)
+    parts = ("verifier", "game", "tasks", "engine")
+    assert sorted(name for name, _ in blocks) == sorted(
+        name for part in parts for name in (f"my_{part}.py", f"my_{part}.yaml", f"test_my_{part}.py")
+    )
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+        assert name.startswith("test_") or len([line for line in text.splitlines() if line.strip()]) <= 15, name
+    rows = [
+        {"prompt": f"Game {n}: guess my number, 1 to 3.", "reference": str(n), "split": split}
+        for n, split in enumerate(("demo", "train", "dev"))
+    ]
+    for data in ("questions", "secrets"):
+        (tmp_path / f"{data}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shown = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and "4 passed" in shown.stdout, shown.stdout
+
+    monkeypatch.chdir(tmp_path)
+    settings = {}
+    for part in parts:
+        given = yaml.safe_load((tmp_path / f"my_{part}.yaml").read_text())
+        settings[part] = convert({"name": part, "tasks": {"source": "jsonl", "path": "questions.jsonl"}, **given}, part)
+    verifier = load_tasks(settings["verifier"].tasks).verifier
+    assert verifier is not None and (verifier.name, verifier.exact) == ("my_verifier.py:verify", True)
+    assert load_tasks(settings["game"].tasks).environment.name == "guess-1-3"
+    assert len(load_tasks(settings["tasks"].tasks)) == 52
+    model = Model(name="m", path="", fingerprint="", lineage=Lineage(base="m"))
+    policy, _ = open_policy(model, settings["engine"].engine)
+    assert vars(policy) == {"name": "m", "highest": 20}

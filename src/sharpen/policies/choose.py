@@ -11,6 +11,7 @@ from sharpen.policies.base import Policy
 from sharpen.policies.endpoint import Endpoint, EndpointPolicy
 from sharpen.policies.gguf_file import why_not
 from sharpen.policies.openvino import OpenVino, OpenVinoPolicy
+from sharpen.policies.plugin import PolicyPlugin, plugin_policy
 from sharpen.policies.scripted import Scripted, open_scripted
 from sharpen.policies.transformers import Transformers, TransformersPolicy, best_device
 from sharpen.records import Model, Record
@@ -21,11 +22,13 @@ class Auto(Record, frozen=True, kw_only=True, tag_field="engine", tag="auto"):
 
 
 Concrete = OpenVino | Transformers | Endpoint | Scripted
-Engine = Auto | Concrete
+Engine = Auto | Concrete | PolicyPlugin
 
 
 def open_policy(model: Model, engine: Engine) -> tuple[Policy, str]:
     """Open ``model``; with it, which engine was picked and why. SettingsError where model and engine do not fit."""
+    if isinstance(engine, PolicyPlugin):
+        return plugin_policy(model, engine), f"plugin {engine.name}: as set"
     chosen, why = choose(model) if isinstance(engine, Auto) else (engine, "as set")
     kind = "scripted" if isinstance(chosen, Scripted) else "endpoint" if isinstance(chosen, Endpoint) else "pretrained"
     if kind != model.kind:

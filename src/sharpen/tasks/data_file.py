@@ -15,7 +15,7 @@ from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Message, Record, Task
 from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
-from sharpen.tasks.overlap import MAX_OVERLAP
+from sharpen.tasks.overlap import MAX_OVERLAP, check_share
 from sharpen.verifiers.base import Verifier
 from sharpen.verifiers.function import FunctionVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome
@@ -41,8 +41,7 @@ class OwnData(Record, frozen=True, kw_only=True):
     max_overlap: float = MAX_OVERLAP
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_overlap <= 1:
-            raise SettingsError(f"max_overlap is {self.max_overlap}, but must be over 0 and at most 1")
+        check_share(self.max_overlap)
 
 
 class DataFile(OwnData, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import msgspec
 
-from sharpen.errors import TaskError
+from sharpen.errors import SettingsError, TaskError
 from sharpen.records import Record, Task
 from sharpen.tasks.base import TaskSet
 
@@ -29,6 +29,12 @@ class Near(Record, frozen=True, kw_only=True):
     judging: Task
     share: float
     text: str
+
+
+def check_share(max_overlap: float | None) -> None:
+    """SettingsError where ``max_overlap`` is no share over 0."""
+    if max_overlap is not None and not 0 < max_overlap <= 1:
+        raise SettingsError(f"max_overlap is {max_overlap}, but must be over 0 and at most 1")
 
 
 def check_overlap(taskset: TaskSet, max_overlap: float | None = None) -> None:

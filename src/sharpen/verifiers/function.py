@@ -39,7 +39,7 @@ class FunctionVerifier:
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         given = self._fn(answer_of(trajectory), task.reference) if self.wants_reference else self._fn(task, trajectory)
         if isinstance(given, Verdict):
-            return given if given.verifier else replace(given, verifier=self.name)
+            return replace(given, key=trajectory.key, verifier=given.verifier or self.name)
         if isinstance(given, bool):
             return Verdict(key=trajectory.key, outcome="pass" if given else "fail", score=float(given), verifier=self.name)
         if not isinstance(given, int | float):

@@ -52,7 +52,8 @@ class Run:
     def open(cls, folder: Path, settings: str) -> Run:
         """Lock the folder; make it, or see that it was made with the same resolved ``settings`` (YAML text).
 
-        RunError where another process holds it, or where the settings differ: the message carries the diff.
+        RunError where another process holds it, or where the settings differ: the message carries the diff. Where no stage was ever
+        finished, as after a mistake in the settings, the new ones take their place.
         """
         run = cls(folder)
         with writing(folder):
@@ -60,8 +61,8 @@ class Run:
         run._take_lock()
         try:
             known = run.settings()
-            if known is None:
-                if (folder / "rungs").exists():
+            if known is None or not any("stage" in line for line in run.ledger()):
+                if known is None and (folder / "rungs").exists():
                     raise RunError(f"{folder} holds rungs but no {SETTINGS}; restore that file, or choose another --name")
                 write_atomic(folder / SETTINGS, settings.encode())
             elif known != settings:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sharpen import loop
-from sharpen.agents.recorded import said
+from sharpen.chat.base import said
 from sharpen.records import Message, Task
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sharpen import plugins
 from sharpen.agents.checks import gold_and_noop
-from sharpen.agents.recorded import replay, said
+from sharpen.agents.recorded import replay
+from sharpen.chat.base import said
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
 from sharpen.store.files import digest

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sharpen.errors import Refused, RunError
+from sharpen.errors import Refused, RunError, SettingsError
 from sharpen.report.read import read_run
 from sharpen.run import climb
 from sharpen.settings import load_settings
@@ -134,6 +134,13 @@ def test_other_settings_are_refused_and_forked(scripted: Path, tmp_path: Path) -
     assert (tmp_path / "other/report.html").exists()
     base = "rungs/000-base/dev/stage.json"
     assert (tmp_path / "other" / base).read_text() == (tmp_path / "ladder" / base).read_text()
+
+
+def test_a_mistake_in_the_first_settings_is_mended_under_the_same_name(scripted: Path, tmp_path: Path) -> None:
+    """Nothing was made with the wrong ones, so nothing can rest on them."""
+    with pytest.raises(SettingsError, match="no data set 'chain_sun'"):
+        climb(load_settings(scripted, {"tasks.dataset": "chain_sun"}), tmp_path / "runs")
+    assert climb(load_settings(scripted, {"ladder.rungs": "[]"}), tmp_path / "runs").name == "rungs/000-base"
 
 
 def test_tasks_that_never_succeed_are_refused_with_what_would_help(scripted: Path, tmp_path: Path) -> None:

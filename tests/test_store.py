@@ -92,7 +92,13 @@ def test_a_second_process_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_changed_settings_are_refused_with_the_diff(tmp_path: Path) -> None:
-    Run.open(tmp_path / "r", "a: 1\nb: 2\n").close()
+    run = Run.open(tmp_path / "r", "a: 1\nb: 2\n")
+    run.stage("s", {}, {}).begin()
+    run.close()
+    Run.open(tmp_path / "r", "a: 1\nb: 1\n").close()  # nothing was finished with the others, so nothing rests on them
+    run = Run.open(tmp_path / "r", "a: 1\nb: 2\n")
+    run.stage("s", {}, {}).commit([])
+    run.close()
     with pytest.raises(RunError, match="--fork") as caught:
         Run.open(tmp_path / "r", "a: 1\nb: 3\n")
     assert "-b: 2" in str(caught.value)

@@ -119,6 +119,8 @@ def next_wave(
 
     What is left of ``terms`` only cuts a wave short, so a larger budget makes the same tries first.
     """
+    if not made:
+        return Wave(ended="there are no tasks")
     if not any(made.values()):
         return Wave(tasks=tuple(made) * budget.first)
     order = list(made)

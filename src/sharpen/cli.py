@@ -214,6 +214,10 @@ def _sample(arguments: argparse.Namespace) -> None:
     with Live() as live:
         pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, listen=live)
     print(f"{len(pool.wanted)} tries of {len(pool.tasks)} tasks, {pool.sampled_tokens} tokens sampled: {arguments.work}")
+    if pool.waves is not None:
+        first = pool.first_wave
+        print(f"{pool.waves.says}")
+        print(f"tasks solved: {first.solved} in the first wave, {pool.solved} in all")
 
 
 def _verify(arguments: argparse.Namespace) -> None:

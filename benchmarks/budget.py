@@ -9,12 +9,14 @@ planner asks for, wave by wave, until uniform's tokens are spent (a try that wou
 the tasks. A survivor is a success that selection would keep: distinct actions, at most ``--cap`` a task; all distinct ones are counted beside.
 
 Ratios are of the means over seeds. Their intervals (95 %) are percentile bootstraps of 10 000 draws: over seeds, which are tasks and tries in the
-worlds and only the tries' order in a pool; and, for a pool, over tasks too, each with its mean over the seeds.
+worlds and only the tries' order in a pool; and, for a pool, over tasks too, each with its mean over the seeds. The ceiling is
+what somebody would bring who knew every task's true rates beforehand, which only a made-up world can tell.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import importlib.metadata
 import json
 import math
@@ -67,23 +69,19 @@ class Harvest:
     cap: int | None
     tries: int = 0
     tokens: int = 0
+    survivors: int = 0
     solutions: dict[str, set[Any]] = field(default_factory=lambda: defaultdict(set))
-    tries_of: Counter[str] = field(default_factory=Counter)
 
     def add(self, task: str, made: Try) -> None:
         self.tries += 1
-        self.tries_of[task] += 1
         self.tokens += made.tokens
-        if made.outcome == "pass":
-            self.solutions[task].add(made.solution)
+        if made.outcome == "pass" and made.solution not in (found := self.solutions[task]):
+            found.add(made.solution)
+            self.survivors += self.cap is None or len(found) <= self.cap
 
     def kept(self, task: str, cap: int | None) -> int:
         found = len(self.solutions[task]) if task in self.solutions else 0
         return found if cap is None else min(found, cap)
-
-    @property
-    def survivors(self) -> int:
-        return sum(self.kept(task, self.cap) for task in self.solutions)
 
     @property
     def distinct(self) -> int:
@@ -102,46 +100,88 @@ def uniform(pool: Pool, n: int, cap: int | None) -> Harvest:
     return harvest
 
 
-class Spent(NamedTuple):
-    """Adaptive's harvest at uniform's tokens and at uniform's number of tries, and the tokens at which it had uniform's survivors (NaN: never)."""
-
-    equal_tokens: Harvest
-    equal_tries: Harvest
-    tokens_for_the_same: float
+Launched = list[tuple[str, Try]]
 
 
-def adaptive(pool: Pool, budget: Adaptive, cap: int | None, seed: int, tokens: int, tries: int, survivors: int) -> Spent:
-    """Waves until both the tokens and the tries are used up. The plan does not look at what is left, so one replay serves all three questions."""
+def adaptive(pool: Pool, budget: Adaptive, cap: int | None, seed: int, tokens: int, tries: int) -> Launched:
+    """Whole waves until both ``tokens`` and ``tries`` are used up or the plan ends. What is left never changes a plan, so any smaller budget
+    is the beginning of this."""
     made: dict[str, list[Try]] = {task: [] for task in pool}
-    by_tokens, by_tries, enough = Harvest(cap), Harvest(cap), math.nan
-    running = Harvest(cap)
-    full = False
-    while not (full and running.tries >= tries and not math.isnan(enough)):
+    launched: Launched = []
+    spent = 0
+    while spent < tokens or len(launched) < tries:
         wave = next_wave(made, budget, Terms(cap=cap), seed)
         if wave.ended:
             break
         for task in wave.tasks:
             one = pool[task][len(made[task])]
             made[task].append(one)
-            running.add(task, one)
-            full = full or by_tokens.tokens + one.tokens > tokens
-            if not full:
-                by_tokens.add(task, one)
-            if by_tries.tries < tries:
-                by_tries.add(task, one)
-            if math.isnan(enough) and one.outcome == "pass" and running.survivors >= survivors:
-                enough = running.tokens
-    return Spent(by_tokens, by_tries, enough)
+            launched.append((task, one))
+            spent += one.tokens
+    return launched
+
+
+def informed(pool: Pool, chances: Mapping[str, tuple[float, float]], budget: Adaptive, cap: int, tokens: int) -> Launched:
+    """What nobody can know: try by try where most new survivors a token are to be expected, given each task's (pass rate, diversity of solutions).
+
+    A ceiling for anything that has to find these out.
+    """
+    at, passes, harvest = Counter[str](), Counter[str](), Harvest(cap)
+    launched: Launched = []
+
+    def worth(task: str) -> float:
+        if at[task] >= budget.max_tries or harvest.kept(task, None) >= cap:
+            return 0.0
+        rate, theta = chances[task]
+        new = 1.0 if not passes[task] or math.isinf(theta) else theta / (theta + passes[task])
+        return rate * new / statistics.mean(one.tokens for one in pool[task])
+
+    heap = [(-worth(task), task) for task in pool]
+    heapq.heapify(heap)
+    while harvest.tokens < tokens:
+        value, task = heapq.heappop(heap)
+        if not value:
+            break
+        one = pool[task][at[task]]
+        launched.append((task, one))
+        harvest.add(task, one)
+        at[task] += 1
+        passes[task] += one.outcome == "pass"
+        heapq.heappush(heap, (-worth(task), task))
+    return launched
+
+
+def within(launched: Launched, cap: int | None, tokens: float = math.inf, tries: float = math.inf) -> Harvest:
+    """The harvest of the tries that fit, up to the first that does not."""
+    harvest = Harvest(cap)
+    for task, one in launched:
+        if harvest.tries >= tries or harvest.tokens + one.tokens > tokens:
+            break
+        harvest.add(task, one)
+    return harvest
+
+
+def tokens_until(launched: Launched, cap: int, survivors: int) -> float:
+    """Tokens at which there are so many survivors; NaN where there never are."""
+    harvest = Harvest(cap)
+    for task, one in launched:
+        harvest.add(task, one)
+        if one.outcome == "pass" and harvest.survivors >= survivors:
+            return harvest.tokens
+    return math.nan
 
 
 # ---------------------------------------------------------------- comparing
 
 
 class Pair(NamedTuple):
-    """One seed."""
+    """One seed: uniform's harvest, adaptive's at as many tokens and at as many tries, the tokens it took for as many survivors, and the ceiling."""
 
     uniform: Harvest
-    adaptive: Spent
+    adaptive: Harvest
+    at_equal_tries: Harvest
+    tokens_for_the_same: float
+    informed: Harvest | None
 
 
 MEASURES = {
@@ -166,54 +206,73 @@ def compare(pairs: Sequence[Pair], cap: int, tasks: Sequence[str] | None) -> dic
     """Ratios adaptive over uniform, and what stands behind them. ``tasks`` where the same tasks come again in every seed."""
     result: dict[str, Any] = {"seeds": len(pairs)}
     for name, measure in MEASURES.items():
-        ours, theirs = ([measure(h) for h in side] for side in ([p.adaptive.equal_tokens for p in pairs], [p.uniform for p in pairs]))
+        ours, theirs = ([measure(h) for h in side] for side in ([p.adaptive for p in pairs], [p.uniform for p in pairs]))
         result[name] = {
             "uniform": statistics.mean(theirs),
             "adaptive": statistics.mean(ours),
             "ratio": interval(list(zip(ours, theirs, strict=True))),
         }
         if name != "covered":
-            used = [p.adaptive.equal_tokens.tokens for p in pairs], [p.uniform.tokens for p in pairs]
+            used = [p.adaptive.tokens for p in pairs], [p.uniform.tokens for p in pairs]
             result[name]["per_million"] = {"uniform": 1e6 * sum(theirs) / sum(used[1]), "adaptive": 1e6 * sum(ours) / sum(used[0])}
     if tasks is not None:
         by_task = [
-            tuple(
-                statistics.mean(h.kept(task, cap) for h in side)
-                for side in ([p.adaptive.equal_tokens for p in pairs], [p.uniform for p in pairs])
-            )
+            tuple(statistics.mean(h.kept(task, cap) for h in side) for side in ([p.adaptive for p in pairs], [p.uniform for p in pairs]))
             for task in tasks
         ]
         result["survivors"]["ratio_over_tasks"] = interval(by_task)
     result["tokens"] = {
         "uniform": statistics.mean(p.uniform.tokens for p in pairs),
-        "adaptive": statistics.mean(p.adaptive.equal_tokens.tokens for p in pairs),
+        "adaptive": statistics.mean(p.adaptive.tokens for p in pairs),
     }
-    reached = [p for p in pairs if not math.isnan(p.adaptive.tokens_for_the_same)]
+    reached = [p for p in pairs if not math.isnan(p.tokens_for_the_same)]
     result["tokens_for_the_same"] = {
         "reached_by": len(reached),
-        "share": interval([(p.adaptive.tokens_for_the_same, p.uniform.tokens) for p in reached]) if reached else None,
+        "share": interval([(p.tokens_for_the_same, p.uniform.tokens) for p in reached]) if reached else None,
     }
     result["at_equal_tries"] = {
-        "survivors": interval([(float(p.adaptive.equal_tries.survivors), float(p.uniform.survivors)) for p in pairs]),
-        "tokens": interval([(float(p.adaptive.equal_tries.tokens), float(p.uniform.tokens)) for p in pairs]),
+        "survivors": interval([(float(p.at_equal_tries.survivors), float(p.uniform.survivors)) for p in pairs]),
+        "tokens": interval([(float(p.at_equal_tries.tokens), float(p.uniform.tokens)) for p in pairs]),
     }
+    known = [(float(p.informed.survivors), float(p.uniform.survivors)) for p in pairs if p.informed]
+    result["ceiling"] = interval(known) if known else None
     return result
 
 
-def measure(pools: Sequence[Pool], budget: Adaptive, n: int, cap: int, *, same_tasks: bool) -> dict[str, Any]:
-    """Both budgets on the pool of each seed."""
-    pairs = []
+def measure(pools: Sequence[Pool], budget: Adaptive, sizes: Sequence[int], cap: int, world: str | None) -> dict[int, dict[str, Any]]:
+    """Both budgets on the pool of each seed, for each number of uniform tries."""
+    pairs: dict[int, list[Pair]] = {n: [] for n in sizes}
     for seed, pool in enumerate(pools):
-        base = uniform(pool, n, cap)
-        pairs.append(Pair(base, adaptive(pool, budget, cap, seed, base.tokens, base.tries, base.survivors)))
-    return compare(pairs, cap, list(pools[0]) if same_tasks else None)
+        bases = {n: uniform(pool, n, cap) for n in sizes}
+        largest = bases[max(sizes)]
+        # Half as much again, so that where adaptive is behind it can still be seen by how much.
+        launched = adaptive(pool, budget, cap, seed, 3 * largest.tokens // 2, largest.tries)
+        known = informed(pool, chances(world, list(pool), seed), budget, cap, largest.tokens) if world else None
+        for n, base in bases.items():
+            pairs[n].append(
+                Pair(
+                    base,
+                    within(launched, cap, tokens=base.tokens),
+                    within(launched, cap, tries=base.tries),
+                    tokens_until(launched, cap, base.survivors),
+                    within(known, cap, tokens=base.tokens) if known is not None else None,
+                )
+            )
+    return {n: compare(found, cap, None if world else list(pools[0])) for n, found in pairs.items()}
+
+
+def chances(world: str, tasks: Sequence[str], seed: int) -> dict[str, tuple[float, float]]:
+    """Pass rate and diversity of each task, drawn as ``World.tries`` draws them."""
+    rng = np.random.default_rng(seed)
+    rates, spread = (draw(rng, len(tasks)) for draw in (WORLDS[world].rates, WORLDS[world].spread))
+    return {task: (float(rates[at]), float(spread[at])) for at, task in enumerate(tasks)}
 
 
 def show(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     def span(found: Sequence[float] | None) -> str:
         return "-" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
 
-    heads = ("survivors / M tokens", "survivors", "all distinct", "tasks covered", "tokens for the same")
+    heads = ("survivors / M tokens", "survivors", "all distinct", "tasks covered", "tokens for the same", "ceiling")
     print(f"{'':<34}" + "".join(f"{head:>22}" for head in heads))
     for name, r in rows:
         per = r["survivors"]["per_million"]
@@ -222,6 +281,7 @@ def show(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
             f"{per['uniform']:.0f} -> {per['adaptive']:.0f}",
             *(span(r[what]["ratio"]) for what in MEASURES),
             span(same["share"]) + ("" if same["reached_by"] == r["seeds"] else f" ({same['reached_by']})"),
+            span(r["ceiling"]),
         )
         print(f"{name:<34}" + "".join(f"{cell:>22}" for cell in cells))
 
@@ -230,7 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=Path, help="a folder of judged tries (default: the made-up worlds)")
     parser.add_argument("--world", choices=sorted(WORLDS), action="append", help="only this one; may be given again")
-    parser.add_argument("--n", type=int, action="append", help="uniform tries of each task (default: 4, 8 and 16)")
+    parser.add_argument("--n", type=int, action="append", help="uniform tries of each task (default: 8, 16 and 32)")
     parser.add_argument("--cap", type=int, action="append", help="survivors of one task (default: 2)")
     parser.add_argument("--tasks", type=int, default=96, help="tasks of a made-up world")
     parser.add_argument("--seeds", type=int, default=20)
@@ -246,11 +306,11 @@ def main() -> None:
     budget = Adaptive(first=args.first, wave=args.wave, max_tries=min(args.max_tries, depth))
     for name in [str(args.pool)] if source else (args.world or WORLDS):
         pools: list[Pool] = [shuffled(source, seed) if source else made_up(name, args.tasks, depth, seed) for seed in range(args.seeds)]
-        for n in args.n or (4, 8, 16):
-            for cap in args.cap or (2,):
-                if budget.first <= n <= depth:
-                    rows.append((f"{Path(name).name}, n {n}, cap {cap}", measure(pools, budget, n, cap, same_tasks=source is not None)))
-                    show(rows[-1:])
+        sizes = [n for n in args.n or (8, 16, 32) if budget.first <= n <= depth]
+        for cap in args.cap or (2,):
+            found = measure(pools, budget, sizes, cap, None if source else name)
+            rows += [(f"{Path(name).name}, n {n}, cap {cap}", result) for n, result in found.items()]
+            show(rows[-len(found) :])
     show(rows)
     report = {
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),

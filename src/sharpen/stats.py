@@ -218,8 +218,8 @@ def beta_prior(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
     the mean, and on a + b a log-normal around 2, since one try of each task says nothing of how rates differ. a, b > 0. Passes and fails
     exchanged exchange a and b.
     """
-    logits = np.linspace(-6.0, 6.0, 61)
-    mean, size = np.meshgrid(1 / (1 + np.exp(-logits)), np.geomspace(0.1, 200.0, 41))
+    logits = np.linspace(-6.0, 6.0, 41)
+    mean, size = np.meshgrid(1 / (1 + np.exp(-logits)), np.geomspace(0.1, 200.0, 25))
     a, b = mean * size, (1 - mean) * size
     fit = np.log(mean) + np.log1p(-mean) - np.log(size / 2) ** 2 / (2 * 1.5**2)
     for (passes, tries), tasks in sorted(Counter(counts).items()):

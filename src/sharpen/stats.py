@@ -247,8 +247,9 @@ def chance_of_new(found: Sequence[tuple[int, int]], ahead: Floats) -> Floats:
         raise ValueError("there are at least one and at most as many distinct solutions as successes")
     likely = np.exp(d * np.log(theta) + gammaln(theta) - gammaln(theta + s))
     share = np.full(len(theta), 1 / len(theta))
-    for _ in range(30):
-        belongs = likely * share
+    telling = likely[s[:, 0] >= 2]  # fewer successes say nothing of theta, and would only slow the steps
+    for _ in range(50):
+        belongs = telling * share
         belongs /= belongs.sum(axis=1, keepdims=True)
         share = (belongs.sum(axis=0) + 1 / len(theta)) / (len(belongs) + 1)
     belongs = likely * share

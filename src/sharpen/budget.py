@@ -199,23 +199,18 @@ def _worth(tasks: Sequence[_Known], cap: int | None, ahead: Floats) -> Floats:
     tries, passes, fresh, tokens = (
         np.array([[getattr(task, name)] for task in tasks], dtype=float) for name in ("tries", "passes", "fresh", "tokens")
     )
-    rate = (a + passes) / (a + b + tries)
-    # A solution that trains already counts as a success more.
-    new = chance_of_new([(task.passes + task.old, task.seen) for task in tasks], rate * ahead)
-    if cap is None:
-        worth = rate * new
-    else:
-        worth = np.empty(new.shape)
-        left = np.maximum(cap - fresh, 0.0)
-        reached = np.zeros((len(tasks), cap))  # the chance that the wave has brought the task j new survivors so far
-        reached[:, 0] = 1.0
-        j = np.arange(cap)
-        for at in range(len(ahead)):
-            brings = np.where(j < left, (a + passes + j) / (a + b + tries + at) * new[:, [at]], 0.0)
-            worth[:, at] = (reached * brings).sum(axis=1)
-            step = reached * brings
-            reached -= step
-            reached[:, 1:] += step[:, :-1]
+    # How many new survivors the wave has brought a task so far: j of them, with what chance. A solution that trains already counts as a success more.
+    j = np.arange(len(ahead) if cap is None else min(cap, len(ahead)))
+    new = chance_of_new([(task.passes + task.old, task.seen) for task in tasks], np.tile(j.astype(float), (len(tasks), 1)))
+    left = np.inf if cap is None else cap - fresh
+    reached = np.zeros(new.shape)
+    reached[:, 0] = 1.0
+    worth = np.empty((len(tasks), len(ahead)))
+    for at in range(len(ahead)):
+        brings = reached * np.where(j < left, (a + passes + j) / (a + b + tries + at) * new, 0.0)
+        worth[:, at] = brings.sum(axis=1)
+        reached -= brings
+        reached[:, 1:] += brings[:, :-1]
     # A task's own mean cost, drawn towards the mean of all tasks by one try's weight.
     mean = tokens.sum() / tries.sum() or 1.0
     return np.asarray(worth / ((tokens + mean) / (tries + 1)))

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
-import numpy as np
 
 from sharpen.errors import SettingsError
 from sharpen.records import Record
-from sharpen.stats import Floats, beta_prior, chance_of_new, clopper_pearson
+
+if TYPE_CHECKING:
+    from sharpen.stats import Floats
 
 LEVEL = 0.95  # of the one-sided bound that sets a task aside
 EVEN = 0.5  # a try whose worth the tries before it in its wave have halved waits until they are judged
@@ -147,6 +148,8 @@ def next_wave(
         if size < max(1, budget.wave // 8):  # ever smaller waves would idle the engine for the last few tries
             return Wave(ended=f"{tokens} of {terms.tokens} tokens are spent, and another wave might not fit", set_aside=aside)
 
+    import numpy as np  # here and below, since whoever only samples uniformly needs neither numpy nor scipy
+
     ahead = np.arange(float(min(budget.wave, budget.max_tries)))
     worth = _worth(list(tasks.values()), terms.cap, ahead)
     worth[[task in closed for task in order]] = 0.0
@@ -190,11 +193,17 @@ class _Known(NamedTuple):
     @property
     def bound(self) -> float:
         """The upper bound of the pass rate."""
+        from sharpen.stats import clopper_pearson
+
         return clopper_pearson(self.passes, self.judged, LEVEL, "upper").high
 
 
 def _worth(tasks: Sequence[_Known], cap: int | None, ahead: Floats) -> Floats:
     """New survivors expected, for each token, of a task's next try and of those after it: shape (tasks, ahead), falling along ``ahead``."""
+    import numpy as np
+
+    from sharpen.stats import beta_prior, chance_of_new
+
     a, b = beta_prior([task.first for task in tasks if task.first[1]])
     tries, passes, fresh, tokens = (
         np.array([[getattr(task, name)] for task in tasks], dtype=float) for name in ("tries", "passes", "fresh", "tokens")

@@ -183,6 +183,13 @@ def test_tries_go_where_a_token_brings_most() -> None:
     assert {"c", "d"} <= set(next_wave(same, Adaptive(wave=64), Terms(cap=6), 0, known).tasks)  # but these six train already
 
 
+def test_where_each_task_has_one_solution_a_wave_goes_to_those_without_it() -> None:
+    """Once the second try of a wave was doubted as if the first had passed, and waves filled up with tries that could bring nothing."""
+    solved = {f"solved {at}": [Try("pass", 0, 10)] * 2 + [Try("fail", 0, 10)] * 2 for at in range(10)}
+    unsolved = {f"unsolved {at}": [Try("fail", 0, 10)] * 4 for at in range(10)}
+    assert set(next_wave(solved | unsolved, Adaptive(wave=20), Terms(cap=2), 0).tasks) == set(unsolved)
+
+
 def test_equal_tasks_are_treated_equally() -> None:
     made = {f"t{at}": [Try("pass", 0, 10), Try("fail", 0, 10)] for at in range(6)}
     for seed in range(4):

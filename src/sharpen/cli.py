@@ -217,7 +217,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     print(f"{len(pool.wanted)} tries of {len(pool.tasks)} tasks, {pool.sampled_tokens} tokens sampled: {arguments.work}")
     if pool.waves is not None:
         first = pool.first_wave
-        print(f"{pool.waves.says}")
+        print(pool.waves.says)
         print(f"tasks solved: {first.solved} in the first wave, {pool.solved} in all")
 
 

@@ -76,3 +76,10 @@ def test_a_rung_that_surely_forgets_is_rolled_back(high: float, drop: float, out
     decision = judge_forgetting(kept, gain(-0.2, high), drop)
     assert decision.outcome == outcome and decision.gain == kept.gain
     assert "off-task panel" in decision.reasons[-1] and "since 000-base" in decision.reasons[-1]
+
+
+def test_a_success_in_a_later_wave_is_enough_to_go_on_and_is_not_counted_as_a_rate() -> None:
+    seen = replace(READY, samples_per_task=2, tasks_sampled=50, tasks_solved=0, tasks_mixed=0, solved_later=3)
+    decision = after_sampling("rejection-sampling", seen)
+    assert decision.outcome == "proceed"
+    assert decision.reasons == ("2 tries on each of 50 tasks: 0 solved at least once, 0 of them not always; later waves solved 3 more",)

@@ -301,3 +301,51 @@ def test_purity_forecast_where_it_says_nothing() -> None:
     assert stats.purity_forecast(0.9, 0.1, 0.05) == 0.0  # fewer passes than false positives alone would give
     with pytest.raises(ValueError, match="tpr"):
         stats.purity_forecast(1.1, 0, 0.5)
+
+
+# ---------------------------------------------------------------- what an adaptive budget goes by
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 1.5), (3.0, 3.0), (8.0, 2.0)])
+def test_a_beta_prior_is_found_again(a: float, b: float) -> None:
+    rng = np.random.default_rng(0)
+    found = stats.beta_prior([(int(rng.binomial(6, p)), 6) for p in rng.beta(a, b, 3000)])
+    assert found[0] / sum(found) == pytest.approx(a / (a + b), abs=0.05)
+    assert sum(found) == pytest.approx(a + b, rel=0.4)
+
+
+def test_a_beta_prior_turns_with_passes_and_fails_and_learns_from_nothing_but_data() -> None:
+    counts = [(0, 4)] * 5 + [(1, 4)] * 2 + [(4, 4), (2, 3)]
+    a, b = stats.beta_prior(counts)
+    assert stats.beta_prior([(n - s, n) for s, n in counts]) == pytest.approx((b, a))
+    assert stats.beta_prior([]) == pytest.approx((1.0, 1.0), rel=0.2)  # a grid point near it
+    a, b = stats.beta_prior([(0, 4)] * 100)
+    assert a / (a + b) < 0.01
+    with pytest.raises(ValueError, match="5 passes in 4 tries"):
+        stats.beta_prior([(5, 4)])
+
+
+@pytest.mark.parametrize("theta", [0.2, 1.0, 5.0])
+def test_the_chance_of_something_new_is_that_of_the_urn_it_was_drawn_from(theta: float) -> None:
+    rng = random.Random(0)
+
+    def draw(s: int) -> tuple[int, int]:
+        return s, sum(rng.random() < theta / (theta + before) for before in range(s))
+
+    found = [draw(rng.randint(0, 8)) for _ in range(2000)]
+    chance = stats.chance_of_new(found, np.zeros((len(found), 1)))[:, 0]
+    for s in range(9):
+        mine = chance[[n == s for n, _ in found]]
+        assert mine.mean() == pytest.approx(theta / (theta + s), abs=0.06)
+        assert s > 0 or mine == pytest.approx(np.ones(len(mine)))
+
+
+def test_the_chance_of_something_new_falls_with_every_success_that_was_not() -> None:
+    found = [(0, 0), (1, 1), (4, 1), (4, 2), (4, 4)]
+    chance = stats.chance_of_new(found, np.tile(np.arange(4.0), (5, 1)))
+    assert chance.shape == (5, 4)
+    assert (np.diff(chance, axis=1) < 0).all() and chance[0, 0] == pytest.approx(1)
+    assert chance[2, 0] < chance[3, 0] < chance[4, 0]
+    for wrong in ((1, 2), (2, 0)):
+        with pytest.raises(ValueError, match="at most as many distinct"):
+            stats.chance_of_new([wrong], np.zeros((1, 1)))

@@ -28,13 +28,15 @@ def after_sampling(method: Method, seen: Measurements) -> Decision:
     """Whether survivors are worth training on, once the tries have been made and judged."""
     assert seen.tasks_sampled is not None and seen.samples_per_task is not None and seen.tasks_solved is not None
     tries = f"{seen.samples_per_task} tries on each of {seen.tasks_sampled} tasks"
-    if seen.tasks_solved == 0:
+    if seen.tasks_solved + seen.solved_later == 0:
         reason = (
             f"{tries} hold no success: there is nothing to keep; "
             "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
         )
         return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
     reason = f"{tries}: {seen.tasks_solved} solved at least once, {seen.tasks_mixed} of them not always"
+    if seen.solved_later:
+        reason += f"; later waves solved {seen.solved_later} more"
     return Decision(outcome="proceed", action=f"train on the survivors of {method}", reasons=(reason,))
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from sharpen import loop
 from sharpen.agents.base import PolicyAgent
+from sharpen.budget import Uniform
 from sharpen.chat.load import load_template
-from sharpen.errors import Refused
+from sharpen.errors import Refused, SettingsError
 from sharpen.models import load_model
 from sharpen.policies.base import Policy
 from sharpen.policies.choose import Auto, Engine, open_policy
@@ -58,6 +59,10 @@ class Session:
     def __init__(self, folder: str | Path | None = None, *, sampling: SamplingSettings | None = None, training: Training | None = None,
                  engine: Engine | None = None, seed: int = 0) -> None:  # fmt: skip
         self.sampling = sampling or SamplingSettings()
+        if not isinstance(self.sampling.budget, Uniform):
+            raise SettingsError(
+                "a session makes the tries it is asked for, so sampling.budget must be uniform; sharpen sample plans them itself"
+            )
         self.training = training or Training()
         self.engine = engine or Auto()
         self.seed = seed

@@ -90,7 +90,8 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--keys", action="store_true", help="list every setting with its default, and stop")
 
     sample = on_files(
-        "sample", _sample, "make tries of a model at tasks", "Make sampling.n tries of every task of a split. Those in WORK already are not made again.",
+        "sample", _sample, "make tries of a model at tasks", "Make sampling.n tries of every task of a split. Those in WORK already are not made again.\n"
+        "With --sampling.budget adaptive as many in all, but more where they bring something; WORK/waves.json says what was decided.",
         "sharpen sample run.yaml work/tries --split train --sampling.n 8",
     )  # fmt: skip
     sample.add_argument("--split", default="train", metavar="NAME", help="demo, train, dev or test (default: train)")
@@ -225,6 +226,10 @@ def _sample(arguments: argparse.Namespace) -> None:
     with Live() as live:
         pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, listen=live)
     print(f"{len(pool.wanted)} tries of {len(pool.tasks)} tasks, {pool.sampled_tokens} tokens sampled: {arguments.work}")
+    if pool.waves is not None:
+        first = pool.first_wave
+        print(pool.waves.says)
+        print(f"tasks solved: {first.solved} in the first wave, {pool.solved} in all")
 
 
 def _verify(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from sharpen.evaluation import weigh
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
-from sharpen.methods.rejection_sampling import Sourced, rejection_sampling
+from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solutions
 from sharpen.methods.sft import sft
 from sharpen.records import Decision, Evaluation, Measurements, Record
 from sharpen.sampling import Pool
@@ -164,13 +164,16 @@ class Ladder:
 
     def _sampled(self, method: advisor.Method, name: str, standing: Prompted) -> None:
         """Make the round's tries, and ask the advisor whether they hold anything to keep."""
-        pool = self.bench.sample(f"{name}/sampling", standing, self.bench.tasks.split("train").tasks, self.bench.sampling)
+        tasks, known = self.bench.tasks.split("train").tasks, solutions(self.survivors)
+        pool = self.bench.sample(f"{name}/sampling", standing, tasks, self.bench.sampling, known=known)
+        first = pool.first_wave
         seen = replace(
             self.seen,
-            samples_per_task=self.bench.sampling.n,
+            samples_per_task=len(first.wanted) // max(len(pool.tasks), 1),
             tasks_sampled=len(pool.tasks),
-            tasks_solved=pool.solved,
-            tasks_mixed=_mixed(pool),
+            tasks_solved=first.solved,
+            tasks_mixed=_mixed(first),
+            solved_later=pool.solved - first.solved,
         )
         decision = advisor.after_sampling(method, seen)
         if decision.outcome == "refuse":

@@ -336,7 +336,11 @@ class Decision(Record, frozen=True, kw_only=True):
 
 
 class Measurements(Record, frozen=True, kw_only=True):
-    """All that the advisor may know. ``None`` means not measured."""
+    """All that the advisor may know. ``None`` means not measured.
+
+    ``samples_per_task``, ``tasks_solved`` and ``tasks_mixed`` are of tries fixed beforehand; ``solved_later`` counts the tasks that only an adaptive
+    budget's later waves solved.
+    """
 
     demonstrations: int = 0
     demonstrations_passing: int | None = None
@@ -348,3 +352,4 @@ class Measurements(Record, frozen=True, kw_only=True):
     tasks_sampled: int | None = None
     tasks_solved: int | None = None
     tasks_mixed: int | None = None
+    solved_later: int = 0

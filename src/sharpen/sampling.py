@@ -8,27 +8,36 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
+
 from sharpen.agents.base import Agent
-from sharpen.errors import EnvironmentFault, PolicyError, SettingsError, SharpenError
+from sharpen.budget import LEVEL, Adaptive, Budget, SetAside, Terms, Try, Uniform, next_wave
+from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError
 from sharpen.policies.base import Sampling
 from sharpen.records import Cost, Record, SampleKey, Task, Trajectory, Verdict
+from sharpen.store.files import digest, read_json, write_blob
 from sharpen.store.segments import Segments
 from sharpen.verifiers.base import Verifier
 from sharpen.verifiers.run import judge
 
 ATTEMPTS = 2  # a try is made again once where infrastructure broke, then recorded as an error
+WAVES = "waves.json"
 BROKEN = 8  # tries in a row that end in an error before the whole stage is called broken
 
 
 class SamplingSettings(Record, frozen=True, kw_only=True):
     """How tries are made for training. ``n`` tries of every task, at most ``concurrency`` episodes at once.
 
+    With ``budget: adaptive`` as many tries in all, but more of them where they bring something (``budget.Adaptive``).
     METHODS: n of 8 to 32 and a temperature of 0.7 to 1.0 are where to start.
     """
 
     n: int = 8
+    budget: Budget = Uniform()
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
@@ -43,6 +52,10 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(f"temperature 0 gives the same try {self.n} times; set n: 1 or raise temperature")
         if self.concurrency < 1:
             raise SettingsError(f"concurrency is {self.concurrency}, but must be at least 1")
+        if isinstance(self.budget, Adaptive) and self.budget.tokens is None and self.budget.first > self.n:
+            raise SettingsError(
+                f"budget.first is {self.budget.first}, but n: {self.n} tries of each task are all there is; raise n, or lower first"
+            )
         self.turn(0)
 
     def turn(self, seed: int) -> Sampling:
@@ -72,12 +85,16 @@ def silent(progress: Progress) -> None:
 
 @dataclass
 class Pool:
-    """Tries of some tasks and what was said of them. ``wanted`` fixes which tries count, in order."""
+    """Tries of some tasks and what was said of them. ``wanted`` fixes which tries count, in order.
+
+    ``waves`` are there where an adaptive budget decided how many; then only ``first_wave`` says how often a task is solved.
+    """
 
     tasks: dict[str, Task]
     wanted: tuple[SampleKey, ...]
     trajectories: dict[SampleKey, Trajectory] = field(default_factory=dict)
     verdicts: dict[SampleKey, Verdict] = field(default_factory=dict)
+    waves: Waves | None = None
 
     @cached_property
     def _tries(self) -> dict[str, list[SampleKey]]:
@@ -91,6 +108,13 @@ class Pool:
         return self._tries.get(task, [])
 
     @property
+    def first_wave(self) -> Pool:
+        """The tries that were fixed before any was made, as many of each task: all of them, unless the budget is adaptive."""
+        if self.waves is None:
+            return self
+        return Pool(self.tasks, self.wanted[: self.waves.budget.first * len(self.tasks)], self.trajectories, self.verdicts)
+
+    @property
     def sampled_tokens(self) -> int:
         return sum(self.trajectories[key].cost.sampled_tokens for key in self.wanted)
 
@@ -98,6 +122,52 @@ class Pool:
     def solved(self) -> int:
         """Tasks with at least one pass."""
         return len({key.task for key in self.wanted if self.verdicts[key].outcome == "pass"})
+
+
+class Goal(Record, frozen=True, kw_only=True):
+    """What counts as a survivor, as the selection will have it: at most ``cap`` a task (None: any number), with ``dedup`` told apart by their
+    actions, and none of ``known``, which are (task, actions) that train already."""
+
+    cap: int | None = None
+    dedup: bool = True
+    known: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
+
+
+class Waves(Record, frozen=True, kw_only=True):
+    """``waves.json``: what an adaptive budget decided, wave by wave, written before each is made.
+
+    ``of`` names what was sampled (agent, tasks, environment), ``budget`` and ``terms`` what it was planned under. ``waves`` holds the task of each
+    try in launch order; a task's tries are numbered as they come. ``ended`` says why there are no more, "" while there may be.
+    """
+
+    of: str
+    budget: Adaptive
+    terms: Terms
+    waves: tuple[tuple[str, ...], ...] = ()
+    ended: str = ""
+    set_aside: tuple[SetAside, ...] = ()
+
+    @property
+    def says(self) -> str:
+        """What became of the budget, in a sentence or two."""
+        made = sum(map(len, self.waves))
+        said = f"{made} tries in {len(self.waves)} waves, the first {self.budget.first} of every task; {self.ended or 'not ended yet'}"
+        if self.set_aside:
+            tries, bound = min(item.tries for item in self.set_aside), max(item.bound for item in self.set_aside)
+            said += f"; set aside: {len(self.set_aside)} tasks, none of which passed in {tries} tries, so each passes at most {bound:.1%} of the time"
+            said += f" ({LEVEL:.0%}, one-sided)"
+        return said
+
+    @property
+    def tries(self) -> list[tuple[str, int]]:
+        """(task, index) of every try, in launch order."""
+        count: dict[str, int] = defaultdict(int)
+        found = []
+        for wave in self.waves:
+            for task in wave:
+                found.append((task, count[task]))
+                count[task] += 1
+        return found
 
 
 async def collect(
@@ -254,3 +324,82 @@ async def fill(
         if verdict is not None:
             pool.verdicts[trajectory.key] = verdict
     return pool
+
+
+async def fill_adaptively(
+    agent: Agent,
+    tasks: Sequence[Task],
+    budget: Adaptive,
+    terms: Terms,
+    goal: Goal,
+    seed: int,
+    verifier: Verifier,
+    trajectories: Segments[Trajectory],
+    verdicts: Segments[Verdict],
+    path: Path,
+    *,
+    what: str = "sampling",
+    **options: Any,
+) -> Pool:
+    """Tries wave by wave, as ``budget.next_wave`` plans them from those before, within ``terms``. The plan is kept in ``path``.
+
+    Given again it makes the waves in ``path`` first, of which only what is not on disk is made, and goes on from there. So a kill changes nothing, a
+    changed verifier buys nothing once the plan has ended, and wider terms buy only the difference. Narrower terms plan anew.
+    """
+    by_key = {task.key: task for task in tasks}
+    known: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for task, actions in goal.known if goal.dedup else ():
+        known[task].add(actions)
+    plan = _resumed(path, Waves(of=_what_is_sampled(agent, tasks, goal), budget=budget, terms=terms))
+    pool = Pool(by_key, ())
+    launched = 0
+    while True:
+        wanted = [(by_key[task], index) for task, index in plan.tries[launched:]]
+        launched += len(wanted)
+        name = f"{what}, wave {len(plan.waves)}"
+        async for trajectory, verdict in collect(agent, wanted, verifier, trajectories, verdicts, what=name, **options):
+            assert verdict is not None
+            pool.trajectories[trajectory.key], pool.verdicts[trajectory.key] = trajectory, verdict
+        pool = Pool(by_key, tuple(agent.key(by_key[task], index) for task, index in plan.tries), pool.trajectories, pool.verdicts, plan)
+        if plan.ended:
+            return pool
+        made = {task: [_as_try(pool, key, goal) for key in pool.tries(task)] for task in by_key}
+        wave = next_wave(made, budget, terms, seed, known)
+        plan = replace(plan, waves=(*plan.waves, *((wave.tasks,) if wave.tasks else ())), ended=wave.ended, set_aside=wave.set_aside)
+        write_blob(path, plan)
+
+
+def _as_try(pool: Pool, key: SampleKey, goal: Goal) -> Try:
+    trajectory = pool.trajectories[key]
+    return Try(pool.verdicts[key].outcome, trajectory.actions if goal.dedup else key.index, trajectory.cost.sampled_tokens)
+
+
+def _what_is_sampled(agent: Agent, tasks: Sequence[Task], goal: Goal) -> str:
+    return digest([[agent.key(task, 0) for task in tasks], sorted(goal.known)])
+
+
+def _resumed(path: Path, new: Waves) -> Waves:
+    """The plan in ``path`` where ``new`` can go on from it, else ``new``."""
+    try:
+        old = read_json(path, Waves)
+    except FileNotFoundError:
+        return new
+    except msgspec.MsgspecError as error:
+        raise RunError(
+            f"{path} cannot be read ({error}); delete it, and the waves are planned again from the tries that are there"
+        ) from error
+    if old.of != new.of or old.budget.first != new.budget.first:
+        return new
+    if (old.budget, old.terms) == (new.budget, new.terms):
+        return old
+
+    def wider(before: int | None, now: int | None) -> bool:
+        return now is None or (before is not None and now >= before)
+
+    grown = (
+        wider(old.terms.tries, new.terms.tries)
+        and wider(old.terms.tokens, new.terms.tokens)
+        and wider(old.terms.cap, new.terms.cap)
+        and new.budget.max_tries >= old.budget.max_tries
+    )
+    return replace(new, waves=old.waves) if grown else new

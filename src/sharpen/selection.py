@@ -96,12 +96,13 @@ def select(pool: Pool, settings: SelectionSettings, seed: int, known: Collection
 def ignore_verdicts(pool: Pool, like: Selection, seed: int) -> Selection:
     """The control's choice: for every task as many tries as ``like`` keeps, drawn at random with the verdicts ignored.
 
-    Tries that ended in an error are no behaviour of the policy, and are never drawn.
+    Tries that ended in an error are no behaviour of the policy, and are never drawn. Of an adaptive budget only the first wave is drawn from: tries that
+    went on until they passed hold more passes than the policy's tries do.
     """
-    share = Counter(key.task for key in like.kept)
+    share, fixed = Counter(key.task for key in like.kept), pool.first_wave
     kept: list[SampleKey] = []
     for task in sorted(share):
-        tries = [key for key in pool.tries(task) if pool.trajectories[key].stop != "error" and pool.trajectories[key].turns]
+        tries = [key for key in fixed.tries(task) if pool.trajectories[key].stop != "error" and pool.trajectories[key].turns]
         tries.sort(key=order)
         kept += random.Random(f"{seed}/control/{task}").sample(tries, min(share[task], len(tries)))
     left = [LeftOut(key=key, reason="not drawn") for key in sorted(pool.wanted, key=order) if key not in set(kept)]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # scipy.special and not scipy.stats, which takes a second to import; scipy publishes no types.
-from scipy.special import betaincinv, ndtr, ndtri, stdtrit
+from scipy.special import betaincinv, gammaln, ndtr, ndtri, stdtrit
 
 from sharpen.records import Gain, Interval, TaskResult
 
@@ -209,6 +209,52 @@ def purity_forecast(tpr: float, fpr: float, observed: float) -> float:
     p = min(max((observed - fpr) / (tpr - fpr), 0.0), 1.0)
     passing = tpr * p + fpr * (1 - p)
     return tpr * p / passing if passing else math.nan
+
+
+def beta_prior(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """The Beta(a, b) that pass rates of tasks were drawn from, fitted to (passes, tries) of each: empirical Bayes (Morris 1983).
+
+    Maximum of the beta-binomial likelihood (Skellam 1948) over a grid, with a weak prior that decides where the data cannot: a Beta(2, 2) on
+    the mean, and on a + b a log-normal around 2, since one try of each task says nothing of how rates differ. a, b > 0. Passes and fails
+    exchanged exchange a and b.
+    """
+    logits = np.linspace(-6.0, 6.0, 41)
+    mean, size = np.meshgrid(1 / (1 + np.exp(-logits)), np.geomspace(0.1, 200.0, 25))
+    a, b = mean * size, (1 - mean) * size
+    fit = np.log(mean) + np.log1p(-mean) - np.log(size / 2) ** 2 / (2 * 1.5**2)
+    for (passes, tries), tasks in sorted(Counter(counts).items()):
+        if not 0 <= passes <= tries:
+            raise ValueError(f"{passes} passes in {tries} tries: passes must lie between 0 and the tries")
+        made = gammaln(a + passes) - gammaln(a) + gammaln(b + tries - passes) - gammaln(b)
+        fit += tasks * (made - gammaln(size + tries) + gammaln(size))
+    best = np.unravel_index(np.argmax(fit), fit.shape)
+    return float(a[best]), float(b[best])
+
+
+def chance_of_new(found: Sequence[tuple[int, int]], ahead: Floats) -> Floats:
+    """The chance that a task's next success is a solution not seen before, from (successes, distinct solutions) of each task.
+
+    ``ahead`` and what is returned have shape (tasks, any): the chance after so many more successes. 1 for a task without a success.
+
+    Ewens' sampling formula (1972) is the chance of d distinct solutions among s successes, theta being how diverse they are, and
+    theta / (theta + s) what Hoppe's urn (1984) says of the next. How theta differs between tasks is fitted on a grid by expectation maximisation
+    (Kiefer and Wolfowitz 1956), with one imagined task spread evenly over it. The share of solutions seen once (Good 1953, after Turing)
+    estimates the same chance, but of one or two successes it says 0 or 1.
+    """
+    theta = np.geomspace(0.03, 1000.0, 10)
+    s, d = (np.array(column, dtype=float)[:, None] for column in zip(*found, strict=True))
+    if (d > s).any() or ((s > 0) & (d < 1)).any():
+        raise ValueError("there are at least one and at most as many distinct solutions as successes")
+    likely = np.exp(d * np.log(theta) + gammaln(theta) - gammaln(theta + s))
+    share = np.full(len(theta), 1 / len(theta))
+    telling = likely[s[:, 0] >= 2]  # fewer successes say nothing of theta, and would only slow the steps
+    for _ in range(50):
+        belongs = telling * share
+        belongs /= belongs.sum(axis=1, keepdims=True)
+        share = (belongs.sum(axis=0) + 1 / len(theta)) / (len(belongs) + 1)
+    belongs = likely * share
+    belongs /= belongs.sum(axis=1, keepdims=True)
+    return np.asarray((belongs[:, :, None] * theta[:, None] / (theta[:, None] + s[:, :, None] + ahead[:, None, :])).sum(axis=1))
 
 
 def _standard_error(sums: Floats, sizes: Floats) -> float:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.choose import make_agent
+from sharpen.agents.choose import make_agent, most_turns
+from sharpen.budget import Adaptive, terms
 from sharpen.chat.load import load_template
 from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
@@ -27,7 +29,7 @@ from sharpen.records import Evaluation, Model, Selection, Task, TrainingReport, 
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
-from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, fill, silent
+from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, fill, fill_adaptively, silent
 from sharpen.selection import build_rows, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_json
@@ -103,8 +105,11 @@ def _weights(source: Path) -> tuple[Path, RunView | None, RungView | None]:
 
 
 def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent) -> Pool:
-    """``settings.sampling.n`` tries of every task of ``split``, in ``work/trajectories``. Tries that lie there already are not made again."""
-    return _tries(settings, work, split, settings.sampling, listen, judged=False)
+    """``settings.sampling.n`` tries of every task of ``split``, in ``work/trajectories``. Tries that lie there already are not made again.
+
+    An adaptive budget needs verdicts to go by, so it judges as it goes; what it decided lies in ``work/waves.json``.
+    """
+    return _tries(settings, work, split, settings.sampling, listen, judged=isinstance(settings.sampling.budget, Adaptive))
 
 
 def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> dict[str, int]:
@@ -186,19 +191,30 @@ def _tries(
     if not chosen:
         raise TaskError(f"task set {tasks.name!r} has no tasks in the split {split!r}; give tasks.splits.{split} some families")
     verifier = required(tasks) if judged else None
+    budget = how.budget if isinstance(how, SamplingSettings) else None
+    if isinstance(budget, Adaptive):
+        most = how.max_tokens * most_turns(tasks.environment, settings.harness)
+        bound = terms(budget, how.n, len(chosen), settings.selection.limit, most)
     with _held(work):
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
         model = load_model(settings.model, settings.template)
         policy, _ = open_policy(model, settings.engine)
         try:
             agent = make_agent(model.name, model, policy, tasks.environment, how.turn(settings.seed), settings.harness)
-            pool = loop.run(
-                fill(
-                    agent, chosen, range(how.n), verifier, trajectories, verdicts, concurrency=settings.sampling.concurrency,
-                    verifier_timeout_s=settings.sampling.verifier_timeout_s, episode_timeout_s=settings.sampling.episode_timeout_s,
-                    what=work.name, listen=listen,
-                )
-            )  # fmt: skip
+            options: dict[str, Any] = {
+                "concurrency": settings.sampling.concurrency,
+                "verifier_timeout_s": settings.sampling.verifier_timeout_s,
+                "episode_timeout_s": settings.sampling.episode_timeout_s,
+                "what": work.name,
+                "listen": listen,
+            }
+            if isinstance(budget, Adaptive):
+                assert verifier is not None
+                goal = Goal(cap=settings.selection.limit, dedup=settings.selection.dedup)
+                places = trajectories, verdicts, work / WAVES
+                pool = loop.run(fill_adaptively(agent, chosen, budget, bound, goal, settings.seed, verifier, *places, **options))
+            else:
+                pool = loop.run(fill(agent, chosen, range(how.n), verifier, trajectories, verdicts, **options))
         finally:
             loop.run(policy.close())
             trajectories.close()

@@ -9,6 +9,11 @@ from sharpen.policies.base import Policy, Sampling
 from sharpen.records import Message, Model
 
 
+def most_turns(environment: Environment, harness: Harness | None) -> int:
+    """How often, at most, one try asks the policy."""
+    return environment.max_turns if harness is None else harness.max_calls
+
+
 def make_agent(
     name: str,
     model: Model,

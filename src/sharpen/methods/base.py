@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.choose import make_agent
+from sharpen.agents.choose import make_agent, most_turns
 from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import replay
+from sharpen.budget import Adaptive, Terms, terms
 from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import RECORDED
@@ -25,7 +26,7 @@ from sharpen.models import load_model
 from sharpen.policies.base import Conversation, Policy, Sampling, Turn
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.records import Evaluation, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
-from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, broken, fill, silent
+from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill, fill_adaptively, silent
 from sharpen.selection import SelectionSettings
 from sharpen.store.files import digest, write_atomic, write_blob, write_json
 from sharpen.store.run import Run
@@ -96,6 +97,9 @@ class Bench(AbstractContextManager["Bench"]):
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
 
+    def __post_init__(self) -> None:
+        self._terms(self.tasks.split("train").tasks, self.tasks)  # what cannot be kept to is said before anything is paid for
+
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
@@ -133,50 +137,65 @@ class Bench(AbstractContextManager["Bench"]):
         settings: SamplingSettings | EvaluationSettings,
         indices: range | None = None,
         of: TaskSet | None = None,
+        known: Collection[tuple[str, tuple[str, ...]]] = (),
     ) -> Pool:
         """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again.
 
-        ``of`` is the set that the tasks belong to, where it is not the run's own.
+        ``of`` is the set that the tasks belong to, where it is not the run's own. ``known`` are (task, actions) that train already: an adaptive
+        budget, which is for the bench's own ``sampling`` only, buys no more of them.
         """
         of = of or self.tasks
         verifier = required(of)
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
+        bound = self._terms(tasks, of) if isinstance(settings, SamplingSettings) else None
+        goal = Goal(cap=self.selection.limit, dedup=self.selection.dedup, known=frozenset(known))
+        how_many = [indices.start, indices.stop] if bound is None else [self.sampling.budget, bound, goal.dedup, sorted(goal.known)]
         inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": of.environment.name}
-        stage = self.run.stage(name, inputs, [turn, indices.start, indices.stop, verifier.name, *((self.harness,) if self.harness else ())])
+        stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *((self.harness,) if self.harness else ())])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
         policy = _Lazy(agent.name, lambda: self._open(agent.model))
         player = make_agent(agent.name, agent.model, policy, of.environment, turn, self.harness, agent.shots)
         if stage.done():
-            wanted = tuple(player.key(task, index) for index in indices for task in tasks)
-            return Pool({task.key: task for task in tasks}, wanted, trajectories.records, verdicts.records)
+            by_key = {task.key: task for task in tasks}
+            waves = stage.read(WAVES, Waves) if bound is not None else None
+            tries = [(task.key, index) for index in indices for task in tasks] if waves is None else waves.tries
+            wanted = tuple(player.key(by_key[task], index) for task, index in tries)
+            return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
         stage.begin()
         if self._policy is not None and self._policy[0] != agent.model.fingerprint:
             self.close()
         started = time.monotonic()
+        options: dict[str, Any] = {
+            "concurrency": self.sampling.concurrency,
+            "verifier_timeout_s": self.sampling.verifier_timeout_s,
+            "episode_timeout_s": self.sampling.episode_timeout_s,
+            "what": name.removeprefix("rungs/"),
+            "listen": self.listen,
+        }
         try:
-            pool = loop.run(
-                fill(
-                    player,
-                    tasks,
-                    indices,
-                    verifier,
-                    trajectories,
-                    verdicts,
-                    concurrency=self.sampling.concurrency,
-                    verifier_timeout_s=self.sampling.verifier_timeout_s,
-                    episode_timeout_s=self.sampling.episode_timeout_s,
-                    what=name.removeprefix("rungs/"),
-                    listen=self.listen,
-                )
-            )
+            if bound is None:
+                pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, **options))
+            else:
+                assert isinstance(self.sampling.budget, Adaptive)
+                places = trajectories, verdicts, stage.folder / WAVES
+                pool = loop.run(fill_adaptively(player, tasks, self.sampling.budget, bound, goal, self.seed, verifier, *places, **options))
         finally:
             trajectories.close()
             verdicts.close()
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
+        sealed += [stage.folder / WAVES] if bound is not None else []
         stage.commit(sealed, sampled_tokens=pool.sampled_tokens, seconds=time.monotonic() - started, inside_s=policy.busy_s)
         return pool
+
+    def _terms(self, tasks: Sequence[Task], of: TaskSet) -> Terms | None:
+        """What an adaptive budget is held to on ``tasks``; None where the budget is uniform. SettingsError where it cannot be kept to."""
+        settings = self.sampling
+        if not isinstance(settings.budget, Adaptive):
+            return None
+        most = settings.max_tokens * most_turns(of.environment, self.harness)
+        return terms(settings.budget, settings.n, len(tasks), self.selection.limit, most)
 
     def evaluate(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Evaluation:
         """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look). A later look adds tries to the earlier ones."""

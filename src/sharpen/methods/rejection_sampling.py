@@ -26,8 +26,8 @@ def rejection_sampling(bench: Bench, rung: str, standing: Prompted, earlier: Seq
     in domain and better transfer: ReST-EM) or goes on from the standing model over the new survivors and the demonstrations (``current``).
     """
     tasks = bench.tasks.split("train").tasks
-    cands = bench.sample(f"{rung}/sampling", standing, tasks, bench.sampling)
-    known = {(trajectory.key.task, trajectory.actions) for _, trajectory in earlier}
+    known = solutions(earlier)
+    cands = bench.sample(f"{rung}/sampling", standing, tasks, bench.sampling, known=known)
     good = select(cands, bench.selection, bench.seed, known)
 
     taught, demos = demonstrations(bench, bench.demonstrations())
@@ -46,3 +46,8 @@ def rejection_sampling(bench: Bench, rung: str, standing: Prompted, earlier: Seq
     indifferent = ignore_verdicts(cands, good, bench.seed)
     beside = imitate(f"{rung}-control", indifferent, attempt.training.trained_tokens)
     return Attempt(attempt.proposal, attempt.selection, attempt.training, attempt.pool, attempt.survivors, beside)
+
+
+def solutions(earlier: Sequence[Sourced]) -> frozenset[tuple[str, tuple[str, ...]]]:
+    """(task, actions) of what trains already."""
+    return frozenset((trajectory.key.task, trajectory.actions) for _, trajectory in earlier)

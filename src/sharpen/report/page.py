@@ -34,7 +34,8 @@ class SampleView(Record, frozen=True, kw_only=True):
 
 
 class RungView(Record, frozen=True, kw_only=True):
-    """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it."""
+    """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it; ``budget`` says what
+    became of an adaptive one."""
 
     name: str
     method: str
@@ -50,6 +51,7 @@ class RungView(Record, frozen=True, kw_only=True):
     minutes: float = 0.0
     control: bool = False
     shipped: bool = False
+    budget: str = ""
     samples: tuple[SampleView, ...] = ()
 
 

@@ -17,6 +17,7 @@ from sharpen.ladder import DEMONSTRATIONS
 from sharpen.models import load_model
 from sharpen.records import Decision, DemonstrationQuality, Evaluation, Row, SampleKey, Selection, TrainingReport, Trajectory, Verdict
 from sharpen.report.page import RungView, RunView, SampleView, render
+from sharpen.sampling import WAVES, Waves
 from sharpen.store.files import read_json, write_atomic
 from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
 from sharpen.store.segments import Segments
@@ -83,6 +84,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
     decision = _read(path / "decision.json", Decision)
     stages = [stage for stage in map(_manifest, path.rglob(MANIFEST)) if stage]
     views = list(_samples(path, folder)) if samples else []
+    waves = _read(path / "sampling" / WAVES, Waves)
     random.Random(path.name).shuffle(views)
     views.sort(key=lambda view: not view.pieces)
     return RungView(
@@ -99,6 +101,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         trained_tokens=sum(stage.trained_tokens for stage in stages),
         minutes=sum(stage.seconds for stage in stages) / 60,
         control=path.name.endswith(CONTROL),
+        budget=waves.says if waves is not None else "",
         samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
     )
 

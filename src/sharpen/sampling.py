@@ -176,19 +176,23 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
                 trajectory = await agent.run(task, index)
         except (PolicyError, EnvironmentFault) as fault:
             error = fault
+            if isinstance(fault, PolicyError) and fault.failure == "content_filter":  # it will say the same again, and of this task only
+                break
         except TimeoutError:
             error = EnvironmentFault(f"task {task.key}: no end after {timeout_s:g} s")
         else:
             streak.reset()
             return trajectory
     assert error is not None
-    streak.count(error)
+    failure = error.failure if isinstance(error, PolicyError) else None
+    if failure != "content_filter":
+        streak.count(error)
     return Trajectory(
         key=agent.key(task, index),
         agent=agent.name,
         messages=task.prompt,
         stop="error",
-        error=str(error),
+        error=f"{failure}: {error}" if failure else str(error),
         cost=Cost(seconds=round(time.monotonic() - started, 3)),
     )
 

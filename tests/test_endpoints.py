@@ -421,9 +421,11 @@ async def test_a_setting_that_the_server_refuses() -> None:
         )
         await refused_at_the_start(server, "set engine.max_tokens_field: max_completion_tokens")
         assert await once(server, max_tokens_field="max_completion_tokens")
+        server.bodies.clear()
         server.on_probe = lambda body: refusal(400, "unknown: seed") if "seed" in body else completion()
         await refused_at_the_start(server, "leave it out with engine.extra: {seed: null}")
         assert await once(server, extra={"seed": None}) and "seed" not in server.bodies[-1]
+        server.bodies.clear()
         server.on_probe = lambda body: refusal(404, "not here")
         await refused_at_the_start(server, "404: not here; base_urls end where")
 
@@ -765,7 +767,7 @@ def test_the_limit_grows_while_latency_holds(noise: float) -> None:
     for width in (4, 24, 50):
         limit = Limit(1000)
         serve_rounds(limit, Clock(), noisy(lambda n, width=width: max(1.0, n / width)), 200)  # type: ignore[misc]
-        assert limit.value < max(START, 3 * width)
+        assert limit.value <= max(START, 3 * width)
 
 
 def test_a_limit_that_is_not_used_does_not_grow() -> None:

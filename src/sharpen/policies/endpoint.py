@@ -295,4 +295,5 @@ class EndpointPolicy:
             return trouble
         known.passed.add((sampling.temperature, sampling.top_p))
         known.served = True
+        self._balancer.last_answer = time.monotonic()
         return None

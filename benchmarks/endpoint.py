@@ -7,8 +7,9 @@
 256 requests are in flight. Single-turn: one question, one answer. Multi-turn: ``--turns`` requests an episode, each but the last answered with a
 tool call. The server is a process of its own, so is each arm, in each repeat; the clock runs from the first request to the last answer, without imports.
 Sharpen plays the tasks as a run does (``collect``, an environment, token counts) and has every trajectory synced to disk as it ends; the others keep
-nothing. ``cpu_us`` is the client's processor time for a request, its imports included, in microseconds. Arms alternate within a repeat, ratios are taken within a repeat, and medians over repeats are printed. Curator and distilabel ask
-single questions only; they come from interpreters of their own, named with ``--peer``.
+nothing. ``cpu_us`` is the client's processor time for a request, its imports included, in microseconds. Arms alternate within a repeat, ratios are
+taken within a repeat, and medians over repeats are printed. Curator and distilabel ask single questions only; they come from interpreters of their
+own, named with ``--peer``.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ Reply = web.StreamResponse | Callable[[web.Request], Awaitable[web.StreamRespons
 def completion(content: str | None = "hello", finish: str = "stop", model: str | None = "m", **more: Any) -> web.Response:
     message = {"role": "assistant", "content": content, **more.pop("message", {})}
     choice = {"message": message, "finish_reason": finish, **more.pop("choice", {})}
-    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    usage = more.pop("usage", {"prompt_tokens": 7, "completion_tokens": 3})
     return web.json_response({"choices": [choice], "usage": usage, **({"model": model} if model else {}), **more})
 
 
@@ -406,8 +406,8 @@ async def test_a_setting_that_the_server_ignores_in_silence() -> None:
         assert await once(server, extra=extra, check=False)
         server.on_probe = strict(set(extra))
         assert await once(server, extra=extra)
-        # llama.cpp before 2026 took a wrong type for the default, but says what it knows.
-        server.on_probe = strict({"chat_template_kwargs"})
+        # llama.cpp says what it knows; chat_template_kwargs it takes with any type.
+        server.on_probe = strict(set())
         server.documents["/props"] = {"default_generation_settings": {"params": {"top_k": 40}}}
         assert await once(server, extra=extra)
 
@@ -428,6 +428,26 @@ async def test_a_setting_that_the_server_refuses() -> None:
         server.bodies.clear()
         server.on_probe = lambda body: refusal(404, "not here")
         await refused_at_the_start(server, "404: not here; base_urls end where")
+
+
+async def test_tools_that_the_model_never_sees() -> None:
+    """llama.cpp takes tools for a model whose template has no place for them, and says nothing."""
+    tools = ({"type": "function", "function": {"name": "look"}},)
+    talk = Conversation(messages=ask().messages, tools=tools)
+
+    def showing(tokens: int) -> Callable[[dict[str, Any]], web.Response]:
+        return lambda body: completion(usage={"prompt_tokens": 30 + ("tools" in body) * tokens, "completion_tokens": 1})
+
+    async with Fake() as server:
+        server.on_probe = showing(0)
+        with pytest.raises(SettingsError, match="does not show tools to the model: the prompt is 30 tokens with and without"):
+            await once(server, conversation=talk)
+        assert await once(server)
+        server.on_probe = showing(20)
+        assert await once(server, conversation=talk)
+        server.on_probe = lambda body: refusal(400, "tools need --enable-auto-tool-choice") if "tools" in body else completion()
+        with pytest.raises(SettingsError, match="--enable-auto-tool-choice"):
+            await once(server, conversation=talk)
 
 
 async def test_nobody_there_at_the_start() -> None:

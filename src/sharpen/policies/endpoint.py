@@ -30,7 +30,8 @@ from sharpen.records import Message, Record
 
 MOST = 64 << 20  # bytes of one answer
 _OURS = ("model", "messages", "tools", "temperature", "top_p", "max_tokens", "max_completion_tokens", "n", "stream", "return_token_ids")
-_Kind = tuple[float, float]  # temperature and top_p
+Tools = tuple[dict[str, Any], ...]
+_Kind = tuple[float, float, bool]  # temperature, top_p, and whether there are tools
 _HELLO = Conversation(messages=(Message(role="user", content="Hi"),))
 
 
@@ -132,7 +133,7 @@ class EndpointPolicy:
         """
         body = wire.request(self.settings.model, conversation, sampling, self.settings.max_tokens_field, self._extra)
         try:
-            completion = await self._ask(msgspec.json.encode(body), wire.opening(conversation), sampling)
+            completion = await self._ask(msgspec.json.encode(body), wire.opening(conversation), sampling, conversation.tools)
             return wire.turn(completion, conversation)
         except ContextOverflow:
             raise
@@ -153,7 +154,7 @@ class EndpointPolicy:
 
     # ------------------------------------------------------------ asking
 
-    async def _ask(self, body: bytes, opening: bytes, sampling: Sampling) -> Completion:
+    async def _ask(self, body: bytes, opening: bytes, sampling: Sampling, tools: Tools) -> Completion:
         began = time.monotonic()
         tries = 0
         avoid: Server | None = None
@@ -164,7 +165,7 @@ class EndpointPolicy:
             sent = time.monotonic()
             answer: Completion | Trouble | None
             try:
-                answer = await self._start(server, sampling)
+                answer = await self._start(server, sampling, tools)
                 if answer is None:
                     sent = time.monotonic()
                     answer = self._vetted(server, await self._post(server.url, body))
@@ -252,14 +253,14 @@ class EndpointPolicy:
 
     # ------------------------------------------------------------ the start
 
-    async def _start(self, server: Server, sampling: Sampling) -> Trouble | None:
+    async def _start(self, server: Server, sampling: Sampling, tools: Tools) -> Trouble | None:
         """Ask the server what has to be known before its first request with these settings, once for all who wait for it."""
-        known, kind = self._known[server], (sampling.temperature, sampling.top_p)
+        known, kind = self._known[server], (sampling.temperature, sampling.top_p, bool(tools))
         if kind in known.passed or not self.settings.check:
             return None
         asking = known.asking.get(kind)
         if asking is None:
-            asking = known.asking[kind] = asyncio.create_task(self._questions(server, sampling))
+            asking = known.asking[kind] = asyncio.create_task(self._questions(server, sampling, tools))
             asking.add_done_callback(lambda done: (known.asking.pop(kind, None), done.cancelled() or done.exception()))
         try:
             return await asyncio.shield(asking)
@@ -268,7 +269,7 @@ class EndpointPolicy:
                 raise
             return Trouble(PolicyError(str(error), "malformed"), "wait", lost=True, gone=True)  # the run goes on without it
 
-    async def _questions(self, server: Server, sampling: Sampling) -> Trouble | None:
+    async def _questions(self, server: Server, sampling: Sampling, tools: Tools) -> Trouble | None:
         known, url = self._known[server], server.url
 
         async def get(address: str) -> tuple[int, bytes] | Trouble:
@@ -291,9 +292,12 @@ class EndpointPolicy:
             if "engine." in str(answer.error):
                 raise SettingsError(str(answer.error))
             return answer
-        if not again and (trouble := await start.reads(url, body, self.settings.extra, get, post)) is not None:
+        trouble = None if again else await start.reads(url, body, self.settings.extra, get, post)
+        if trouble is None and tools:
+            trouble = await start.shows_tools(url, body, tools, answer, self.settings.api_key_env, post)
+        if trouble is not None:
             return trouble
-        known.passed.add((sampling.temperature, sampling.top_p))
+        known.passed.add((sampling.temperature, sampling.top_p, bool(tools)))
         known.served = True
         self._balancer.last_answer = time.monotonic()
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,6 +126,21 @@ async def reads(url: str, body: Mapping[str, Any], extra: Mapping[str, Any], get
     return None
 
 
+async def shows_tools(
+    url: str, body: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], without: Completion, key_from: str, post: Post
+) -> Trouble | None:
+    """SettingsError where ``tools`` are refused, or leave the prompt as long as it was ``without``: then no model ever sees them."""
+    answer = await takes(url, {**body, "tools": tools}, key_from, post)
+    if isinstance(answer, Trouble):
+        return answer
+    if answer.prompted and answer.prompted == without.prompted:
+        raise SettingsError(
+            f"{url} does not show tools to the model: the prompt is {answer.prompted} tokens with and without them; "
+            "serve the model with a chat template that renders tools"
+        )
+    return None
+
+
 def _near(name: str, fields: set[str]) -> str:
     return nearest(name, fields).partition("; known")[0]
 
@@ -150,7 +165,8 @@ def _fields(api: Any, schema: Any) -> set[str]:
 
 
 def _in_props(props: Any, path: str) -> set[str]:
-    return set(props["default_generation_settings"]["params"])
+    # chat_template_kwargs is no sampling parameter and so not listed, and llama.cpp takes any type for it without a word.
+    return {*props["default_generation_settings"]["params"], "chat_template_kwargs"}
 
 
 def _locked_out(url: str, status: int, key_from: str, said: str = "") -> str:

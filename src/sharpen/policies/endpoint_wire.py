@@ -63,6 +63,11 @@ class Completion(msgspec.Struct):
     prompt_token_ids: tuple[int, ...] | None = None
 
     @property
+    def prompted(self) -> int:
+        """Prompt tokens, as far as the server counts them."""
+        return max(0, self.usage.prompt_tokens or 0) if self.usage else 0
+
+    @property
     def sampled(self) -> int:
         """Sampled tokens, as far as the server counts them."""
         return max(0, self.usage.completion_tokens or 0) if self.usage else 0
@@ -150,7 +155,7 @@ def turn(completion: Completion, conversation: Conversation) -> Turn:
 
     Arguments that are not JSON stay as they are: that is what the model wrote, and its environment tells it so.
     """
-    choice, usage = completion.choices[0], completion.usage or _Usage()
+    choice = completion.choices[0]
     answer = choice.message
     if choice.finish_reason == "content_filter":
         raise ContentFiltered("the server's content filter cut the answer")
@@ -165,7 +170,7 @@ def turn(completion: Completion, conversation: Conversation) -> Turn:
     return Turn(
         message=told_apart(message, conversation.messages) if calls else message,
         tokens=TurnTokens(prompt=completion.prompt_token_ids, output=choice.token_ids, stop=stop),
-        prompt_tokens=max(0, usage.prompt_tokens or 0),
+        prompt_tokens=completion.prompted,
         sampled_tokens=completion.sampled,
     )
 

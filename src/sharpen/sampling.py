@@ -130,14 +130,14 @@ async def collect(
         if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name:
             return known
         verdict = await asyncio.to_thread(judge, task, trajectory, verifier, verifier_timeout_s)
-        verdicts.append(verdict)
+        await verdicts.add(verdict)
         return verdict
 
     async def one(task: Task, index: int) -> tuple[Trajectory, Verdict | None]:
         stored = trajectories.records.get(agent.key(task, index))
         if stored is None:
             trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
-            trajectories.append(trajectory)
+            await trajectories.add(trajectory)
         else:
             trajectory = stored
         verdict = await judged(task, trajectory)
@@ -184,15 +184,13 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
             streak.reset()
             return trajectory
     assert error is not None
-    failure = error.failure if isinstance(error, PolicyError) else None
-    if failure != "content_filter":
-        streak.count(error)
+    streak.count(error)
     return Trajectory(
         key=agent.key(task, index),
         agent=agent.name,
         messages=task.prompt,
         stop="error",
-        error=f"{failure}: {error}" if failure else str(error),
+        error=str(error),
         cost=Cost(seconds=round(time.monotonic() - started, 3)),
     )
 
@@ -208,6 +206,8 @@ class _Streak:
         self.length = 0
 
     def count(self, error: SharpenError) -> None:
+        if isinstance(error, PolicyError) and error.failure == "content_filter":
+            return
         self.length += 1
         if self.length >= self.limit:
             raise type(error)(f"{self.length} tries in a row broke, the last with: {error}")

@@ -135,16 +135,15 @@ class EndpointPolicy:
         try:
             completion = await self._ask(msgspec.json.encode(body), wire.opening(conversation), sampling, conversation.tools)
             return wire.turn(completion, conversation)
-        except ContextOverflow:
-            raise
         except PolicyError as error:
-            if error.failure == "content_filter":
+            if error.failure == "content_filter" and (conversation.turns or isinstance(error, ContentFiltered)):
                 self.counts["content_filter"] += isinstance(error, ContentFiltered)
-                if conversation.turns:
-                    raise ContentFiltered(str(error)) from error
-            elif self.settings.check and self._balancer.last_answer is None and not self._closed:
+                raise ContentFiltered(str(error)) from error
+            if isinstance(error, ContextOverflow) or error.failure is None:
+                raise
+            if self.settings.check and self._balancer.last_answer is None:
                 raise SettingsError(f"no server can be used: {error}") from error
-            raise
+            raise PolicyError(f"{error.failure}: {error}", error.failure) from error
 
     async def close(self) -> None:
         self._closed = True

@@ -21,6 +21,7 @@ from sharpen.errors import ContentFiltered, ContextOverflow, PolicyError, Settin
 from sharpen.policies.balance import START, Balancer, Limit, Server
 from sharpen.policies.base import Conversation, Sampling, Turn
 from sharpen.policies.endpoint import Endpoint, EndpointPolicy
+from sharpen.policies.endpoint_start import same_model
 from sharpen.policies.endpoint_wire import opening, retry_after
 from sharpen.records import Message, Task, ToolCall, Trajectory, TurnTokens, Verdict
 from sharpen.sampling import collect
@@ -319,6 +320,22 @@ async def test_other_names_of_the_same_model(asked: str, models: Any, answers: s
     async with Fake(completion(model=answers)) as server:
         server.models, server.on_probe = models, lambda body: completion(model=answers)
         assert (await once(server, model=asked)).message.content == "hello"
+
+
+def test_a_dated_name_is_the_same_model_a_larger_one_is_not() -> None:
+    assert same_model("gpt-4", "gpt-4-0613") and same_model("mistral-large", "mistral-large-2411") and same_model("m", "m-2026-01-31")
+    assert not same_model("llama-3", "llama-3-8") and not same_model("llama-3", "llama-3-8b") and not same_model("m", "m-")
+
+
+async def test_a_setting_refused_after_others_were_taken_ends_the_run() -> None:
+    """Not a server that came back as something else: waiting would not help."""
+    async with Fake() as server:
+        server.on_probe = lambda body: refusal(400, "temperature must be over 0") if body["temperature"] == 0 else completion()
+        policy = EndpointPolicy(settings(server))
+        await policy.complete(ask(), Sampling())
+        with pytest.raises(SettingsError, match="it does not take temperature as it is set"):
+            await policy.complete(ask(), Sampling(temperature=0))
+        await policy.close()
 
 
 async def test_another_models_name() -> None:

@@ -19,8 +19,9 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
+from sharpen.chat.tool_calls import told_apart
 from sharpen.errors import ContextOverflow
-from sharpen.policies.base import Conversation, Policy, Sampling, Turn, told_apart, turn_seed
+from sharpen.policies.base import Conversation, Policy, Sampling, Turn, turn_seed
 from sharpen.records import Message, ToolCall, TurnTokens
 
 MAX_BODY = 64 << 20  # bytes of one request

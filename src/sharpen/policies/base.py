@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
-from msgspec.structs import replace
 
 from sharpen.errors import SettingsError
-from sharpen.records import Message, Record, ToolCall, TurnTokens
+from sharpen.records import Message, Record, TurnTokens
 
 
 class Sampling(Record, frozen=True, kw_only=True):
@@ -75,19 +73,7 @@ class Policy(Protocol):
 
 def turn_seed(seed: int, parts: Sequence[object]) -> int:
     """A 63-bit seed for one turn, stable across processes, from the run's seed and whatever identifies the turn."""
+    import hashlib
+
     digest = hashlib.sha256(msgspec.json.encode([seed, *map(str, parts)])).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def told_apart(message: Message, earlier: Sequence[Message]) -> Message:
-    """The message with an id on every call that no earlier call has: programs match results to calls by it."""
-    known = {call.id for said in earlier for call in said.tool_calls} | {""}
-    calls: list[ToolCall] = []
-    for call in message.tool_calls:
-        number = len(known)
-        while call.id in known:
-            number += 1
-            call = replace(call, id=hashlib.sha256(f"{call.id}{number}".encode()).hexdigest()[:9])
-        known.add(call.id)
-        calls.append(call)
-    return replace(message, tool_calls=tuple(calls))

@@ -93,12 +93,12 @@ class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpo
 
 @dataclass
 class _Known:
-    """What the questions at the start found at one server: by sampling settings, those ``passed`` and those being asked."""
+    """What the questions at the start found at one server. ``passed`` since it was last away, ``once`` at any time, ``asking`` now."""
 
     names: frozenset[str]
     passed: set[_Kind] = field(default_factory=set)
+    once: set[_Kind] = field(default_factory=set)
     asking: dict[_Kind, asyncio.Task[Trouble | None]] = field(default_factory=dict)
-    served: bool = False  # at some time
 
 
 class EndpointPolicy:
@@ -223,11 +223,12 @@ class EndpointPolicy:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the balancer's limits count
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=self.settings.timeout, sock_connect=15),
                 headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             )
+        seconds = self.settings.timeout if method == "POST" else min(self.settings.timeout, 30.0)
+        limit = aiohttp.ClientTimeout(total=seconds, sock_connect=15)
         try:
-            async with self._session.request(method, address, data=body, allow_redirects=False) as response:
+            async with self._session.request(method, address, data=body, allow_redirects=False, timeout=limit) as response:
                 try:
                     await response.content.readexactly(MOST)
                 except asyncio.IncompleteReadError as whole:
@@ -236,7 +237,7 @@ class EndpointPolicy:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Trouble(PolicyError(f"{url} cannot be reached: {self._line(error)}", "dead"), "wait", lost=True, gone=True)
         except TimeoutError:
-            return Trouble(PolicyError(f"{url} did not answer within {self.settings.timeout:g} s", "dead"), "again", lost=True)
+            return Trouble(PolicyError(f"{url} did not answer within {seconds:g} s", "dead"), "again", lost=True)
         except aiohttp.ClientResponseError as error:
             return wire.malformed(f"{url} does not speak HTTP: {self._line(error)}")
         except aiohttp.ClientError as error:
@@ -264,9 +265,10 @@ class EndpointPolicy:
         try:
             return await asyncio.shield(asking)
         except SettingsError as error:
-            if not known.served:
+            if kind not in known.once:
                 raise
-            return Trouble(PolicyError(str(error), "malformed"), "wait", lost=True, gone=True)  # the run goes on without it
+            # It came back as something else: the run goes on without it.
+            return Trouble(PolicyError(str(error), "malformed"), "wait", lost=True, gone=True)
 
     async def _questions(self, server: Server, sampling: Sampling, tools: Tools) -> Trouble | None:
         known, url = self._known[server], server.url
@@ -296,7 +298,8 @@ class EndpointPolicy:
             trouble = await start.shows_tools(url, body, tools, answer, self.settings.api_key_env, post)
         if trouble is not None:
             return trouble
-        known.passed.add((sampling.temperature, sampling.top_p, bool(tools)))
-        known.served = True
+        kind = (sampling.temperature, sampling.top_p, bool(tools))
+        known.passed.add(kind)
+        known.once.add(kind)
         self._balancer.last_answer = time.monotonic()
         return None

@@ -18,7 +18,7 @@ from sharpen.policies.endpoint_wire import Completion, Trouble
 
 Get = Callable[[str], Awaitable[tuple[int, bytes] | Trouble]]
 Post = Callable[[Mapping[str, Any]], Awaitable[Completion | Trouble]]
-_DATED = re.compile(r"-[\d-]+$")
+_DATED = re.compile(r"-(\d{4}|\d{6}|\d{8}|\d{4}-\d{2}(-\d{2})?)")
 
 
 class _Listed(msgspec.Struct):

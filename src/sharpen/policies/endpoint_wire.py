@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from sharpen.chat.tool_calls import told_apart
 from sharpen.errors import ContentFiltered, ContextOverflow, PolicyError
-from sharpen.policies.base import Conversation, Sampling, Turn, told_apart, turn_seed
+from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
 from sharpen.records import Message, ToolCall, TurnTokens
 
 _OVERFLOW = re.compile(

@@ -235,7 +235,8 @@ class EndpointPolicy:
                     return response.status, response.headers, whole.partial
                 return wire.malformed(f"{url} sent an answer of more than {MOST >> 20} MiB")
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return Trouble(PolicyError(f"{url} cannot be reached: {self._line(error)}", "dead"), "wait", lost=True, gone=True)
+            why = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            return Trouble(PolicyError(f"{url} cannot be reached: {self._line(why)}", "dead"), "wait", lost=True, gone=True)
         except TimeoutError:
             return Trouble(PolicyError(f"{url} did not answer within {seconds:g} s", "dead"), "again", lost=True)
         except aiohttp.ClientResponseError as error:

@@ -8,7 +8,7 @@
 tool call. The server is a process of its own, so is each arm, in each repeat; the clock runs from the first request to the last answer, without imports.
 Sharpen plays the tasks as a run does (``collect``, an environment, token counts) and has every trajectory synced to disk as it ends; the others keep
 nothing. ``store_share`` is the share of the time in which the store holds up everything else: encoding and writing, while the sync itself runs beside
-the requests. ``cpu_us`` is the client's processor time for a request, its imports included, in microseconds. Arms alternate within a repeat, ratios are
+the requests. ``cpu_us`` is the client's processor time for a request, in microseconds. Arms alternate within a repeat, ratios are
 taken within a repeat, and medians over repeats are printed. Curator and distilabel ask single questions only; they come from interpreters of their
 own, named with ``--peer``.
 """
@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 IN_FLIGHT = 256
 PROMPT = "You see a door, a key and a long corridor. What do you do next? " * 6
@@ -93,7 +93,7 @@ class Mock(asyncio.Protocol):
             call = {"id": f"call_{Mock.answers}", "type": "function", "function": {"name": "look", "arguments": '{"at": "door"}'}}
             said = {"content": "I take the key and open the door."} if done else {"content": None, "tool_calls": [call]}
             choice = {"index": 0, "message": {"role": "assistant", **said}, "finish_reason": "stop" if done else "tool_calls"}
-            usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+            usage = {"prompt_tokens": len(body) // 4, "completion_tokens": 10, "total_tokens": len(body) // 4 + 10}
             about = {"id": f"c{Mock.answers}", "object": "chat.completion", "created": 1, "model": "m"}
             status, text = b"200 OK", json.dumps({**about, "choices": [choice], "usage": usage}).encode()
         return b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, len(text), text)
@@ -107,6 +107,21 @@ async def serve() -> None:
 
 # ---------------------------------------------------------------- the arms: each gives (seconds, more)
 
+
+class Spent(NamedTuple):
+    """Seconds by the wall, and of this process on the processor."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self) -> Spent:
+        return Spent(time.perf_counter() - self.wall, time.process_time() - self.cpu)
+
+
 Ask = Callable[[list[dict[str, Any]]], Awaitable[dict[str, Any]]]
 
 
@@ -114,8 +129,8 @@ def question(i: int) -> list[dict[str, Any]]:
     return [{"role": "user", "content": f"{i} {PROMPT}"}]
 
 
-async def episodes(ask: Ask, number: int, turns: int) -> float:
-    """Play ``number`` episodes by hand, IN_FLIGHT at once. Seconds."""
+async def episodes(ask: Ask, number: int, turns: int) -> Spent:
+    """Play ``number`` episodes by hand, IN_FLIGHT at once."""
     left = iter(range(number))
 
     async def worker() -> None:
@@ -126,9 +141,9 @@ async def episodes(ask: Ask, number: int, turns: int) -> float:
                 messages.append(message)
                 messages += [{"role": "tool", "tool_call_id": call["id"], "content": SEEN} for call in message.get("tool_calls") or ()]
 
-    began = time.perf_counter()
+    began = Spent.now()
     await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
-    return time.perf_counter() - began
+    return began.since()
 
 
 def body(messages: list[dict[str, Any]], turns: int) -> dict[str, Any]:
@@ -136,7 +151,7 @@ def body(messages: list[dict[str, Any]], turns: int) -> dict[str, Any]:
     return given | ({"tools": [TOOL]} if turns > 1 else {})
 
 
-async def bare(url: str, number: int, turns: int) -> tuple[float, dict[str, Any]]:
+async def bare(url: str, number: int, turns: int) -> tuple[Spent, dict[str, Any]]:
     import aiohttp
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -150,7 +165,7 @@ async def bare(url: str, number: int, turns: int) -> tuple[float, dict[str, Any]
         return await episodes(ask, number, turns), {}
 
 
-async def openai_client(url: str, number: int, turns: int, *, transport: bool) -> tuple[float, dict[str, Any]]:
+async def openai_client(url: str, number: int, turns: int, *, transport: bool) -> tuple[Spent, dict[str, Any]]:
     import openai
 
     more = {"http_client": openai.DefaultAioHttpClient()} if transport else {}
@@ -165,7 +180,7 @@ async def openai_client(url: str, number: int, turns: int, *, transport: bool) -
         return await episodes(ask, number, turns), {}
 
 
-async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None] = lambda done: None) -> tuple[float, dict[str, Any]]:
+async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None] = lambda done: None) -> tuple[Spent, dict[str, Any]]:
     from contextlib import asynccontextmanager
 
     from sharpen.agents.base import PolicyAgent
@@ -201,19 +216,19 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
     with tempfile.TemporaryDirectory(dir=os.environ.get("SHARPEN_BENCH_DIR")) as folder:
         trajectories, verdicts = Timed(Path(folder) / "t", Trajectory), Segments(Path(folder) / "v", Verdict)
         done = errors = 0
-        began = time.perf_counter()
+        began = Spent.now()
         async for trajectory, _ in collect(agent, tasks, None, trajectories, verdicts, concurrency=IN_FLIGHT):
             done += 1
             errors += trajectory.stop != "done"
             watch(done)
-        seconds = time.perf_counter() - began
+        took = began.since()
         trajectories.close()
     limit = policy._balancer.servers[0].limit.value
     await policy.close()
-    return seconds, {"store_share": round(spent / seconds, 4), "errors": errors, "limit": round(limit), **policy.counts}
+    return took, {"store_share": round(spent / took.wall, 4), "errors": errors, "limit": round(limit), **policy.counts}
 
 
-async def sharpen_policy(url: str, number: int, turns: int, watch: Callable[[int], None]) -> tuple[float, dict[str, Any]]:
+async def sharpen_policy(url: str, number: int, turns: int, watch: Callable[[int], None]) -> tuple[Spent, dict[str, Any]]:
     """The policy alone, without agents and store."""
     from sharpen.policies.base import Conversation, Sampling
     from sharpen.policies.endpoint import Endpoint, EndpointPolicy
@@ -229,13 +244,19 @@ async def sharpen_policy(url: str, number: int, turns: int, watch: Callable[[int
         watch(done)
         return {"role": "assistant", "content": turn.message.content}
 
-    seconds = await episodes(ask, number, 1)
+    took = await episodes(ask, number, 1)
     await policy.close()
-    return seconds, {}
+    return took, {}
 
 
-async def curator(url: str, number: int, turns: int) -> tuple[float, dict[str, Any]]:
+async def curator(url: str, number: int, turns: int) -> tuple[Spent, dict[str, Any]]:
     os.environ |= {"CURATOR_DISABLE_CACHE": "1", "TELEMETRY_ENABLED": "0", "OPENAI_API_KEY": "none", "CURATOR_VIEWER": "0"}
+    import tiktoken
+
+    # Its token counter would fetch a vocabulary from the network; counting words costs it less.
+    tiktoken.get_encoding = tiktoken.encoding_for_model = lambda *_, **__: type(
+        "Words", (), {"encode": lambda self, text, **_: text.split()}
+    )()  # type: ignore[assignment,misc]
     from bespokelabs import curator as library
 
     class Ask(library.LLM):  # type: ignore[misc]
@@ -248,19 +269,19 @@ async def curator(url: str, number: int, turns: int) -> tuple[float, dict[str, A
     limits = {"max_requests_per_minute": 10**8, "max_tokens_per_minute": 10**10, "max_concurrent_requests": IN_FLIGHT, "base_url": url}
     asker = Ask(model_name="m", backend="openai", backend_params=limits, generation_params={"max_tokens": 256})
 
-    def run() -> float:
+    def run() -> Spent:
         rows = [{"q": question(i)[0]["content"]} for i in range(number)]
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
+            began = Spent.now()
             answered = asker(rows, working_dir=folder)
-            seconds = time.perf_counter() - began
+            took = began.since()
         assert len(getattr(answered, "dataset", answered)) == number
-        return seconds
+        return took
 
     return await asyncio.to_thread(run), {}
 
 
-async def distilabel(url: str, number: int, turns: int) -> tuple[float, dict[str, Any]]:
+async def distilabel(url: str, number: int, turns: int) -> tuple[Spent, dict[str, Any]]:
     from distilabel.models.llms import OpenAILLM
 
     llm = OpenAILLM(model="m", base_url=url, api_key="none")
@@ -274,7 +295,7 @@ async def distilabel(url: str, number: int, turns: int) -> tuple[float, dict[str
     return await episodes(ask, number, 1), {}
 
 
-def arm(name: str, url: str, number: int, turns: int) -> tuple[float, dict[str, Any]]:
+def arm(name: str, url: str, number: int, turns: int) -> tuple[Spent, dict[str, Any]]:
     match name:
         case "aiohttp":
             work = bare(url, number, turns)
@@ -309,13 +330,13 @@ def memory(url: str, number: int, through: str) -> dict[str, Any]:
             marks.append((done, resident(), sum(1 for _ in Path("/proc/self/fd").iterdir())))
 
     work = sharpen_policy if through == "policy" else sharpen
-    seconds, _ = asyncio.run(work(url, number, 1, watch))
+    took, _ = asyncio.run(work(url, number, 1, watch))
     first = next(mark for mark in marks if mark[0] >= min(10_000, number))
     last = marks[-1]
     return {
         "through": through,
         "requests": number,
-        "requests_a_second": round(number / seconds),
+        "requests_a_second": round(number / took.wall),
         "mib": [round(m[1] / 2**20, 1) for m in marks[:: max(1, len(marks) // 10)]],
         "growth_after_first_10000": round(last[1] / first[1] - 1, 4),
         "descriptors": [first[2], last[2]],
@@ -346,10 +367,9 @@ def main() -> None:
         if given.memory:
             print(json.dumps(memory(given.url, given.memory, given.arm)))
         else:
-            number, began = given.requests // given.turns * given.turns, time.process_time()
-            seconds, more = arm(given.arm, given.url, number // given.turns, given.turns)
-            cpu = (time.process_time() - began) / number
-            print(json.dumps({"rate": number / seconds, "cpu_us": round(cpu * 1e6), **more}))
+            number = given.requests // given.turns * given.turns
+            took, more = arm(given.arm, given.url, number // given.turns, given.turns)
+            print(json.dumps({"rate": number / took.wall, "cpu_us": round(took.cpu / number * 1e6), **more}))
         return
 
     pythons = dict.fromkeys(ARMS, sys.executable) | dict(peer.split("=", 1) for peer in given.peer)
@@ -362,8 +382,8 @@ def main() -> None:
             asked = [pythons.get(name, sys.executable), __file__, "--arm", name, "--url", url, *more]
             ended = subprocess.run(asked, capture_output=True, text=True, timeout=3600)
             if ended.returncode:
-                last = (ended.stderr.strip() or "no word").splitlines()[-1]
-                return {"failed": last[:300]}
+                lines = ended.stderr.strip().splitlines() or ["no word"]
+                return {"failed": next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])[:300]}
             found: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
             return found
 

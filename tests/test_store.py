@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,43 @@ def test_an_undefined_number_survives_the_disk(tmp_path: Path) -> None:
         tmp_path / "verdict.json", Verdict(key=SampleKey(model="m", task="t", environment="e", sampling="s", index=0), outcome="fail")
     )
     assert read_json(tmp_path / "verdict.json", Verdict).score is None  # not measured is not undefined
+
+
+async def test_added_at_once_are_synced_together_and_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``add`` returned for was synced after it was written; many that wait share a sync."""
+    segments = Segments(tmp_path, Trajectory)
+    synced: list[int] = []
+    real = os.fdatasync
+
+    def fdatasync(journal: int) -> None:
+        size = os.fstat(journal).st_size
+        time.sleep(0.01)
+        real(journal)
+        synced.append(size)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+    async def add(index: int) -> None:
+        await asyncio.sleep(0.001 * (index % 7))
+        await segments.add(trajectory(index))
+        written = (tmp_path / "journal.jsonl").read_bytes()[: synced[-1]]
+        assert f'"index":{index},'.encode() in written or f'"index":{index}}}'.encode() in written
+
+    await asyncio.gather(*(add(index) for index in range(100)))
+    assert len(synced) < 30 and len(segments.records) == 100
+    segments.close()
+    assert len(Segments(tmp_path, Trajectory).records) == 100
+
+
+async def test_a_sync_that_fails_ends_all_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = Segments(tmp_path, Trajectory)
+
+    def full(journal: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    ended = await asyncio.gather(*(segments.add(trajectory(index)) for index in range(5)), return_exceptions=True)
+    assert all(isinstance(error, StorageError) for error in ended) and not segments.records
+    monkeypatch.undo()
+    await segments.add(trajectory(9))
+    segments.close()

@@ -8,7 +8,8 @@
     ├── RunError                     a run folder is locked, changed, or half deleted
     ├── StorageError                 the disk is full or a file cannot be written; what was finished is safe
     ├── PolicyError                  the engine or endpoint broke: infrastructure, so an ``error``, never a ``fail``
-    │   └── ContextOverflow          the conversation outgrew the context: the policy's failure, so a ``fail``
+    │   ├── ContextOverflow          the conversation outgrew the context: the policy's failure, so a ``fail``
+    │   └── ContentFiltered          a server's filter stopped what the policy said: the policy's failure, so a ``fail``
     ├── EnvironmentFault             the environment raised or hung: an ``error``
     ├── TrainingError                the training process died, or the loss is NaN; the run can be resumed
     └── Refused                      the advisor refuses a method, and says what would lift the refusal
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 class SharpenError(Exception):
@@ -51,12 +53,41 @@ class StorageError(SharpenError):
     """Something could not be written. What was finished before is on disk."""
 
 
+Failure = Literal[
+    "throttled",  # the server asks for fewer requests
+    "overloaded",  # it has no room, or broke while it worked
+    "context_length",  # the conversation does not fit
+    "content_filter",  # its filter refused the conversation, or cut the answer
+    "malformed",  # what it answered is no chat completion, or another model's
+    "dead",  # it cannot be reached, hangs, or closed the connection
+    "refused",  # it will not do this for us: no such model, a wrong key, a spent quota, a request it cannot read
+]
+
+
 class PolicyError(SharpenError):
-    """The engine or endpoint broke. Infrastructure: the try is an error, not a fail."""
+    """The engine or endpoint broke. Infrastructure: the try is an error, not a fail. ``failure`` is its class, where an endpoint told."""
+
+    failure: Failure | None = None
+
+    def __init__(self, message: str, failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure or self.failure
 
 
 class ContextOverflow(PolicyError):
     """The conversation no longer fits the model's context. The policy's own failure."""
+
+    failure = "context_length"
+
+
+class ContentFiltered(PolicyError):
+    """A server's content filter cut the answer, or refused a conversation that holds answers of the policy.
+
+    Counted as the policy's own failure: what was filtered depends on what it said, and leaving such tries out would flatter it. A filter that
+    refuses the task itself, before the policy said a word, is a plain PolicyError.
+    """
+
+    failure = "content_filter"
 
 
 class EnvironmentFault(SharpenError):

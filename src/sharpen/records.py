@@ -100,6 +100,7 @@ Stop = Literal[
     "turn_limit",  # the policy used up its turns: the policy's failure
     "token_limit",  # a turn hit max_tokens and the episode ended there: the policy's failure
     "overflow",  # the conversation outgrew the context: the policy's failure
+    "filtered",  # a server's content filter stopped what the policy said: the policy's failure
     "crashed",  # an outside program that the policy drove gave up (non-zero exit): the policy's failure
     "error",  # broken infrastructure: neither a pass nor a fail
     "cancelled",

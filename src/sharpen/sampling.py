@@ -200,14 +200,14 @@ async def collect(
         if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name:
             return known
         verdict = await asyncio.to_thread(judge, task, trajectory, verifier, verifier_timeout_s)
-        verdicts.append(verdict)
+        await verdicts.add(verdict)
         return verdict
 
     async def one(task: Task, index: int) -> tuple[Trajectory, Verdict | None]:
         stored = trajectories.records.get(agent.key(task, index))
         if stored is None:
             trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
-            trajectories.append(trajectory)
+            await trajectories.add(trajectory)
         else:
             trajectory = stored
         verdict = await judged(task, trajectory)
@@ -246,6 +246,8 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
                 trajectory = await agent.run(task, index)
         except (PolicyError, EnvironmentFault) as fault:
             error = fault
+            if isinstance(fault, PolicyError) and fault.failure == "content_filter":  # it will say the same again, and of this task only
+                break
         except TimeoutError:
             error = EnvironmentFault(f"task {task.key}: no end after {timeout_s:g} s")
         else:
@@ -272,6 +274,8 @@ class _Streak:
         self.length = 0
 
     def count(self, error: SharpenError) -> None:
+        if isinstance(error, PolicyError) and error.failure == "content_filter":
+            return
         self.length += 1
         if self.length >= self.limit:
             raise type(error)(f"{self.length} tries in a row broke, the last with: {error}")

@@ -10,7 +10,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from sharpen.environments.base import Environment
-from sharpen.errors import ContextOverflow
+from sharpen.errors import ContentFiltered, ContextOverflow
 from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
 from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory, TurnTokens
 from sharpen.store.files import digest
@@ -64,8 +64,8 @@ class PolicyAgent:
             for _ in range(self.environment.max_turns):
                 try:
                     turn = await self.policy.complete(Conversation(messages=messages, turns=tuple(turns), tools=episode.tools), sampling)
-                except ContextOverflow:
-                    stop = "overflow"
+                except (ContextOverflow, ContentFiltered) as error:
+                    stop = "overflow" if isinstance(error, ContextOverflow) else "filtered"
                     break
                 messages = (*messages, turn.message)
                 turns.append(turn.tokens)

@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen.agents.proxy import Call, Calls, conversations, serve
-from sharpen.errors import EnvironmentFault, ModelError, SettingsError
+from sharpen.errors import ContentFiltered, EnvironmentFault, ModelError, SettingsError
 from sharpen.policies.base import Policy, Sampling, turn_seed
 from sharpen.records import Cost, Message, Record, SampleKey, Stop, Task, Thread, Trajectory
 from sharpen.store.files import digest
@@ -73,7 +73,7 @@ class HarnessAgent:
     - the program exits with 0: ``done``. ``outcome["answer"]`` is the end of what it printed to stdout.
     - it exits with anything else after the model has answered: ``crashed``, the policy's failure. It drove the program there.
     - ``max_calls`` used up: ``turn_limit``. Time used up while the program was busy by itself: ``turn_limit``.
-    - a conversation outgrew the context, and no later call was answered: ``overflow``.
+    - a conversation outgrew the context, and no later call was answered: ``overflow``. A content filter stopped what the policy said: ``filtered``.
     - EnvironmentFault where the policy had no say: the program could not start, ended before the model answered once, was killed by a
       signal, or ran out of time while the engine owed it an answer. PolicyError where the engine broke: the program is ended at once.
 
@@ -117,8 +117,9 @@ class HarnessAgent:
             # A template that cannot render what the program sent: its tries say nothing about the policy.
             if isinstance(error, ModelError):
                 raise EnvironmentFault(f"task {task.key}: {error}") from error
-            raise error
-        stop = self._stop(task, ended, calls)
+            if not isinstance(error, ContentFiltered):
+                raise error
+        stop = "filtered" if calls.broken.done() else self._stop(task, ended, calls)
         return _trajectory(self, task, index, calls, stop, ended, round(time.monotonic() - started, 3))
 
     async def _play(self, folder: Path, prompt: str, base_url: str, calls: Calls) -> _Ended:

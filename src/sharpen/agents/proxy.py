@@ -6,7 +6,6 @@ Served: ``/chat/completions``, streamed or not, and ``/models``. Not served: ``/
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import secrets
 import time
@@ -20,6 +19,7 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
+from sharpen.chat.tool_calls import told_apart
 from sharpen.errors import ContextOverflow
 from sharpen.policies.base import Conversation, Policy, Sampling, Turn, turn_seed
 from sharpen.records import Message, ToolCall, TurnTokens
@@ -100,7 +100,7 @@ class Calls:
             raise Refusal(502, "server_error", f"the engine broke: {error}") from error
         finally:
             self.in_flight -= 1
-        turn = replace(turn, message=_told_apart(turn.message, messages))
+        turn = replace(turn, message=told_apart(turn.message, messages))
         self.overflowed = False
         self.prompt_tokens += turn.prompt_tokens
         self.sampled_tokens += turn.sampled_tokens
@@ -167,20 +167,6 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _told_apart(message: Message, earlier: Sequence[Message]) -> Message:
-    """The message with an id on every call that no earlier call has: programs match results to calls by it."""
-    known = {call.id for said in earlier for call in said.tool_calls} | {""}
-    calls: list[ToolCall] = []
-    for call in message.tool_calls:
-        number = len(known)
-        while call.id in known:
-            number += 1
-            call = replace(call, id=hashlib.sha256(f"{call.id}{number}".encode()).hexdigest()[:9])
-        known.add(call.id)
-        calls.append(call)
-    return replace(message, tool_calls=tuple(calls))
 
 
 # ---------------------------------------------------------------- what goes over the wire

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from sharpen.records import Message, ToolCall
 
 Spec = Mapping[str, Any]
@@ -122,3 +124,17 @@ def _call(function: Any, seed: str) -> ToolCall:
 def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if not line.startswith("Content:")]
     return " ".join(lines)[:300] or type(error).__name__
+
+
+def told_apart(message: Message, earlier: Sequence[Message]) -> Message:
+    """The message with an id on every call that no earlier call has: programs match results to calls by it."""
+    known = {call.id for said in earlier for call in said.tool_calls} | {""}
+    calls: list[ToolCall] = []
+    for call in message.tool_calls:
+        number = len(known)
+        while call.id in known:
+            number += 1
+            call = replace(call, id=hashlib.sha256(f"{call.id}{number}".encode()).hexdigest()[:9])
+        known.add(call.id)
+        calls.append(call)
+    return replace(message, tool_calls=tuple(calls))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import platform
 
+from msgspec.structs import replace
+
 from sharpen.errors import SettingsError
 from sharpen.models import read_config
 from sharpen.policies.base import Policy
@@ -38,7 +40,8 @@ def open_policy(model: Model, engine: Engine) -> tuple[Policy, str]:
         case Scripted():
             return open_scripted(model, chosen), f"scripted: {why}"
         case Endpoint():
-            return EndpointPolicy(chosen), f"endpoint: {why}"
+            filled = replace(chosen, base_urls=chosen.urls or (model.path,), base_url="", model=chosen.model or model.name)
+            return EndpointPolicy(filled), f"endpoint: {why}"
         case OpenVino():
             openvino = OpenVinoPolicy(model, chosen)
             has = "has bf16" if openvino.precision == "bf16" else "has no bf16"

@@ -1,194 +1,306 @@
-"""Any OpenAI-compatible ``/chat/completions``: a hosted teacher, or a server of your own. Text in, text out.
+"""Any OpenAI-compatible ``/chat/completions``: hosted teachers, or servers of your own, one or many. Not here: streaming.
 
-Bare aiohttp, because the client library spends more time on a request than a fast server does. Not here: streaming, and token ids.
+Bare aiohttp, because the client library spends more time on a request than a fast server does. ``endpoint_wire.py`` knows what is said,
+``balance.py`` whom it is said to, ``endpoint_start.py`` what is settled before the first request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import os
 import random
 import re
 import time
-from typing import Annotated, Any
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from sharpen.errors import ContextOverflow, PolicyError, SettingsError
-from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
-from sharpen.records import Message, Record, ToolCall, TurnTokens
+from sharpen.errors import ContentFiltered, ContextOverflow, PolicyError, SettingsError
+from sharpen.policies import endpoint_start as start
+from sharpen.policies import endpoint_wire as wire
+from sharpen.policies.balance import Balancer, Limit, Server
+from sharpen.policies.base import Conversation, Sampling, Turn
+from sharpen.policies.endpoint_wire import Completion, Trouble
+from sharpen.records import Message, Record
+
+MOST = 64 << 20  # bytes of one answer
+_OURS = ("model", "messages", "tools", "temperature", "top_p", "max_tokens", "max_completion_tokens", "n", "stream", "return_token_ids")
+Tools = tuple[dict[str, Any], ...]
+_Kind = tuple[float, float, bool]  # temperature, top_p, and whether there are tools
+_HELLO = Conversation(messages=(Message(role="user", content="Hi"),))
 
 
 class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpoint"):
     """Where to ask and how patiently.
 
-    ``base_url`` ends before ``/chat/completions``; ``api_key_env`` names the environment variable that holds the key, empty for none. ``timeout`` is
-    for one attempt, in seconds; ``retries`` follow the first attempt, waiting ``backoff`` seconds, doubled each time, at most a minute, or as
-    long as the server's Retry-After says.
+    ``base_urls`` end before ``/chat/completions`` and all serve ``model``; ``base_url`` is one such. Both are taken from the run's model where it
+    is a URL. ``api_key_env`` names the environment variable that holds the key, empty for none.
+
+    ``extra`` fields are sent as they are (``top_k``, ``chat_template_kwargs``, ...); a null takes ``seed`` out. ``token_ids`` asks for token ids
+    (vLLM's ``return_token_ids``). ``answers_as`` is the name that the servers give the model in their answers, where that is another.
+    ``check`` asks each server, before its first request, whether it serves the model and reads every setting.
+
+    ``timeout`` is for one attempt, in seconds. ``max_concurrent`` requests at most are out at one server; how many really are, it finds out.
+    An attempt that broke is followed by ``retries``, after ``backoff`` seconds, doubled each time, at most a minute. Where servers throttle, are
+    overloaded or gone, requests wait for them and lose no retry, until none has answered for ``patience`` seconds.
     """
 
-    base_url: str
-    model: str
+    base_url: str = ""
+    base_urls: tuple[str, ...] = ()
+    model: str = ""
     api_key_env: str = ""
+    extra: dict[str, Any] = {}
+    token_ids: bool = False
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    answers_as: str = ""
+    check: bool = True
     timeout: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     retries: Annotated[int, msgspec.Meta(ge=0)] = 5
     backoff: Annotated[float, msgspec.Meta(gt=0)] = 0.5
+    patience: Annotated[float, msgspec.Meta(ge=0)] = 600.0
     max_concurrent: Annotated[int, msgspec.Meta(ge=1)] = 256
 
+    def __post_init__(self) -> None:
+        if self.base_url and self.base_urls:
+            raise SettingsError("base_url and base_urls are both set; list every server in base_urls")
+        if len(set(self.urls)) < len(self.urls):
+            raise SettingsError("base_urls names a server twice")
+        for url in self.urls:
+            parts = urlsplit(url)
+            if parts.username or parts.password:
+                raise SettingsError(
+                    "a base URL holds a user name or password; put the key into an environment variable and name it in api_key_env"
+                )
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise SettingsError(f"{url!r} is no base URL; one looks like https://host/v1")
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*|", self.api_key_env):  # not shown: it may be the key
+            raise SettingsError("api_key_env is the name of an environment variable, in capitals, not the key itself")
+        for name, value in self.extra.items():
+            if name in _OURS:
+                raise SettingsError(f"extra.{name} is set by sharpen itself; use sampling, evaluation or the engine's own settings")
+            if value is None and name != "seed":
+                raise SettingsError(f"extra.{name} is null, which only takes out seed")
 
-class _Function(msgspec.Struct):
-    name: str
-    arguments: str
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(url.rstrip("/") for url in (self.base_urls or (self.base_url,)) if url)
 
 
-class _Call(msgspec.Struct):
-    function: _Function
-    id: str = ""
+@dataclass
+class _Known:
+    """What the questions at the start found at one server. ``passed`` since it was last away, ``once`` at any time, ``asking`` now."""
 
-
-class _Answer(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[_Call] | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Answer
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Completion(msgspec.Struct):
-    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
-    usage: _Usage | None = None
+    names: frozenset[str]
+    passed: set[_Kind] = field(default_factory=set)
+    once: set[_Kind] = field(default_factory=set)
+    asking: dict[_Kind, asyncio.Task[Trouble | None]] = field(default_factory=dict)
 
 
 class EndpointPolicy:
-    """A model behind a URL. Busy and broken servers are asked again; what still fails is a PolicyError, one line."""
-
-    gives_token_ids = False
+    """A model behind URLs. ``counts`` says how often what went wrong, by class of failure."""
 
     def __init__(self, settings: Endpoint) -> None:
+        if not settings.urls or not settings.model:
+            raise SettingsError("an endpoint needs base_urls and model; or name both as the run's model: https://host/v1#model")
         self.settings = settings
         self.name = settings.model
-        self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
+        self.gives_token_ids = settings.token_ids
+        self.counts: Counter[str] = Counter()
+        self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         if settings.api_key_env and not self._key:
             raise SettingsError(
-                f"the environment variable {settings.api_key_env} is not set; it should hold the key for {settings.base_url}"
+                f"the environment variable {settings.api_key_env} is not set; it should hold the key for {settings.urls[0]}"
             )
-        self._room = asyncio.Semaphore(settings.max_concurrent)  # and no limit in the connector, whose queue the timeout would count
+        if not (self._key.isascii() and (self._key + "x").isprintable()):
+            raise SettingsError(f"the key in {settings.api_key_env} holds characters that no HTTP header can")
+        servers = [Server(url, Limit(settings.max_concurrent)) for url in settings.urls]
+        self._balancer = Balancer(servers, settings.backoff, settings.patience, settings.retries)
+        self._known = {server: _Known(frozenset({settings.model})) for server in servers}
+        self._extra = settings.extra | ({"return_token_ids": True} if settings.token_ids else {})
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
     async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
-        """The next turn. ContextOverflow where the server says so; PolicyError for refusals, and after the last retry."""
-        body = {
-            "model": self.settings.model,
-            "messages": [_plain(message) for message in conversation.messages],
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": turn_seed(sampling.seed, [msgspec.json.encode(conversation.messages)])
-            & 0x7FFFFFFF,  # some servers take 32 bits, signed
-        }
-        if conversation.tools:
-            body["tools"] = list(conversation.tools)
-        completion = await self._ask(msgspec.json.encode(body))
-        choice, usage = completion.choices[0], completion.usage or _Usage()
-        answer = choice.message
-        calls = tuple(ToolCall(id=c.id, name=c.function.name, arguments=c.function.arguments) for c in answer.tool_calls or ())
-        return Turn(
-            message=Message(role="assistant", content=answer.content or "", reasoning=answer.reasoning_content, tool_calls=calls),
-            tokens=TurnTokens(stop="length" if choice.finish_reason == "length" else "stop"),
-            prompt_tokens=usage.prompt_tokens,
-            sampled_tokens=usage.completion_tokens,
-        )
+        """The next turn.
+
+        ContextOverflow and ContentFiltered where a server says so; PolicyError for refusals, after the last retry, and where patience ends;
+        SettingsError where no server can be used from the start.
+        """
+        body = wire.request(self.settings.model, conversation, sampling, self.settings.max_tokens_field, self._extra)
+        try:
+            completion = await self._ask(msgspec.json.encode(body), wire.opening(conversation), sampling, conversation.tools)
+            return wire.turn(completion, conversation)
+        except PolicyError as error:
+            if error.failure == "content_filter" and (conversation.turns or isinstance(error, ContentFiltered)):
+                self.counts["content_filter"] += isinstance(error, ContentFiltered)
+                raise ContentFiltered(str(error)) from error
+            if isinstance(error, ContextOverflow) or error.failure is None:
+                raise
+            if self.settings.check and self._balancer.last_answer is None:
+                raise SettingsError(f"no server can be used: {error}") from error
+            raise PolicyError(f"{error.failure}: {error}", error.failure) from error
 
     async def close(self) -> None:
         self._closed = True
+        self._balancer.close(self._is_closed())
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, body: bytes) -> _Completion:
-        for attempt in range(self.settings.retries + 1):
+    # ------------------------------------------------------------ asking
+
+    async def _ask(self, body: bytes, opening: bytes, sampling: Sampling, tools: Tools) -> Completion:
+        began = time.monotonic()
+        tries = 0
+        avoid: Server | None = None
+        while True:
             if self._closed:
-                raise PolicyError(f"the policy {self.name} is closed")
-            if self._session is None:
-                self._session = aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(limit=0),
-                    timeout=aiohttp.ClientTimeout(total=self.settings.timeout),
-                    headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-                )
-            wait = min(60.0, self.settings.backoff * 2**attempt) * random.uniform(0.5, 1.0)  # spread, or all retry at once
+                raise self._is_closed()
+            server = await self._balancer.take(opening, began, avoid)
+            sent = time.monotonic()
+            answer: Completion | Trouble | None
             try:
-                async with self._room, self._session.post(f"{self.settings.base_url.rstrip('/')}/chat/completions", data=body) as response:
-                    content = await response.read()
-                    if response.status == 200:
-                        return msgspec.json.decode(content, type=_Completion)
-                    problem = self._problem(response.status, content)
-                    if not _may_pass(response.status, content):
-                        raise problem
-                    wait = max(wait, _retry_after(response.headers.get("Retry-After", "")))
-            except TimeoutError:
-                problem = PolicyError(f"{self.settings.base_url} did not answer within {self.settings.timeout:g} s")
-            except aiohttp.ClientError as error:
-                problem = PolicyError(f"{self.settings.base_url} cannot be reached: {_one_line(str(error) or type(error).__name__)}")
-            except msgspec.DecodeError as error:
-                raise PolicyError(f"{self.settings.base_url} answered with something else than a chat completion: {error}") from error
-            if attempt < self.settings.retries:
-                await asyncio.sleep(wait)
-        raise PolicyError(f"{problem} (tried {self.settings.retries + 1} times)") from problem
+                answer = await self._start(server, sampling, tools)
+                if answer is None:
+                    sent = time.monotonic()
+                    answer = self._vetted(server, await self._post(server.url, body))
+            except BaseException:
+                self._balancer.release(server)
+                raise
+            if isinstance(answer, Completion):
+                self._balancer.answered(server, sent, answer.sampled)
+                return answer
+            error = answer.error
+            self.counts[error.failure or "dead"] += 1
+            if answer.lost:
+                self._balancer.lost(server, sent, error, gone=answer.gone)
+                if server.dead:
+                    self._known[server].passed.clear()  # it may come back as something else
+            elif answer.then == "give up":
+                self._balancer.alive(server)
+                raise error
+            else:
+                self._balancer.refused(server, sent, error, pause=answer.then == "wait", retry_after=answer.retry_after)
+            if answer.then == "again":
+                tries += 1
+                if self._closed:
+                    raise self._is_closed()
+                if tries > self.settings.retries:
+                    raise PolicyError(f"{error} (tried {tries} times)", error.failure) from error
+                avoid = server
+                wait = min(60.0, self.settings.backoff * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)  # spread, or all retry at once
+                await asyncio.sleep(max(wait, answer.retry_after))
 
-    def _problem(self, status: int, content: bytes) -> PolicyError:
-        """The server's own words in one line, without the key."""
-        text = content.decode(errors="replace")
+    def _vetted(self, server: Server, answer: Completion | Trouble) -> Completion | Trouble:
+        """What the server may not do in an answer that can be read: drop it, speak as another model, leave out ids."""
+        if isinstance(answer, Trouble):
+            return answer
+        if (trouble := wire.aborted(server.url, answer)) is not None:
+            return trouble
+        known = self._known[server]
+        if answer.model and answer.model not in known.names and answer.model != self.settings.answers_as:
+            if not any(start.same_model(name, answer.model) for name in known.names):
+                said = f"{server.url} was asked for {self.name!r} and answered as {answer.model!r}"
+                return wire.malformed(f"{said}; if they are the same, set engine.answers_as: {answer.model}")
+            known.names |= {answer.model}
+        if self.settings.token_ids and (answer.prompt_token_ids is None or answer.choices[0].token_ids is None):
+            return wire.malformed(f"{server.url} gives no token ids though return_token_ids was set; set engine.token_ids: false")
+        return answer
+
+    async def _post(self, url: str, body: bytes) -> Completion | Trouble:
+        found = await self._http("POST", f"{url}/chat/completions", url, body)
+        return found if isinstance(found, Trouble) else wire.read(url, *found, self._key)
+
+    async def _http(self, method: str, address: str, url: str, body: bytes | None = None) -> tuple[int, Mapping[str, str], bytes] | Trouble:
+        """Status, headers and content; Trouble where no whole answer came."""
+        if self._closed:
+            raise self._is_closed()
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # the balancer's limits count
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            )
+        seconds = self.settings.timeout if method == "POST" else min(self.settings.timeout, 30.0)
+        limit = aiohttp.ClientTimeout(total=seconds, sock_connect=15)
         try:
-            said = msgspec.json.decode(content)
-            said = said.get("error", said)
-            said = said.get("message", said) if isinstance(said, dict) else said
-        except (msgspec.DecodeError, AttributeError):
-            said = text
-        line = _one_line(str(said)) or "no message"
-        line = line.replace(self._key, "***") if self._key else line
-        if status in (400, 413, 422) and _OVERFLOW.search(text):
-            return ContextOverflow(f"{self.name}: {line}")
-        return PolicyError(f"{self.settings.base_url} answered {status}: {line}")
+            async with self._session.request(method, address, data=body, allow_redirects=False, timeout=limit) as response:
+                try:
+                    await response.content.readexactly(MOST)
+                except asyncio.IncompleteReadError as whole:
+                    return response.status, response.headers, whole.partial
+                return wire.malformed(f"{url} sent an answer of more than {MOST >> 20} MiB")
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            why = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            return Trouble(PolicyError(f"{url} cannot be reached: {self._line(why)}", "dead"), "wait", lost=True, gone=True)
+        except TimeoutError:
+            return Trouble(PolicyError(f"{url} did not answer within {seconds:g} s", "dead"), "again", lost=True)
+        except aiohttp.ClientResponseError as error:
+            return wire.malformed(f"{url} does not speak HTTP: {self._line(error)}")
+        except aiohttp.ClientError as error:
+            return Trouble(
+                PolicyError(f"{url} closed the connection before its answer was whole: {self._line(error)}", "dead"), "again", lost=True
+            )
 
+    def _line(self, error: Exception) -> str:
+        return wire.without_key(" ".join((str(error) or type(error).__name__).split()), self._key)[:300]
 
-_OVERFLOW = re.compile(r"context[_ ](length|window|size)|maximum context|prompt is too long|too many (input )?tokens", re.IGNORECASE)
+    def _is_closed(self) -> PolicyError:
+        return PolicyError(f"the policy {self.name} is closed")
 
+    # ------------------------------------------------------------ the start
 
-def _may_pass(status: int, content: bytes) -> bool:
-    """Whether asking again may help: busy, or broken. A spent quota answers 429 too, and stays spent."""
-    return (status == 429 and b"insufficient_quota" not in content) or status in (408, 409) or status >= 500
+    async def _start(self, server: Server, sampling: Sampling, tools: Tools) -> Trouble | None:
+        """Ask the server what has to be known before its first request with these settings, once for all who wait for it."""
+        known, kind = self._known[server], (sampling.temperature, sampling.top_p, bool(tools))
+        if kind in known.passed or not self.settings.check:
+            return None
+        asking = known.asking.get(kind)
+        if asking is None:
+            asking = known.asking[kind] = asyncio.create_task(self._questions(server, sampling, tools))
+            asking.add_done_callback(lambda done: (known.asking.pop(kind, None), done.cancelled() or done.exception()))
+        try:
+            return await asyncio.shield(asking)
+        except SettingsError as error:
+            if kind not in known.once:
+                raise
+            # It came back as something else: the run goes on without it.
+            return Trouble(PolicyError(str(error), "malformed"), "wait", lost=True, gone=True)
 
+    async def _questions(self, server: Server, sampling: Sampling, tools: Tools) -> Trouble | None:
+        known, url = self._known[server], server.url
 
-def _retry_after(header: str) -> float:
-    """Seconds to wait by a Retry-After header (seconds or a date); 0 where it says nothing."""
-    if re.fullmatch(r"\d+(\.\d+)?", header):
-        return float(header)
-    date = email.utils.parsedate_to_datetime(header).timestamp() if re.match(r"[A-Z][a-z]{2}, ", header) else 0.0
-    return max(0.0, date - time.time()) if date else 0.0
+        async def get(address: str) -> tuple[int, bytes] | Trouble:
+            found = await self._http("GET", address, url)
+            return found if isinstance(found, Trouble) else (found[0], found[2])
 
+        async def post(fields: Mapping[str, Any]) -> Completion | Trouble:
+            return await self._post(url, msgspec.json.encode(fields))
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """A message as the API takes it. Earlier reasoning stays home: servers refuse it or drop it."""
-    plain: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        plain["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
-        ]
-    for key in ("tool_call_id", "name"):
-        if (value := getattr(message, key)) is not None:
-            plain[key] = value
-    return plain
+        again = bool(known.passed)
+        if not again:
+            names = await start.names(url, self.name, self.settings.api_key_env, get)
+            if isinstance(names, Trouble):
+                return names
+            known.names = names
+        hello = Sampling(temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=1)
+        body = wire.request(self.name, _HELLO, hello, self.settings.max_tokens_field, self._extra)
+        answer = self._vetted(server, await start.takes(url, body, self.settings.api_key_env, post))
+        if isinstance(answer, Trouble):
+            if "engine." in str(answer.error):
+                raise SettingsError(str(answer.error))
+            return answer
+        trouble = None if again else await start.reads(url, body, self.settings.extra, get, post)
+        if trouble is None and tools:
+            trouble = await start.shows_tools(url, body, tools, answer, self.settings.api_key_env, post)
+        if trouble is not None:
+            return trouble
+        kind = (sampling.temperature, sampling.top_p, bool(tools))
+        known.passed.add(kind)
+        known.once.add(kind)
+        self._balancer.last_answer = time.monotonic()
+        return None

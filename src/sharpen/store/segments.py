@@ -6,6 +6,7 @@ stage that was killed, or is redone with some other settings, finds every record
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ class Segments(Generic[T]):
         self._decode: Callable[[bytes], T] = msgspec.json.Decoder(record).decode
         self._encode = msgspec.json.Encoder().encode
         self._journal: int | None = None
+        self._written = self._synced = 0  # records since this was opened
+        self._syncing: asyncio.Task[None] | None = None
         self.records: dict[SampleKey, T] = {}
         for record_ in self._read():
             self.records[record_.key] = record_
@@ -50,20 +53,44 @@ class Segments(Generic[T]):
     def append(self, record: T) -> None:
         """On disk, synced, before this returns."""
         with writing(self.folder):
-            if self._journal is None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            line = self._encode(record) + b"\n"
-            start = os.lseek(self._journal, 0, os.SEEK_END)
-            try:
-                written = os.write(self._journal, line)
-                while written < len(line):
-                    written += os.write(self._journal, line[written:])
-                os.fdatasync(self._journal)
-            except OSError:
-                os.ftruncate(self._journal, start)  # a full disk leaves half a line otherwise
-                raise
+            os.fdatasync(self._write(record))
+        self._synced = self._written
         self.records[record.key] = record
+
+    async def add(self, record: T) -> None:
+        """On disk, synced, before this returns. Records that are added meanwhile share a sync, which blocks nobody else."""
+        with writing(self.folder):
+            journal = self._write(record)
+            mine = self._written
+            while self._synced < mine:
+                if self._syncing is None:
+                    self._syncing = asyncio.create_task(self._sync(journal))
+                await asyncio.shield(self._syncing)
+        self.records[record.key] = record
+
+    def _write(self, record: T) -> int:
+        if self._journal is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        line = self._encode(record) + b"\n"
+        start = os.lseek(self._journal, 0, os.SEEK_END)
+        try:
+            written = os.write(self._journal, line)
+            while written < len(line):
+                written += os.write(self._journal, line[written:])
+        except OSError:
+            os.ftruncate(self._journal, start)  # a full disk leaves half a line otherwise
+            raise
+        self._written += 1
+        return self._journal
+
+    async def _sync(self, journal: int) -> None:
+        upto = self._written
+        try:
+            await asyncio.to_thread(os.fdatasync, journal)
+            self._synced = upto
+        finally:
+            self._syncing = None
 
     def close(self) -> None:
         if self._journal is not None:

@@ -1,0 +1,256 @@
+"""What goes over the wire to an OpenAI-compatible server, and what its answers mean. Pure: bytes in, values out."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from sharpen.chat.tool_calls import told_apart
+from sharpen.errors import ContentFiltered, ContextOverflow, PolicyError
+from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
+from sharpen.records import Message, ToolCall, TurnTokens
+
+_OVERFLOW = re.compile(
+    r"context[_ -]?(length|window|size)|maximum (context|model) length|prompt is too long|too many (input )?tokens"
+    r"|(input|prompt|token count)\b.{0,40}(longer than|exceeds) the (maximum|model)|tokens.{0,40}must be <=",
+    re.IGNORECASE | re.DOTALL,
+)
+_FILTER = re.compile(r"content[_ ](filter|policy[_ ]violation|management policy)|ResponsibleAIPolicyViolation|safety system", re.IGNORECASE)
+_SPENT = re.compile(r"insufficient[_ ](quota|balance|credit)|credit_balance|\blimit:\s*0\b|(spend|usage)_limit_exceeded", re.IGNORECASE)
+_SECONDS = re.compile(r"\d+(\.\d+)?")
+
+
+class _Function(msgspec.Struct):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class _Call(msgspec.Struct):
+    function: _Function
+    id: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Answer
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+
+
+class Completion(msgspec.Struct):
+    """A chat completion, as far as it is read. ``model`` is the name that the server gives itself."""
+
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    usage: _Usage | None = None
+    model: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def prompted(self) -> int:
+        """Prompt tokens, as far as the server counts them."""
+        return max(0, self.usage.prompt_tokens or 0) if self.usage else 0
+
+    @property
+    def sampled(self) -> int:
+        """Sampled tokens, as far as the server counts them."""
+        return max(0, self.usage.completion_tokens or 0) if self.usage else 0
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why there is no completion, and what helps: ``wait`` until the server has room, ask ``again``, or nothing does (``give up``).
+
+    ``retry_after`` is what the server asks to wait, in seconds, 0 where it says nothing. ``lost`` where no answer came that could be used,
+    ``gone`` where not even a connection.
+    """
+
+    error: PolicyError
+    then: Literal["wait", "again", "give up"]
+    retry_after: float = 0.0
+    lost: bool = False
+    gone: bool = False
+
+
+def request(model: str, conversation: Conversation, sampling: Sampling, limit_field: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request. A null in ``extra`` takes the field of that name out."""
+    body = {
+        "model": model,
+        "messages": [_plain(message) for message in conversation.messages],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        limit_field: sampling.max_tokens,
+        "seed": turn_seed(sampling.seed, [msgspec.json.encode(conversation.messages)]) & 0x7FFFFFFF,  # some servers take 32 bits, signed
+        **extra,
+    }
+    if conversation.tools:
+        body["tools"] = conversation.tools
+    return {name: value for name, value in body.items() if value is not None} if None in extra.values() else body
+
+
+def opening(conversation: Conversation) -> bytes:
+    """What all tries of one task, and all turns of one try, begin with: everything before the first turn that was sampled."""
+    messages = conversation.messages
+    left = len(conversation.turns)
+    end = len(messages)
+    for at in range(len(messages) - 1, -1, -1):
+        if not left:
+            break
+        if messages[at].role == "assistant":
+            left, end = left - 1, at
+    return "\n".join(message.content for message in messages[:end]).encode(errors="surrogatepass")
+
+
+def read(url: str, status: int, headers: Mapping[str, str], content: bytes, key: str = "") -> Completion | Trouble:
+    """A server's answer: a completion, or what is wrong with it, in one line without the ``key``."""
+    if status == 200:
+        try:
+            return _decode(content)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            inner = _inner_status(content)
+            if inner is None:
+                said = f"{_one_line(str(error), key)}: {_one_line(content[:2000].decode(errors='replace'), key)[:100]}"
+                return malformed(f"{url} answered with something else than a chat completion: {said}")
+            status = inner
+    text = _words(content)
+    line = f"{url} answered {status}: {_one_line(text, key) or 'no message'}"
+    if status in (400, 413, 422, 500) and _OVERFLOW.search(text):
+        return Trouble(ContextOverflow(line), "give up")
+    if status in (400, 403, 422) and _FILTER.search(text):
+        return Trouble(PolicyError(line, "content_filter"), "give up")
+    wait = retry_after(headers)
+    if status == 429 and not _SPENT.search(text):
+        return Trouble(PolicyError(line, "throttled"), "wait", wait)
+    if status in (503, 529):
+        return Trouble(PolicyError(line, "overloaded"), "wait", wait)
+    if status in (408, 409) or status >= 500:
+        return Trouble(PolicyError(line, "overloaded"), "again", wait)
+    if 300 <= status < 400:
+        line = f"{url} redirects to {_one_line(headers.get('Location', 'nowhere'), key)}; set base_urls to where it leads"
+    return Trouble(PolicyError(line, "refused"), "give up")
+
+
+def malformed(line: str) -> Trouble:
+    return Trouble(PolicyError(line, "malformed"), "again", lost=True)
+
+
+def turn(completion: Completion, conversation: Conversation) -> Turn:
+    """The turn in a completion: tool calls and reasoning kept, ids of calls told apart. ContentFiltered where the server cut it.
+
+    Arguments that are not JSON stay as they are: that is what the model wrote, and its environment tells it so.
+    """
+    choice = completion.choices[0]
+    answer = choice.message
+    if choice.finish_reason == "content_filter":
+        raise ContentFiltered("the server's content filter cut the answer")
+    calls = tuple(ToolCall(id=call.id or "", name=call.function.name, arguments=_arguments(call)) for call in answer.tool_calls or ())
+    message = Message(
+        role="assistant",
+        content=answer.content or answer.refusal or "",
+        reasoning=answer.reasoning_content if answer.reasoning_content is not None else answer.reasoning,
+        tool_calls=calls,
+    )
+    stop: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
+    return Turn(
+        message=told_apart(message, conversation.messages) if calls else message,
+        tokens=TurnTokens(prompt=completion.prompt_token_ids, output=choice.token_ids, stop=stop),
+        prompt_tokens=completion.prompted,
+        sampled_tokens=completion.sampled,
+    )
+
+
+def aborted(url: str, completion: Completion) -> Trouble | None:
+    """Servers that drop a request while it runs say so in its finish reason only."""
+    reason = completion.choices[0].finish_reason
+    if reason in ("abort", "error"):
+        return Trouble(PolicyError(f"{url} gave up the request (finish_reason {reason})", "overloaded"), "again")
+    return None
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds to wait by Retry-After (seconds or a date) or retry-after-ms; 0 where they say nothing that can be read."""
+    if _SECONDS.fullmatch(milliseconds := headers.get("retry-after-ms", "")):
+        return float(milliseconds) / 1000
+    said = headers.get("Retry-After", "").strip()
+    if _SECONDS.fullmatch(said):
+        return float(said)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def without_key(text: str, key: str) -> str:
+    return text.replace(key, "***") if key else text
+
+
+_decode = msgspec.json.Decoder(Completion).decode
+
+
+def _inner_status(content: bytes) -> int | None:
+    """The status in an error that came with status 200, as gateways send for a server behind them."""
+    try:
+        status = msgspec.json.decode(content)["error"]["code"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return None
+    return status if isinstance(status, int) and 400 <= status < 600 else None
+
+
+def _words(content: bytes) -> str:
+    """What the server says is wrong, with its codes, and without what it repeats of the request."""
+    try:
+        said = msgspec.json.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return content.decode(errors="replace")
+    if isinstance(said, dict) and isinstance(said.get("error"), dict | str):
+        said = said["error"]
+    if not isinstance(said, dict):
+        return said if isinstance(said, str) else content.decode(errors="replace")
+    if isinstance(detail := said.get("detail"), list):  # FastAPI's, which also holds the whole input
+        return "; ".join(f"{_dotted(one.get('loc'))}: {one.get('msg')}" for one in detail if isinstance(one, dict))
+    message = next((str(said[name]) for name in ("message", "detail", "error") if said.get(name)), "")
+    codes = [code for name in ("code", "type") if isinstance(code := said.get(name), str) and code and code not in message]
+    return f"{message} ({', '.join(codes)})" if message and codes else message or ", ".join(codes) or content.decode(errors="replace")
+
+
+def _dotted(place: Any) -> str:
+    return ".".join(str(part) for part in place if part != "body") if isinstance(place, list) else "body"
+
+
+def _one_line(text: str, key: str) -> str:
+    return " ".join(without_key(text, key).split())[:300]
+
+
+def _arguments(call: _Call) -> str:
+    given = call.function.arguments
+    return given if isinstance(given, str) else msgspec.json.encode(given or {}).decode()
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as the API takes it. Earlier reasoning stays home: servers refuse it or drop it."""
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
+        ]
+    for key in ("tool_call_id", "name"):
+        if (value := getattr(message, key)) is not None:
+            plain[key] = value
+    return plain

@@ -305,7 +305,9 @@ async def answers(serve: Serve, *replies: web.Response | Exception, **settings: 
         assert isinstance(reply, web.Response)
         return web.Response(body=reply.body, status=reply.status, headers=reply.headers)
 
-    policy = EndpointPolicy(Endpoint(**{"base_url": await serve(handler), "model": "m", "backoff": 0.01, "retries": 2, "check": False} | settings))
+    policy = EndpointPolicy(
+        Endpoint(**{"base_url": await serve(handler), "model": "m", "backoff": 0.01, "retries": 2, "check": False} | settings)
+    )
     try:
         return await policy.complete(ask("Hi"), Sampling())
     finally:
@@ -326,7 +328,10 @@ async def test_a_busy_server_is_asked_again(serve: Serve) -> None:
         (web.Response(text='{"choices": [{"mess'), "something else than a chat completion"),
         (web.json_response({"choices": []}), "something else than a chat completion"),
         (web.json_response({"error": {"message": "no such model"}}, status=404), "answered 404: no such model$"),
-        (web.json_response({"error": {"code": "insufficient_quota", "message": "pay"}}, status=429), r"answered 429: pay \(insufficient_quota\)$"),
+        (
+            web.json_response({"error": {"code": "insufficient_quota", "message": "pay"}}, status=429),
+            r"answered 429: pay \(insufficient_quota\)$",
+        ),
         (web.json_response(["odd"], status=400), "answered 400"),
     ],
 )

@@ -65,6 +65,7 @@ class Segments(Generic[T]):
             while self._synced < mine:
                 if self._syncing is None:
                     self._syncing = asyncio.create_task(self._sync(journal))
+                    self._syncing.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits any more
                 await asyncio.shield(self._syncing)
         self.records[record.key] = record
 

@@ -4,5 +4,7 @@
 ruff check .
 mypy
 lint-imports
-[ "${1:-}" != --fast ] || { shift; set -- -m "not real" "$@"; }
-exec pytest "$@"
+fast=; [ "${1:-}" != --fast ] || { fast=1; shift; }
+pytest -m "not real" -n 2 "$@"
+# One at a time: engines and trainers take every core.
+[ -n "$fast" ] || exec pytest -m real "$@"

@@ -20,7 +20,7 @@ from sharpen.agents.recorded import replay
 from sharpen.errors import Refused
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.models import load_model
-from sharpen.policies.base import Conversation, Policy, Sampling, Turn
+from sharpen.policies.base import Conversation, Lasting, Policy, Sampling, Turn
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.records import Evaluation, Message, Model, Record, Row, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.sampling import Listener, Pool, Progress, SamplingSettings, fill, silent
@@ -74,7 +74,7 @@ class FewShot(Record, frozen=True, kw_only=True):
 class Bench(AbstractContextManager["Bench"]):
     """One run's tasks, base model and settings, and the stages that methods are made of.
 
-    One policy is open at a time; it is closed before training, so that a GPU's or the machine's memory is free for it.
+    One policy is open at a time; it is closed before training, or rests, so that a GPU's or the machine's memory is free for it.
     """
 
     run: Run
@@ -110,9 +110,26 @@ class Bench(AbstractContextManager["Bench"]):
             loop.run(self._policy[1].close())
             self._policy = None
 
+    def _rest(self) -> None:
+        """Give the policy's memory back for a while."""
+        if self._policy is not None and isinstance(self._policy[1], Lasting):
+            loop.run(self._policy[1].rest())
+        else:
+            self.close()
+
+    def _turn_to(self, model: Model) -> None:
+        """Whatever is open is open for ``model`` from here on, or closed."""
+        if self._policy is None or self._policy[0] == model.fingerprint:
+            return
+        if isinstance(policy := self._policy[1], Lasting):
+            policy.take_up(model)
+            self._policy = (model.fingerprint, policy)
+        else:
+            self.close()
+
     def _open(self, model: Model) -> Policy:
         if self._policy is None:
-            policy, why = open_policy(model, self.engine)
+            policy, why = open_policy(model, self.engine, self.run.folder)
             self._policy = (model.fingerprint, policy)
             if why != self._engine:
                 self._engine = why
@@ -149,8 +166,7 @@ class Bench(AbstractContextManager["Bench"]):
             wanted = tuple(player.key(task, index) for index in indices for task in tasks)
             return Pool({task.key: task for task in tasks}, wanted, trajectories.records, verdicts.records)
         stage.begin()
-        if self._policy is not None and self._policy[0] != agent.model.fingerprint:
-            self.close()
+        self._turn_to(agent.model)
         started = time.monotonic()
         try:
             pool = loop.run(
@@ -243,7 +259,7 @@ class Bench(AbstractContextManager["Bench"]):
         stage.begin()
         write_json(folder / "selection.json", selection)
         write_rows(folder, rows)
-        self.close()
+        self._rest()
         train, short = trainer_for(start), name.removeprefix("rungs/")
         model, report = train(
             rows,

@@ -25,12 +25,12 @@ from sharpen import loop
 from sharpen.errors import ContextOverflow, ModelError, PolicyError
 from sharpen.methods import base as bench
 from sharpen.models import load_model, open_folder
-from sharpen.policies import leash
+from sharpen.policies import choose, leash
 from sharpen.policies.base import Conversation, Lasting, Policy, Sampling
 from sharpen.policies.scripted import ScriptedPolicy, open_scripted
 from sharpen.policies.transformers import Transformers, TransformersPolicy
 from sharpen.policies.vllm import Vllm, VllmPolicy, _last_error
-from sharpen.records import Message, Model
+from sharpen.records import Lineage, Message, Model
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from test_policies import GREEDY, QUESTIONS, SHORT, OnTheLoop, ask, smollm, vllm_settings
@@ -429,6 +429,18 @@ async def test_a_model_that_vllm_refuses_is_one_line(tmp_path: Path) -> None:
         await policy.complete(ask("Hi"), GREEDY)
     await policy.close()
     assert "no reason" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "picked"), [("cuda", True, "vllm"), ("cuda", False, "transformers"), ("mps", True, "transformers")]
+)
+def test_auto_takes_it_where_there_is_a_gpu_for_it(monkeypatch: pytest.MonkeyPatch, device: str, there: bool, picked: str) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(choose, "best_device", lambda: device)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: (object() if there else None) if name == "vllm" else found(name))
+    model = Model(name="m", path="/nowhere", fingerprint="f", lineage=Lineage(base="m"))
+    engine, why = choose.choose(model)
+    assert engine.__struct_config__.tag == picked and f"a GPU ({device})" in why
 
 
 def test_its_settings_are_part_of_a_run(scripted: Path) -> None:

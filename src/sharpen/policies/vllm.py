@@ -94,8 +94,10 @@ class VllmPolicy:
     async def rest(self) -> None:
         """Give the memory back: vLLM sleeps where it can (on GPUs), and is ended where not."""
         async with self._lock:
-            if self._server is not None and not (self.settings.keep and await self._server.sleep()):
-                await self._end()
+            with contextlib.suppress(PolicyError):
+                if self._server is not None and self.settings.keep and await self._server.sleep():
+                    return
+            await self._end()
 
     async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
         """The next turn. ContextOverflow where prompt and ``max_tokens`` exceed the context, PolicyError where the server has died."""
@@ -140,21 +142,21 @@ class VllmPolicy:
 
     async def _prepare(self) -> _Server:
         async with self._lock:
-            if self._closed:
-                raise PolicyError(f"the policy {self.name} is closed")
             if self._broken is not None:
                 raise self._broken
-            if self._server is not None and self._server.dead():
+            if self._server is not None and self._server.dead() and not self._closed:
                 self._deaths += 1
                 if self._deaths > 1:
                     self._broken = ModelError(f"{self._server.died()}; it died before, so it is not started again")
                     raise self._broken
                 await self._end()
-            if self._server is not None and self._fits(self._server):
+            if self._server is not None and not self._closed and self._fits(self._server):
                 with contextlib.suppress(PolicyError):  # it cannot load these: its log says why, and a fresh one can
                     await self._server.load(self._model)
                     return self._server
             await self._end()
+            if self._closed:
+                raise PolicyError(f"the policy {self.name} is closed")
             self._server = _Server(self._model, self.settings, self.log)
             try:
                 await self._server.start()

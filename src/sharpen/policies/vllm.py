@@ -320,6 +320,6 @@ def _last_error(log: str) -> str:
     found = "no reason given"
     lines = [re.sub(r"^(\(\w+ pid=\d+\) )?(\w+ [\d-]+ [\d:]+ \[[^]]+\] )?", "", line).strip() for line in log.splitlines()]
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
-        if (match := re.search(r"(?:^|[\s.])(\w*(?:Error|Exception|error): .+)$", line)) and "See root cause above" not in line:
+        if (match := re.search(r"(?:^|[\s.])(\w*(?:Error|Exception|error): .+)$", line)) and not re.search("See .*root cause", line):
             found = after if "validation error" in line else match[1]
     return re.sub(r" \[type=.*", "", found)[:300]

@@ -121,8 +121,10 @@ class VllmPolicy:
             choice = msgspec.json.decode(answer, type=_Completion).choices[0]
         except msgspec.DecodeError as error:
             raise PolicyError(f"vLLM answered with something else than a completion with token ids: {error}") from error
-        if choice.prompt_token_ids != prompt or not choice.token_ids:
-            raise PolicyError(f"vLLM read another prompt than it was sent, or sampled nothing ({choice.finish_reason}; log: {self.log})")
+        if choice.finish_reason not in ("stop", "length") or not choice.token_ids:
+            raise PolicyError(f"vLLM ended a turn with {choice.finish_reason!r} (log: {self.log})")
+        if choice.prompt_token_ids != prompt:
+            raise PolicyError(f"vLLM read another prompt than it was sent (log: {self.log})")
         return turn_of(self.template, conversation, prompt, choice.token_ids)
 
     async def close(self) -> None:
@@ -133,15 +135,22 @@ class VllmPolicy:
 
     async def _ready(self) -> _Server:
         """The server, awake and with this model's weights in it."""
+        if (server := self._current()) is not None:
+            return server
+        work = asyncio.ensure_future(self._prepare())
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits any more, nobody is told
+        return await asyncio.shield(work)  # one conversation that is cancelled does not end what the others wait for
+
+    def _current(self) -> _Server | None:
         server = self._server
-        if server is None or server.dead() or server.asleep or server.fingerprint != self._model.fingerprint or self._closed:
-            work = asyncio.ensure_future(self._prepare())
-            work.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits any more, nobody is told
-            server = await asyncio.shield(work)  # one conversation that is cancelled does not end what the others wait for
+        if self._closed or server is None or server.dead() or server.asleep or server.fingerprint != self._model.fingerprint:
+            return None
         return server
 
     async def _prepare(self) -> _Server:
         async with self._lock:
+            if (server := self._current()) is not None:  # whoever had the lock before has done it
+                return server
             if self._broken is not None:
                 raise self._broken
             if self._server is not None and self._server.dead() and not self._closed:

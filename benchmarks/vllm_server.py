@@ -23,6 +23,7 @@ from sampling import Count, Episode, conversation, cpu, marked, ours, seeded, sh
 from sharpen import loop
 from sharpen.chat.template import ChatTemplate
 from sharpen.models import load_model
+from sharpen.policies import leash
 from sharpen.policies.base import Conversation, Sampling, turn_seed
 from sharpen.policies.vllm import Vllm, VllmPolicy
 from sharpen.records import Message, TurnTokens
@@ -122,7 +123,8 @@ def main() -> None:
     passed = [word for name in OURS for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     source = Path(__file__).parent.parent / "src"
     child = subprocess.Popen(
-        [args.python, __file__, "--offline", *passed, "--", *args.rest],
+        [sys.executable, leash.__file__, str(os.getpid()), args.python, __file__, "--offline", *passed, "--", *args.rest],
+        start_new_session=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 def main() -> None:
     owner = int(sys.argv[1])
-    child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(sys.argv[2:])
     while os.getppid() == owner:
         try:
             child.wait(SECONDS_BETWEEN_LOOKS)

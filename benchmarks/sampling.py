@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sharpen import loop
 from sharpen.chat.template import ChatTemplate
 from sharpen.models import load_model
-from sharpen.policies.base import Conversation, Sampling, turn_seed
+from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
 from sharpen.policies.gguf_file import write_gguf
 from sharpen.policies.openvino import OpenVino, OpenVinoPolicy, pipeline_settings
 from sharpen.records import Message, Model, TurnTokens
@@ -109,7 +110,7 @@ def conversation(episode: Episode, answers: list[str], turns: list[TurnTokens]) 
     return Conversation(messages=tuple(messages), turns=tuple(turns))
 
 
-def ours(policy: OpenVinoPolicy, episodes: list[Episode], sampling: Sampling) -> Count:
+def ours(policy: Policy, episodes: list[Episode], sampling: Sampling) -> Count:
     """As the rollout loop does it: every episode a task, all at once."""
     count = Count()
 
@@ -117,7 +118,7 @@ def ours(policy: OpenVinoPolicy, episodes: list[Episode], sampling: Sampling) ->
         answers: list[str] = []
         turns: list[TurnTokens] = []
         for _ in range(len(episode.observations) + 1):
-            turn = await policy.complete(conversation(episode, answers, turns), _seeded(sampling, index))
+            turn = await policy.complete(conversation(episode, answers, turns), seeded(sampling, index))
             answers.append(turn.message.content)
             turns.append(turn.tokens)
             count.add(turn.prompt_tokens, turn.sampled_tokens)
@@ -126,7 +127,7 @@ def ours(policy: OpenVinoPolicy, episodes: list[Episode], sampling: Sampling) ->
         await asyncio.gather(*(play(i, episode) for i, episode in enumerate(episodes)))
 
     began = time.perf_counter()
-    asyncio.run(everything())
+    loop.run(everything())
     count.seconds = time.perf_counter() - began
     return count
 
@@ -148,7 +149,7 @@ def raw(pipeline: Any, template: ChatTemplate, episodes: list[Episode], sampling
         settings.stop_token_ids = set(template.end_ids)
         settings.set_eos_token_id(min(template.end_ids))
         settings.do_sample, settings.temperature, settings.top_p = True, sampling.temperature, sampling.top_p
-        settings.rng_seed = turn_seed(_seeded(sampling, index).seed, prompt) & 0xFFFFFFFF
+        settings.rng_seed = turn_seed(seeded(sampling, index).seed, prompt) & 0xFFFFFFFF
         running[index] = pipeline.add_request(index, openvino.Tensor(numpy.array([prompt], dtype=numpy.int64)), settings), prompt
 
     began = time.perf_counter()
@@ -207,7 +208,7 @@ def generate(model: Any, template: ChatTemplate, episodes: list[Episode], sampli
     return count
 
 
-def _seeded(sampling: Sampling, index: int) -> Sampling:
+def seeded(sampling: Sampling, index: int) -> Sampling:
     return Sampling(
         temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=sampling.seed * 100_000 + index
     )
@@ -257,7 +258,7 @@ def main() -> None:
     }
     report: dict[str, Any] = {
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30},
+        "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30},
         "versions": {name: importlib.metadata.version(name) for name in ("openvino-genai", "torch", "transformers")},
         "settings": {key: str(value) for key, value in vars(args).items()} | {"computed_in": policy.precision},
         "load_seconds": load_seconds,
@@ -268,13 +269,13 @@ def main() -> None:
         for repeat in range(args.repeats):
             sampling = Sampling(temperature=args.temperature, max_tokens=args.max_tokens, seed=args.seed + repeat)
             # Words of this repeat only, or the prefix caches would still hold the last one's.
-            fresh = [Episode((*e.opening[:-1], _marked(e.opening[-1], repeat, name)), e.observations) for e in episodes]
+            fresh = [Episode((*e.opening[:-1], marked(e.opening[-1], repeat, name)), e.observations) for e in episodes]
             for arm, run in arms.items():
                 counts[arm].append(run(fresh, sampling))
                 print(f"{name}, repeat {repeat + 1}: {arm} {counts[arm][-1].seconds:.1f} s", flush=True)
         report["lists"][name] = summary(counts)
         show(name, report["lists"][name])
-    asyncio.run(policy.close())
+    loop.run(policy.close())
     args.out.write_text(json.dumps(report, indent=1))
 
 
@@ -314,11 +315,11 @@ def show(name: str, result: dict[str, Any]) -> None:
         )
 
 
-def _marked(message: Message, repeat: int, name: str) -> Message:
+def marked(message: Message, repeat: int, name: str) -> Message:
     return Message(role=message.role, content=f"Game {name}-{repeat}. {message.content}")
 
 
-def _cpu() -> str:
+def cpu() -> str:
     info = Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from sharpen import loop
 from sharpen.chat.load import load_template
 from sharpen.errors import ContextOverflow, ModelError, PolicyError, SettingsError
 from sharpen.models import load_model
@@ -28,6 +29,7 @@ from sharpen.policies.openvino import OpenVino, OpenVinoPolicy
 from sharpen.policies.openvino_engine import Gate, Request
 from sharpen.policies.scripted import Scripted, ScriptedPolicy, arithmetic, learn, open_scripted, scripted_model
 from sharpen.policies.transformers import Transformers, TransformersPolicy
+from sharpen.policies.vllm import Vllm, VllmPolicy
 from sharpen.records import Message, Model, ToolCall
 
 SHORT = "What is the capital of France? Answer in one sentence."
@@ -103,21 +105,48 @@ def smollm() -> Model:
     return load_model("smollm2-135m-instruct")
 
 
+def vllm_settings() -> Vllm:
+    """Those of a small vLLM in the environment that scripts/vllm.sh makes; skips where it was not made."""
+    python = Path(__file__).parent.parent / ".venv-vllm/bin/python"
+    if not python.exists():
+        pytest.skip("there is no .venv-vllm; bash scripts/vllm.sh makes it")
+    return Vllm(python=str(python), args=("--kv-cache-memory-bytes", "500M"), max_model_len=4096, precision="f32")
+
+
+class OnTheLoop:
+    """A policy as the library uses it: on its one event loop, whatever loops the tests have."""
+
+    gives_token_ids = True
+
+    def __init__(self, policy: VllmPolicy) -> None:
+        self.policy, self.name, self.template = policy, policy.name, policy.template
+
+    async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
+        return await asyncio.wrap_future(loop.submit(self.policy.complete(conversation, sampling)))
+
+    async def close(self) -> None:
+        await asyncio.wrap_future(loop.submit(self.policy.close()))
+
+
 def real(name: str, opened: dict[str, Policy]) -> Policy:
-    pytest.importorskip({"openvino": "openvino_genai"}.get(name, name))
+    if name != "vllm":
+        pytest.importorskip({"openvino": "openvino_genai"}.get(name, name))
     if name not in opened:
         model = smollm()
         opened[name] = (
             OpenVinoPolicy(model, OpenVino(precision="f32", cache_gb=1))
             if name == "openvino"
+            else OnTheLoop(VllmPolicy(model, vllm_settings()))
+            if name == "vllm"
             else TransformersPolicy(model, Transformers(device="cpu"))
         )
     return opened[name]
 
 
-@pytest.fixture(
-    params=["scripted", "endpoint", pytest.param("transformers", marks=pytest.mark.real), pytest.param("openvino", marks=pytest.mark.real)]
-)
+REAL = ("transformers", "openvino", "vllm")
+
+
+@pytest.fixture(params=["scripted", "endpoint", *(pytest.param(name, marks=pytest.mark.real) for name in REAL)])
 async def policy(request: pytest.FixtureRequest, serve: Serve, real_policies: dict[str, Policy]) -> AsyncIterator[Policy]:
     made: Policy
     match request.param:
@@ -233,9 +262,10 @@ QUESTIONS = ["Count from 1 to 10.", "Write a haiku about rain.", "Name three fru
 
 
 @pytest.mark.real
-async def test_openvino_equals_transformers(real_policies: dict[str, Policy]) -> None:
+@pytest.mark.parametrize("engine", ["openvino", "vllm"])
+async def test_an_engine_equals_transformers(real_policies: dict[str, Policy], engine: str) -> None:
     """Greedy, in float32: the same tokens, one for one."""
-    both = [real(name, real_policies) for name in ("transformers", "openvino")]
+    both = [real(name, real_policies) for name in ("transformers", engine)]
     ours, theirs = [await asyncio.gather(*(p.complete(ask(q), GREEDY) for q in QUESTIONS)) for p in both]
     assert [turn.tokens for turn in ours] == [turn.tokens for turn in theirs]
 

@@ -134,7 +134,7 @@ class Session:
 
     def _agent(self, model: Model, task: BoundTask) -> PolicyAgent:
         if model.fingerprint not in self._policies:
-            self._policies[model.fingerprint], _ = open_policy(model, self.engine)
+            self._policies[model.fingerprint], _ = open_policy(model, self.engine, self.folder)
         policy = self._policies[model.fingerprint]
         return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, self.sampling.turn(self.seed))
 

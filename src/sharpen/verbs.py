@@ -198,7 +198,7 @@ def _tries(
     with _held(work):
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
         model = load_model(settings.model, settings.template)
-        policy, _ = open_policy(model, settings.engine)
+        policy, _ = open_policy(model, settings.engine, work)
         try:
             agent = make_agent(model.name, model, policy, tasks.environment, how.turn(settings.seed), settings.harness)
             options: dict[str, Any] = {

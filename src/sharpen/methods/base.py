@@ -23,7 +23,7 @@ from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import RECORDED
 from sharpen.models import load_model
-from sharpen.policies.base import Conversation, Policy, Sampling, Turn
+from sharpen.policies.base import Conversation, Lasting, Policy, Sampling, Turn
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.records import Evaluation, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill, fill_adaptively, silent
@@ -78,7 +78,7 @@ class FewShot(Record, frozen=True, kw_only=True):
 class Bench(AbstractContextManager["Bench"]):
     """One run's tasks, base model and settings, and the stages that methods are made of.
 
-    One policy is open at a time; it is closed before training, so that a GPU's or the machine's memory is free for it.
+    One policy is open at a time; it is closed before training, or rests, so that a GPU's or the machine's memory is free for it.
     """
 
     run: Run
@@ -117,9 +117,26 @@ class Bench(AbstractContextManager["Bench"]):
             loop.run(self._policy[1].close())
             self._policy = None
 
+    def _rest(self) -> None:
+        """Give the policy's memory back for a while."""
+        if self._policy is not None and isinstance(self._policy[1], Lasting):
+            loop.run(self._policy[1].rest())
+        else:
+            self.close()
+
+    def _turn_to(self, model: Model) -> None:
+        """Whatever is open is open for ``model`` from here on, or closed."""
+        if self._policy is None or self._policy[0] == model.fingerprint:
+            return
+        if isinstance(policy := self._policy[1], Lasting):
+            policy.take_up(model)
+            self._policy = (model.fingerprint, policy)
+        else:
+            self.close()
+
     def _open(self, model: Model) -> Policy:
         if self._policy is None:
-            policy, why = open_policy(model, self.engine)
+            policy, why = open_policy(model, self.engine, self.run.folder)
             self._policy = (model.fingerprint, policy)
             if why != self._engine:
                 self._engine = why
@@ -164,8 +181,7 @@ class Bench(AbstractContextManager["Bench"]):
             wanted = tuple(player.key(by_key[task], index) for task, index in tries)
             return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
         stage.begin()
-        if self._policy is not None and self._policy[0] != agent.model.fingerprint:
-            self.close()
+        self._turn_to(agent.model)
         started = time.monotonic()
         options: dict[str, Any] = {
             "concurrency": self.sampling.concurrency,
@@ -284,7 +300,7 @@ class Bench(AbstractContextManager["Bench"]):
         stage.begin()
         write_json(folder / "selection.json", selection)
         write_rows(folder, rows)
-        self.close()
+        self._rest()
         train, short = trainer_for(start), name.removeprefix("rungs/")
         model, report = train(
             rows,

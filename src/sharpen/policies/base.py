@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from sharpen.errors import SettingsError
-from sharpen.records import Message, Record, TurnTokens
+from sharpen.records import Message, Model, Record, TurnTokens
 
 
 class Sampling(Record, frozen=True, kw_only=True):
@@ -68,6 +68,19 @@ class Policy(Protocol):
 
     async def close(self) -> None:
         """Give back threads, memory and processes. Calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class Lasting(Policy, Protocol):
+    """A policy whose engine outlives its weights, because starting it is slow."""
+
+    def take_up(self, model: Model) -> None:
+        """From the next turn on, continue as ``model``. Called with no turn under way."""
+        ...
+
+    async def rest(self) -> None:
+        """Give the memory back, for training; the next turn takes it again."""
         ...
 
 

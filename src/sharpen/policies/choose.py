@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from sharpen.policies.openvino import OpenVino, OpenVinoPolicy
 from sharpen.policies.plugin import PolicyPlugin, plugin_policy
 from sharpen.policies.scripted import Scripted, open_scripted
 from sharpen.policies.transformers import Transformers, TransformersPolicy, best_device
+from sharpen.policies.vllm import Vllm, VllmPolicy
 from sharpen.records import Model, Record
 
 
@@ -23,12 +25,15 @@ class Auto(Record, frozen=True, kw_only=True, tag_field="engine", tag="auto"):
     """Let the model and this machine decide."""
 
 
-Concrete = OpenVino | Transformers | Endpoint | Scripted
+Concrete = OpenVino | Transformers | Vllm | Endpoint | Scripted
 Engine = Auto | Concrete | PolicyPlugin
 
 
-def open_policy(model: Model, engine: Engine) -> tuple[Policy, str]:
-    """Open ``model``; with it, which engine was picked and why. SettingsError where model and engine do not fit."""
+def open_policy(model: Model, engine: Engine, logs: Path | None = None) -> tuple[Policy, str]:
+    """Open ``model``; with it, which engine was picked and why. SettingsError where model and engine do not fit.
+
+    An engine that keeps a log keeps it in the folder ``logs``, else in a temporary one.
+    """
     if isinstance(engine, PolicyPlugin):
         return plugin_policy(model, engine), f"plugin {engine.name}: as set"
     chosen, why = choose(model) if isinstance(engine, Auto) else (engine, "as set")
@@ -52,6 +57,10 @@ def open_policy(model: Model, engine: Engine) -> tuple[Policy, str]:
         case Transformers():
             transformers = TransformersPolicy(model, chosen)
             return transformers, f"transformers: {why}; {transformers.precision} on {transformers.device}"
+        case Vllm():
+            vllm = VllmPolicy(model, chosen, logs)
+            precision = "bf16 on a GPU, f32 on a CPU" if chosen.precision == "auto" else chosen.precision
+            return vllm, f"vllm: {why}; {precision}; its log is {vllm.log}"
 
 
 def choose(model: Model) -> tuple[Concrete, str]:
@@ -60,7 +69,10 @@ def choose(model: Model) -> tuple[Concrete, str]:
         return Scripted(), "a scripted model"
     if model.kind == "endpoint":
         return Endpoint(base_url=model.path, model=model.name), f"served at {model.path}"
-    if (device := best_device()) != "cpu":
+    device = best_device()
+    if device == "cuda" and importlib.util.find_spec("vllm") is not None:
+        return Vllm(), "a GPU (cuda), and vLLM is installed"
+    if device != "cpu":
         return Transformers(), f"a GPU ({device})"
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return Transformers(), f"no GPU, and a {platform.machine()} CPU"

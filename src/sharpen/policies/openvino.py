@@ -17,13 +17,14 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen.chat.template import ChatTemplate
-from sharpen.errors import ContextOverflow, ModelError, PolicyError
+from sharpen.errors import ModelError, PolicyError
 from sharpen.models import read_config
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
 from sharpen.policies.futures import settle
 from sharpen.policies.gguf_file import why_not, write_gguf
 from sharpen.policies.openvino_engine import Cancel, Frames, Ready, Request, Result, Setup, write_frame
-from sharpen.records import Model, Record, TurnTokens
+from sharpen.policies.tokens import prompt_of, turn_of
+from sharpen.records import Model, Record
 
 
 class OpenVino(Record, frozen=True, kw_only=True, tag_field="engine", tag="openvino"):
@@ -82,9 +83,7 @@ class OpenVinoPolicy:
 
     async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
         """The next turn. ContextOverflow where prompt and ``max_tokens`` exceed the context, PolicyError where the engine has died."""
-        prompt = self.template.prompt(conversation.messages, conversation.turns, conversation.tools)
-        if len(prompt) + sampling.max_tokens > self.context:
-            raise ContextOverflow(f"{len(prompt)} prompt tokens and {sampling.max_tokens} to sample exceed the context of {self.context}")
+        prompt = prompt_of(self.template, conversation, sampling, self.context)
         request = Request(
             id=next(self._ids),
             prompt=prompt,
@@ -107,12 +106,7 @@ class OpenVinoPolicy:
                 self._waiting.pop(request.id, None)
             self._outbox.put(Cancel(request.id))
             raise
-        return Turn(
-            message=self.template.message(output, conversation.tools),
-            tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop="stop" if output[-1] in self.template.end_ids else "length"),
-            prompt_tokens=len(prompt),
-            sampled_tokens=len(output),
-        )
+        return turn_of(self.template, conversation, prompt, output)
 
     async def close(self) -> None:
         """End the engine's process; whoever still waits gets a PolicyError."""

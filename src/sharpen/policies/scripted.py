@@ -22,10 +22,11 @@ from typing import Annotated
 import msgspec
 
 from sharpen.chat.scripted import END_ID, ScriptedTemplate
-from sharpen.errors import ContextOverflow, ModelError, PolicyError
+from sharpen.errors import ModelError, PolicyError
 from sharpen.models import save_lineage
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
-from sharpen.records import Lineage, Model, Record, TurnTokens
+from sharpen.policies.tokens import prompt_of, turn_of
+from sharpen.records import Lineage, Model, Record
 
 Reply = Callable[[Conversation, random.Random], str]
 
@@ -53,18 +54,11 @@ class ScriptedPolicy:
         if self._closed:
             raise PolicyError(f"the policy {self.name} is closed")
         await asyncio.sleep(0)  # let others run, as a real engine would
-        prompt = self.template.prompt(conversation.messages, conversation.turns, conversation.tools)
-        if len(prompt) + sampling.max_tokens > self.context:
-            raise ContextOverflow(f"{len(prompt)} prompt tokens and {sampling.max_tokens} to sample exceed the context of {self.context}")
+        prompt = prompt_of(self.template, conversation, sampling, self.context)
         seed = sampling.seed if sampling.temperature > 0 else 0
         text = self.reply(conversation, random.Random(turn_seed(seed, [_digest(repr(prompt))])))
         output = [*text.encode(), END_ID][: sampling.max_tokens]
-        return Turn(
-            message=self.template.message(output, conversation.tools),
-            tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop="stop" if output[-1] == END_ID else "length"),
-            prompt_tokens=len(prompt),
-            sampled_tokens=len(output),
-        )
+        return turn_of(self.template, conversation, prompt, output)
 
     async def close(self) -> None:
         self._closed = True

@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from sharpen.chat.template import ChatTemplate
-from sharpen.errors import ContextOverflow, ModelError, PolicyError
+from sharpen.errors import ModelError, PolicyError
 from sharpen.models import read_config
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
 from sharpen.policies.futures import settle
-from sharpen.records import Model, Record, TurnTokens
+from sharpen.policies.tokens import prompt_of, turn_of
+from sharpen.records import Model, Record
 
 
 class Transformers(Record, frozen=True, kw_only=True, tag_field="engine", tag="transformers"):
@@ -74,9 +75,7 @@ class TransformersPolicy:
 
     async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
         """The next turn. ContextOverflow where prompt and ``max_tokens`` exceed the context, PolicyError where the device fails."""
-        prompt = self.template.prompt(conversation.messages, conversation.turns, conversation.tools)
-        if len(prompt) + sampling.max_tokens > self.context:
-            raise ContextOverflow(f"{len(prompt)} prompt tokens and {sampling.max_tokens} to sample exceed the context of {self.context}")
+        prompt = prompt_of(self.template, conversation, sampling, self.context)
         if self._closed:
             raise PolicyError(f"the policy {self.name} is closed")
         job = _Job(prompt, sampling, asyncio.get_running_loop().create_future())
@@ -86,12 +85,7 @@ class TransformersPolicy:
         except asyncio.CancelledError:
             job.cancelled.set()
             raise
-        return Turn(
-            message=self.template.message(output, conversation.tools),
-            tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop="stop" if output[-1] in self.template.end_ids else "length"),
-            prompt_tokens=len(prompt),
-            sampled_tokens=len(output),
-        )
+        return turn_of(self.template, conversation, prompt, output)
 
     async def close(self) -> None:
         """Stop after the token being sampled; whoever still waits gets a PolicyError."""

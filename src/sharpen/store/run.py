@@ -236,7 +236,7 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, str] = {}
-    for package in ("sharpen", "torch", "transformers", "trl", "peft", "openvino-genai", "textworld", "reasoning-gym"):
+    for package in ("sharpen", "torch", "transformers", "trl", "peft", "openvino-genai", "vllm", "textworld", "reasoning-gym"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -155,3 +155,13 @@ def test_a_ladder_with_an_outside_program_as_the_agent(scripted: Path, tmp_path:
         json.loads(line) for line in (tmp_path / "runs/ladder/rungs" / sampled.name / "training_set/rows.jsonl").read_text().splitlines()
     ]
     assert {row["origin"] for row in rows if row["source"] == "sampled"} == {"sampled"}  # the engine's ids, through the proxy
+
+
+def test_the_longest_line_that_is_read_can_be_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"messages": [{"role": "user", "content": "x" * 3000}, {"role": "assistant", "content": "y"}]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    for longest, code, says in (("1000", 2, "raise max_bytes (--max-bytes)"), ("0", 2, "must be at least 1"), ("10000", 0, "")):
+        assert (
+            main(["import", str(tmp_path / "t.jsonl"), str(tmp_path / f"w{longest}"), "--format", "openai", "--max-bytes", longest]) == code
+        )
+        assert says in capsys.readouterr().err

@@ -130,6 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
     imported.add_argument(
         "--tasks", type=Path, metavar="SETTINGS", help="put each under the task of these settings that asks the same question"
     )
+    imported.add_argument("--max-bytes", type=int, metavar="N", help="the longest line or document that is read (default: 64 MiB)")
     imported.add_argument("--lenient", action="store_true", help="count what cannot be read by reason, instead of stopping at the first")
     exported = verb(
         "export", _export, "write a model, or trajectories for other libraries",
@@ -275,7 +276,12 @@ def _import(arguments: argparse.Namespace) -> None:
     from sharpen.settings import load_settings
 
     settings = load_settings(arguments.tasks, {}) if arguments.tasks is not None else None
-    done = verbs.import_(arguments.source, arguments.work, format=arguments.format, strict=not arguments.lenient, settings=settings)
+    if arguments.max_bytes is not None and arguments.max_bytes < 1:
+        raise SettingsError(f"--max-bytes is {arguments.max_bytes}, but must be at least 1")
+    longest = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
+    done = verbs.import_(
+        arguments.source, arguments.work, format=arguments.format, strict=not arguments.lenient, settings=settings, **longest
+    )
     print(f"{done.kept} of {done.pieces} trajectories read as {done.format}: {arguments.work}")
     for reason, count in done.left_out.items():
         print(f"{count:>7}  left out: {reason}, first {done.examples[reason]}")

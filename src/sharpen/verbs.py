@@ -20,7 +20,7 @@ from sharpen.budget import Adaptive, terms
 from sharpen.chat.load import load_template
 from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
-from sharpen.formats.base import Exported, Imported
+from sharpen.formats.base import MAX_BYTES, Exported, Imported
 from sharpen.formats.load import FORMATS, read, write
 from sharpen.methods.base import heard, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
@@ -42,14 +42,22 @@ from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
 
 
-def import_(source: Path, work: Path, *, format: str | None = None, strict: bool = True, settings: RunSettings | None = None) -> Imported:
+def import_(
+    source: Path,
+    work: Path,
+    *,
+    format: str | None = None,
+    strict: bool = True,
+    max_bytes: int = MAX_BYTES,
+    settings: RunSettings | None = None,
+) -> Imported:
     """Bring the trajectories of a file, or of all files in a folder, into ``work``; one at a time, so that the file may be larger than memory.
 
-    With ``settings`` each is put under the task that asks the same question, so that it can be verified; TaskError where none does. ``format`` and
-    ``strict`` are those of ``formats.load.read``.
+    With ``settings`` each is put under the task that asks the same question, so that it can be verified; TaskError where none does. ``format``,
+    ``strict`` and ``max_bytes`` are those of ``formats.load.read``.
     """
     finder = Finder(load_tasks(settings.tasks).tasks) if settings is not None else None
-    reading = read(source, format, strict=strict)
+    reading = read(source, format, strict=strict, max_bytes=max_bytes)
     encode = msgspec.json.Encoder().encode
     with _held(work), replacing(work / "trajectories" / f"{digest(str(source.resolve()))}.jsonl") as file:
         for trajectory in reading:

@@ -107,7 +107,7 @@ def _read(log: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
     """An entry's bytes, never more than ``max_bytes`` of them. Fault where it is damaged or too long."""
     entry = log.getinfo(name)
     if entry.file_size > max_bytes:
-        raise Fault(TOO_LONG, f"it holds {entry.file_size:,} bytes, over {max_bytes:,}; raise max_bytes if it is meant to")
+        raise Fault(TOO_LONG, f"it holds {entry.file_size:,} bytes, over {max_bytes:,}; raise max_bytes (--max-bytes) if it is meant to be")
     try:
         with log.open(entry) as file:
             data = file.read(max_bytes + 1)
@@ -116,7 +116,7 @@ def _read(log: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
         raise Fault(DAMAGED, str(error)) from None
     if len(data) > max_bytes:
-        raise Fault(TOO_LONG, f"it unpacks to more than {max_bytes:,} bytes; raise max_bytes if it is meant to")
+        raise Fault(TOO_LONG, f"it unpacks to more than {max_bytes:,} bytes; raise max_bytes (--max-bytes) if it is meant to be")
     return data
 
 

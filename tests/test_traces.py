@@ -48,16 +48,32 @@ def traces(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Traces:
 
 
 def test_each_question_is_a_task_and_each_trace_a_try_of_it(tmp_path: Path) -> None:
-    rows = [chat("one?", "1"), chat("two?", "2"), chat("one?", "eins"), chat("ONE? ", "uno", system="Be kind.")]
+    rows = [chat("one?", "1"), chat("two?", "2"), chat("one?", "eins"), chat("ONE?", "UNO"), chat("one?", "uno", system="Be kind.")]
     tasks = load_tasks(traces(tmp_path, rows, splits=Splits(demo=3)))
-    assert len(tasks) == 3  # a system message makes another question
-    assert tasks.recorded is not None and len(tasks.recorded.trajectories) == 4
+    assert len(tasks) == 4  # a system message makes another question, and so does case: "Reverse: ab" is not "Reverse: AB"
+    assert len({task.family for task in tasks.tasks}) == 3  # but what differs in case alone goes to one split
+    assert tasks.recorded is not None and len(tasks.recorded.trajectories) == 5
     one = next(task for task in tasks.tasks if task.prompt[0].content == "one?")
     assert [trace.messages[-1].content for trace in tasks.recorded.of(one)] == ["1", "eins"]
-    assert len({trace.key for trace in tasks.recorded.trajectories}) == 4
+    assert len({trace.key for trace in tasks.recorded.trajectories}) == 5
     assert all(task.reference is None and tasks.environment.expert(task) is None for task in tasks.tasks)  # a trace is no gold solution
     again = load_tasks(traces(tmp_path, rows[::-1], splits=Splits(demo=3)))
     assert {task.key for task in again.tasks} == {task.key for task in tasks.tasks}  # by what it asks, not where it stands
+
+
+def test_what_was_done_before_the_last_turn_is_part_of_what_it_is_asked(tmp_path: Path) -> None:
+    """Two tool calls that differ in their arguments only, answered alike, are two contexts."""
+
+    def called(n: int) -> dict[str, Any]:
+        call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": n})}}
+        turns = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "ok", "tool_call_id": "a"}]
+        return {"messages": [{"role": "user", "content": "Do it."}, *turns, {"role": "assistant", "content": f"did {n}"}]}
+
+    tasks = load_tasks(traces(tmp_path, [called(1), called(2)], ask="last", gold=True, splits=Splits(demo=1)))
+    assert {task.reference for task in tasks.tasks} == {"did 1", "did 2"}
+    thanked = {"messages": [*chat("Say 3.", "3")["messages"], {"role": "user", "content": "thanks"}]}
+    (task,) = load_tasks(traces(tmp_path, [thanked], gold=True, splits=Splits(demo=1))).tasks
+    assert task.reference == "3"  # the last answer, not the last word
 
 
 def test_gold_traces_give_references_and_must_agree(tmp_path: Path) -> None:
@@ -171,7 +187,11 @@ def test_demonstrations_from_a_file_teach_and_the_page_says_what_they_are_worth(
     sft = next(rung for rung in read_run(run).rungs if rung.name == "001-sft")
     assert sft.selection is not None and sft.selection.counts["fail: judged wrong"] == 1  # left out and counted
     page = (run / "report.html").read_text()
-    assert "7 of 8 pass the verifier" in page and "cover 6 of the 8 tasks" in page and "At 1 of the 2 places" in page
+    assert (
+        "7 of 8 pass the verifier; the mean over tasks is 91.7 %" in page
+        and "cover 6 of the 8 tasks" in page
+        and "At 1 of the 2 places" in page
+    )
     assert "1 traces beside: answers what no task asks" in page
 
 

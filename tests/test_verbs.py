@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -165,3 +166,32 @@ def test_the_longest_line_that_is_read_can_be_raised(tmp_path: Path, capsys: pyt
             main(["import", str(tmp_path / "t.jsonl"), str(tmp_path / f"w{longest}"), "--format", "openai", "--max-bytes", longest]) == code
         )
         assert says in capsys.readouterr().err
+
+
+def test_a_rungs_kept_tries_go_out_and_no_others(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    climb(load_settings(scripted, {"ladder.rungs": "[rejection-sampling]", "ladder.control": "false"}), tmp_path / "runs")
+    rung = tmp_path / "runs/ladder/rungs/001-rejection-sampling"
+    tries = {line for path in (rung / "sampling/trajectories").glob("*.jsonl") for line in path.read_bytes().splitlines()}
+    own = {json.dumps(json.loads(line)["key"]) for line in tries}
+    kept = [key for key in json.loads((rung / "selection.json").read_bytes())["kept"] if json.dumps(key) in own]
+    for name in (rung, rung / "sampling"):
+        assert main(["export", str(name), str(tmp_path / f"{name.name}.jsonl"), "--format", "atif"]) == 0
+        assert len((tmp_path / f"{name.name}.jsonl").read_text().splitlines()) == len(kept) < len(tries)
+
+
+def test_what_judges_does_not_teach(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = str(tmp_path / "w")
+    for split in ("train", "dev"):
+        assert main(["sample", str(scripted), work, "--split", split, "--sampling.n", "2"]) == 0
+    assert main(["verify", str(scripted), work]) == 0
+    assert main(["select", str(scripted), work]) == 0
+    assert "80  of a task in dev, which judges" in capsys.readouterr().out
+    dev = {task.key for task in load_tasks(load_settings(scripted, {}).tasks).split("dev").tasks}
+    assert not dev & {key["task"] for key in json.loads((tmp_path / "w/selection.json").read_bytes())["kept"]}
+
+
+def test_nobody_reading_does_not_stop_a_run(scripted: Path, tmp_path: Path) -> None:
+    """`sharpen run ... 2>&1 | head -1` once hung for ever: the pipe broke inside the thread that all work runs in."""
+    command = f"{sys.executable} -m sharpen run {scripted} --runs {tmp_path / 'r'} --ladder.rungs '[sft]' 2>&1 | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("\n") == 1 and (tmp_path / "r/ladder/report.html").exists()

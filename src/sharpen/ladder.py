@@ -110,10 +110,14 @@ class Ladder:
         worth = weigh(self.bench.demonstrations(), recorded.left_out if recorded is not None else {}, self.bench.seed)
         write_json(self.bench.run.folder / DEMONSTRATIONS, worth)
         if worth.count:
+            errors = f" ({worth.errors} ended in an error)" if worth.errors else ""
             self.bench.say(
-                f"demonstrations: {worth.passed} of {worth.count} pass, the ceiling of imitation; they cover {worth.covered} of {worth.tasks} tasks"
+                f"demonstrations: {worth.passed} of {worth.count} pass{errors}, the ceiling of imitation; "
+                f"they cover {worth.covered} of {worth.tasks} tasks"
             )
         checked = loop.run(gold_and_noop(tasks))
+        if checked.example:
+            self.bench.say(f"the verifier fails its checks: {checked.example}")
         return Measurements(
             demonstrations=worth.count,
             demonstrations_passing=worth.passed,

@@ -146,7 +146,7 @@ def export_model(model: Model, out: Path, card: str, *, adapter: bool = False) -
     """
     if model.kind != "pretrained":
         raise ModelError(f"{model.name} is a {model.kind} model; only a local pretrained model can be exported")
-    source = Path(model.path)
+    source, out = Path(model.path), out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists and is not empty; name a new folder")
     files = [file for file in source.iterdir() if file.is_file() and not file.name.startswith(".") and file.name != README]

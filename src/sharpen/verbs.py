@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from sharpen.formats.load import FORMATS, read, write
 from sharpen.methods.base import heard, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
 from sharpen.policies.choose import open_policy
-from sharpen.records import Evaluation, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, fill, fill_adaptively, silent
-from sharpen.selection import build_rows, select
+from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_json
 from sharpen.store.run import SETTINGS, Run
@@ -76,8 +77,13 @@ def export(work: Path, path: Path, format: str) -> Exported:
     """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format."""
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}{nearest(format, (*FORMATS, *MODEL_FORMATS))}")
-    trajectories = _trajectories(work).records
-    keys = _selection(work).kept if (work / "selection.json").exists() else tuple(sorted(trajectories, key=order))
+    tries, chosen = work, work
+    if work.name == "sampling" and (work.parent / "selection.json").exists():
+        chosen = work.parent  # a rung of a run keeps its tries below
+    elif not (work / "trajectories").exists() and (work / "sampling").is_dir():
+        tries = work / "sampling"
+    trajectories = _trajectories(tries).records
+    keys = _selection(chosen).kept if (chosen / "selection.json").exists() else tuple(sorted(trajectories, key=order))
     return write((trajectories[key] for key in keys if key in trajectories), path, format)
 
 
@@ -148,9 +154,19 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
 
 
 def select_(settings: RunSettings, work: Path) -> Selection:
-    """Choose what trains from the judged tries in ``work``, and write ``selection.json``, with the reason for every try left out."""
+    """Choose what trains from the judged tries in ``work``, and write ``selection.json``, with the reason for every try left out.
+
+    Tries of dev and test tasks are left out, whatever they did: what judges must not teach.
+    """
+    judging = {task.key: task.split for task in load_tasks(settings.tasks).tasks if task.split in ("dev", "test")}
     with _held(work):
-        chosen = select(_pool(work), settings.selection, settings.seed)
+        pool = _pool(work)
+        aside = tuple(
+            LeftOut(key=key, reason=f"of a task in {judging[key.task]}, which judges") for key in pool.wanted if key.task in judging
+        )
+        teaching = replace_fields(pool, wanted=tuple(key for key in pool.wanted if key.task not in judging))
+        chosen = select(teaching, settings.selection, settings.seed)
+        chosen = merge([Selection(kept=(), left_out=aside, counts={}), chosen])
         write_json(work / "selection.json", chosen)
     return chosen
 

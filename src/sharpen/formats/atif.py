@@ -64,7 +64,10 @@ def _documents(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | Fault]
     with opened(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        yield f"{path}:1", Fault(TOO_LONG, f"the document is longer than {max_bytes:,} bytes; raise max_bytes (--max-bytes) if it is meant to be")
+        yield (
+            f"{path}:1",
+            Fault(TOO_LONG, f"the document is longer than {max_bytes:,} bytes; raise max_bytes (--max-bytes) if it is meant to be"),
+        )
     elif data.strip():
         yield f"{path}:1", data
 

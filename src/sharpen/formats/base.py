@@ -157,7 +157,10 @@ def lines(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | Fault]]:
             if number == 1:
                 line = text_start(line, path)
             if len(line.rstrip(b"\r\n")) > max_bytes:
-                yield where, Fault(TOO_LONG, f"the line is longer than {max_bytes:,} bytes; raise max_bytes (--max-bytes) if it is meant to be")
+                yield (
+                    where,
+                    Fault(TOO_LONG, f"the line is longer than {max_bytes:,} bytes; raise max_bytes (--max-bytes) if it is meant to be"),
+                )
                 while not line.endswith(b"\n") and (line := file.readline(2**20)):
                     pass
             elif line.strip():

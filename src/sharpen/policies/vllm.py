@@ -33,6 +33,7 @@ from sharpen.policies.tokens import prompt_of, turn_of
 from sharpen.records import Model, Record
 
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_DIE = 30.0  # a killed process gives its memory back when it is gone, which takes a while for many gigabytes
 _SIDE = Path(__file__).parent / "vllm_side"
 _ASIDE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")  # of config.json: may differ where only weights do
 
@@ -274,11 +275,14 @@ class _Server:
         return True
 
     async def end(self) -> None:
-        """Kill the process group. Calling it twice is harmless."""
+        """Kill the process group and wait until its memory is free. Calling it twice is harmless."""
         await self._session.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
+        deadline = time.monotonic() + SECONDS_TO_DIE
+        while _living(self._process.pid) and time.monotonic() < deadline:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
     def dead(self) -> bool:
         return self._process.poll() is not None
@@ -308,6 +312,16 @@ class _Server:
             return file.read().decode(errors="replace")
 
 
+def _living(group: int) -> bool:
+    """Whether the process group still has members that are no zombies; False where there is no /proc to tell."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):  # gone meanwhile
+            state, _, its = stat.read_text().rpartition(") ")[2].split()[:3]
+            if int(its) == group and state != "Z":
+                return True
+    return False
+
+
 def _environment(python: str, key: str) -> dict[str, str]:
     """The server's environment. What it asks of the network only the user's own settings may allow."""
     tools = str(Path(python or sys.executable).parent.absolute())
@@ -328,7 +342,7 @@ def _last_error(log: str) -> str:
     """The last line of a log that names an error and its cause, without vLLM's prefixes."""
     found = "no reason given"
     lines = [re.sub(r"^(\(\w+ pid=\d+\) )?(\w+ [\d-]+ [\d:]+ \[[^]]+\] )?", "", line).strip() for line in log.splitlines()]
-    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+    for line, after in zip(lines, [*lines[1:], ""], strict=False):
         if (match := re.search(r"(?:^|[\s.])(\w*(?:Error|Exception|error): .+)$", line)) and not re.search("See .*root cause", line):
             found = after if "validation error" in line else match[1]
     return re.sub(r" \[type=.*", "", found)[:300]

@@ -19,7 +19,7 @@ class Live:
     """A listener: give it ``Progress`` and it shows stage, bar, tokens/s, pass rate so far and time left."""
 
     def __init__(self) -> None:
-        self.console = Console(file=sys.stderr)
+        self.console = _Console(file=sys.stderr)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._what = ""
@@ -65,6 +65,12 @@ class Live:
         if made * 20 < seen.total or seen.done == seen.total:
             return ""
         return f"{(now - self._began) / made * (seen.total - seen.done):.0f} s left"
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more (``| head``): be quiet and go on. Rich would end this thread, which may be the one that all work runs in."""
+        self.quiet = True
 
 
 def _detail(seen: Seen) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Literal
 
@@ -16,16 +16,17 @@ from sharpen.store.files import digest
 from sharpen.tasks.base import Recorded, TaskSet
 from sharpen.tasks.data_file import OwnData, bind, verifier_of
 from sharpen.tasks.overlap import question
-from sharpen.tasks.recorded import opening, put_under
+from sharpen.tasks.recorded import ELSEWHERE, opening, put_under
 
 
 class Traces(OwnData, frozen=True, kw_only=True, tag_field="source", tag="traces"):
     """Traces in any format that ``sharpen import`` reads: a file, or a folder of files.
 
     ``ask: first`` asks what stands before the first assistant turn and lets the environment answer from there on; ``last`` asks for the last
-    assistant turn alone, everything before it as it was recorded, for traces of tools that are no longer there. Traces that ask the same are tries of one task.
-    Traces are what somebody did, not what is right: the verifier judges them as it judges the model. ``gold`` says that they are right: each
-    must then pass, and its last answer is its task's reference. ``format``, ``strict`` and ``replay`` as for ``Demonstrations``.
+    assistant turn alone, everything before it as it was recorded, for traces of tools that are no longer there. Traces that ask the same are
+    tries of one task. They are what somebody did, not what is right: the verifier judges them as it judges the model. ``gold`` says that they
+    are right: their last answer is their task's reference, and rejection sampling is refused where the verifier fails one. ``format``,
+    ``strict`` and ``replay`` as for ``Demonstrations``.
     """
 
     path: str
@@ -56,22 +57,28 @@ def load(settings: Traces) -> TaskSet:
                 "name the environment that it was played in, or ask: last"
             )
         # Not by the file's own names: other libraries give every try of a question a name of its own.
-        key = digest(question(Task(key="", family="", prompt=asked)))[:12]
+        key = digest(asked)[:12]
         prompts.setdefault(key, asked)
         tries[key].append(trace)
     taskset = bind(settings, settings.path, [_task(settings, key, prompts[key], tries[key]) for key in tries], verifier)
-    demo = [task for task in taskset.tasks if task.split == "demo"]
-    shown = put_under((task, trace) for task in demo for trace in tries[task.key])
-    return replace(taskset, recorded=Recorded(shown, reading.imported.left_out, settings.replay))
+    shown = put_under((task, trace) for task in taskset.tasks if task.split == "demo" for trace in tries[task.key])
+    left_out = Counter(reading.imported.left_out)
+    for task in taskset.tasks:
+        if task.split != "demo":
+            left_out[ELSEWHERE.format(split=task.split)] += len(tries[task.key])
+    return replace(taskset, recorded=Recorded(shown, dict(left_out), settings.replay))
 
 
 def _task(settings: Traces, key: str, prompt: tuple[Message, ...], tries: list[Trajectory]) -> Task:
+    family = digest(question(Task(key="", family="", prompt=prompt)))[
+        :12
+    ]  # those that ask the same but for case and spacing go to one split
     if not settings.gold:
-        return Task(key=key, family=key, prompt=prompt)
-    ends = sorted({trace.messages[-1].content.strip() for trace in tries})
+        return Task(key=key, family=family, prompt=prompt)
+    answers = [[message for message in trace.messages[len(prompt) :] if message.role == "assistant"] for trace in tries]
+    ends = sorted({turns[-1].content.strip() for turns in answers})
     if len(ends) > 1:
         raise TaskError(
             f"{settings.path}: gold traces of task {prompt[-1].content[:60]!r} end differently: {ends[0][:60]!r}, {ends[1][:60]!r}; keep one"
         )
-    turns = [message for message in tries[0].messages[len(prompt) :] if message.role == "assistant"]
-    return Task(key=key, family=key, prompt=prompt, params={"gold": msgspec.to_builtins(turns)}, reference=ends[0])
+    return Task(key=key, family=family, prompt=prompt, params={"gold": msgspec.to_builtins(answers[0])}, reference=ends[0])

@@ -144,7 +144,15 @@ def main() -> None:
     plan = plan_rows(episodes(chosen.rows, chosen.seed), 1, chosen.seed, batch_size=settings.batch_size)
     speeds: dict[str, list[float]] = {"bare": [], "ours": [], "trl_defaults": []}
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(model=model.path, out=folder, name="benchmark", lineage=Lineage(base="benchmark"), settings=settings, plan=plan)
+        job = Job(
+            model=model.path,
+            start=model.name,
+            out=folder,
+            name="benchmark",
+            lineage=Lineage(base="benchmark"),
+            settings=settings,
+            plan=plan,
+        )
         bare(job, precision)  # the first pass through a fresh allocator is slower for whoever makes it
         for _ in range(chosen.repeats):
             for name, run in (("bare", bare), ("ours", ours), ("trl_defaults", defaults)):

@@ -142,7 +142,8 @@ FULL = Training(method="full", learning_rate=1e-2, epochs=40, batch_size=4, warm
 
 def job(tiny: Model, rows: Sequence[Row], settings: Training, out: Path) -> Job:
     plan = plan_rows(rows, settings.epochs, settings.seed, batch_size=settings.batch_size)
-    return Job(model=tiny.path, out=str(out / "model"), name="new", lineage=Lineage(base="tiny"), settings=settings, plan=plan)
+    lineage = Lineage(base="tiny", training_set="some rows")
+    return Job(model=tiny.path, start="tiny", out=str(out / "model"), name="new", lineage=lineage, settings=settings, plan=plan)
 
 
 def in_process(tiny: Model, rows: Sequence[Row], settings: Training, out: Path) -> list[float]:

@@ -111,10 +111,11 @@ class Plan(Record, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """What the process is asked to do. ``model`` and ``out`` are folders, ``name`` and ``lineage`` the new model's; ``watched``: stdin closes when
-    the parent dies."""
+    """What the process is asked to do. ``model`` and ``out`` are folders, ``start`` is the name of the first, ``name`` and ``lineage`` are the new
+    model's; ``watched``: stdin closes when the parent dies."""
 
     model: str
+    start: str
     out: str
     name: str
     lineage: Lineage

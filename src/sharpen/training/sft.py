@@ -46,7 +46,16 @@ def train(
     lineage = Lineage(base=model.lineage.base, parent=model.fingerprint, training_set=learnt, settings=msgspec.to_builtins(settings))
     log, work = out.with_name("train.log"), out.with_name(f".{out.name}.training")
     alone = settings.accelerate_config is None
-    job = Job(model=model.path, out=str(work / "model"), name=_name(out), lineage=lineage, settings=settings, plan=plan, watched=alone)
+    job = Job(
+        model=model.path,
+        start=model.name,
+        out=str(work / "model"),
+        name=_name(out),
+        lineage=lineage,
+        settings=settings,
+        plan=plan,
+        watched=alone,
+    )
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)

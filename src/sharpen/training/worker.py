@@ -29,7 +29,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from sharpen.errors import ModelError
-from sharpen.models import ADAPTER, open_folder, save_pretrained
+from sharpen.models import ADAPTER, save_pretrained
 from sharpen.training.base import Job, Line, Plan, Progress, micro_batches, trained
 
 
@@ -211,7 +211,7 @@ def save(job: Job, model: Any, weights: dict[str, torch.Tensor], adapter: LoraCo
         learnt = get_peft_model_state_dict(model, state_dict=weights)
         whole = get_peft_model(whole, adapter)
         set_peft_model_state_dict(whole, learnt)
-        whole.peft_config["default"].base_model_name_or_path = open_folder(job.model).name  # its folder means nothing elsewhere
+        whole.peft_config["default"].base_model_name_or_path = job.start  # its folder means nothing elsewhere
         whole.save_pretrained(Path(job.out) / ADAPTER)
         whole = whole.merge_and_unload()
     save_pretrained(whole, tokenizer, job.out, job.lineage, job.name)

@@ -58,6 +58,11 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
             )
         self.turn(0)
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What ``collect`` is held to."""
+        return {name: getattr(self, name) for name in ("concurrency", "verifier_timeout_s", "episode_timeout_s")}
+
     def turn(self, seed: int) -> Sampling:
         """What the policy is told, with the run's seed."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)

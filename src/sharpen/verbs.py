@@ -99,7 +99,7 @@ def export_weights(source: Path, out: Path, format: str) -> Model:
     model, adapter = open_folder(folder), format == "adapter"
     if adapter:
         check_adapter(model)
-    export_model(model, out, model_card(model, out.name, view, rung, adapter=adapter), adapter=adapter)
+    export_model(model, out, model_card(model, out.resolve().name, view, rung, adapter=adapter), adapter=adapter)
     return model
 
 
@@ -225,13 +225,7 @@ def _tries(
         policy, _ = open_policy(model, settings.engine, work)
         try:
             agent = make_agent(model.name, model, policy, tasks.environment, how.turn(settings.seed), settings.harness)
-            options: dict[str, Any] = {
-                "concurrency": settings.sampling.concurrency,
-                "verifier_timeout_s": settings.sampling.verifier_timeout_s,
-                "episode_timeout_s": settings.sampling.episode_timeout_s,
-                "what": work.name,
-                "listen": listen,
-            }
+            options: dict[str, Any] = {**settings.sampling.limits, "what": work.name, "listen": listen}
             if isinstance(budget, Adaptive):
                 assert verifier is not None
                 goal = Goal(cap=settings.selection.limit, dedup=settings.selection.dedup)

@@ -183,13 +183,7 @@ class Bench(AbstractContextManager["Bench"]):
         stage.begin()
         self._turn_to(agent.model)
         started = time.monotonic()
-        options: dict[str, Any] = {
-            "concurrency": self.sampling.concurrency,
-            "verifier_timeout_s": self.sampling.verifier_timeout_s,
-            "episode_timeout_s": self.sampling.episode_timeout_s,
-            "what": name.removeprefix("rungs/"),
-            "listen": self.listen,
-        }
+        options: dict[str, Any] = {**self.sampling.limits, "what": name.removeprefix("rungs/"), "listen": self.listen}
         try:
             if bound is None:
                 pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, **options))

@@ -6,20 +6,21 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sharpen.errors import SettingsError, SharpenError
+from sharpen.errors import SettingsError, SharpenError, Stopped
 
 if TYPE_CHECKING:
     from sharpen.settings import RunSettings
 
-EXIT_ERROR, EXIT_INTERRUPT = 2, 130
+EXIT_ERROR, EXIT_CAP, EXIT_INTERRUPT = 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0, or 2 with one line on stderr, or 130 when interrupted."""
+    """Entry point. Returns 0, or with one line on stderr 2 for an error, 3 where a cap on spending was reached, 130 when interrupted."""
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
     try:
@@ -29,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.do(arguments)
     except SharpenError as error:
         print(f"sharpen: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return (EXIT_INTERRUPT if error.asked else EXIT_CAP) if isinstance(error, Stopped) else EXIT_ERROR
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient press it once more
         print("sharpen: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPT
     except BrokenPipeError:  # `sharpen show ... | head`
@@ -193,8 +195,22 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
 def _settings(arguments: argparse.Namespace) -> RunSettings:
     from sharpen.settings import load_settings
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _stop_now)
     return load_settings(arguments.settings, arguments.overrides)
+
+
+def _stop_now(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _watched() -> Iterator[Any]:
+    """What a verb tells and is told while it works."""
+    from sharpen import loop
+    from sharpen.report.live import Live
+
+    with Live() as live, loop.interruptible(live.say) as asked:
+        yield {"listen": live, "asked": asked}
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -222,10 +238,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _sample(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
-    from sharpen.report.live import Live
 
-    with Live() as live:
-        pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, listen=live)
+    with _watched() as watch:
+        pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, **watch)
     print(f"{len(pool.wanted)} tries of {len(pool.tasks)} tasks, {pool.sampled_tokens} tokens sampled: {arguments.work}")
     if pool.waves is not None:
         first = pool.first_wave
@@ -235,10 +250,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
-    from sharpen.report.live import Live
 
-    with Live() as live:
-        counts = verbs.verify(_settings(arguments), arguments.work, listen=live)
+    with _watched() as watch:
+        counts = verbs.verify(_settings(arguments), arguments.work, **watch)
     print(f"{counts['pass']} pass, {counts['fail']} fail, {counts['error']} error: {arguments.work}")
 
 
@@ -252,19 +266,17 @@ def _select(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
-    from sharpen.report.live import Live
 
-    with Live() as live:
-        model, report = verbs.train(_settings(arguments), arguments.work, arguments.out, listen=live)
+    with _watched() as watch:
+        model, report = verbs.train(_settings(arguments), arguments.work, arguments.out, listen=watch["listen"])
     print(f"{report.steps} steps over {report.trained_tokens} trained tokens of {report.tokens}, in {report.precision}: {model.path}")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
-    from sharpen.report.live import Live
 
-    with Live() as live:
-        evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, listen=live)
+    with _watched() as watch:
+        evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, **watch)
     for k, at in evaluation.pass_at.items():
         print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
     if evaluation.errors:

@@ -12,6 +12,7 @@
     │   └── ContentFiltered          a server's filter stopped what the policy said: the policy's failure, so a ``fail``
     ├── EnvironmentFault             the environment raised or hung: an ``error``
     ├── TrainingError                the training process died, or the loss is NaN; the run can be resumed
+    ├── Stopped                      a cap is reached, or the user asked: what is finished is kept, and the same command goes on from there
     └── Refused                      the advisor refuses a method, and says what would lift the refusal
 
 A bad rollout is data, not a crash: ``sampling.py`` turns PolicyError and EnvironmentFault into trajectories with ``stop="error"``
@@ -96,6 +97,14 @@ class EnvironmentFault(SharpenError):
 
 class TrainingError(SharpenError):
     """The training process died or its loss is not a number. Nothing earlier is lost; the same command resumes."""
+
+
+class Stopped(SharpenError):
+    """A cap is reached, or the user asked for the end (``asked``). What was in flight has finished and nothing more was begun."""
+
+    def __init__(self, message: str, *, asked: bool = False) -> None:
+        super().__init__(message)
+        self.asked = asked
 
 
 class Refused(SharpenError):

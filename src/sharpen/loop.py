@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import signal
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -38,6 +40,31 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         future.add_done_callback(lambda _: done.set())
         done.wait(10)
         raise
+
+
+@contextmanager
+def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], str]]:
+    """Within, the first Ctrl-C only asks: the function that this gives then tells so, for work to end well. The second is a KeyboardInterrupt."""
+    asked = False
+
+    def on_interrupt(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        # In a thread: this may have come in the middle of a line that is being written.
+        threading.Thread(
+            target=say, args=("interrupted: what is under way is finished, nothing more is begun; once more stops at once",)
+        ).start()
+
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of it
+        yield lambda: ""
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: "interrupted" if asked else ""
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def stream(items: AsyncIterator[T]) -> Iterator[T]:

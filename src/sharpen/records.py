@@ -128,6 +128,24 @@ class Cost(Record, frozen=True, kw_only=True):
     turns: int = 0
 
 
+class Spent(Record, frozen=True, kw_only=True):
+    """What was asked of policies and what it cost: calls that were answered, tokens as the engines counted them, US dollars.
+
+    ``unpriced`` of the calls have no known price and are in no dollar figure. ``seconds`` is wall time.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    sampled_tokens: int = 0
+    dollars: float = 0.0
+    unpriced: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.sampled_tokens
+
+
 class Thread(Record, frozen=True, kw_only=True):
     """A conversation beside the main one: a sub-agent's, or what came before or after an outside program rewrote its history.
 

@@ -10,14 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 
-from sharpen.errors import SettingsError
+from sharpen import loop
+from sharpen.errors import SettingsError, Stopped
 from sharpen.ladder import Ladder, Rung
 from sharpen.methods.base import Bench
 from sharpen.models import load_model
+from sharpen.policies.meter import SPENT, Meter
 from sharpen.report.live import Live
+from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
 from sharpen.report.terminal import ladder_table
 from sharpen.settings import RunSettings, to_yaml
@@ -35,7 +39,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
     run = Run.open(folder, to_yaml(settings))
     started = time.monotonic()
     try:
-        with Live() as live:
+        with Live() as live, loop.interruptible(live.say) as asked:
             live.say(f"sharpen: {folder}, seed {settings.seed}")
             tasks = load_tasks(settings.tasks, settings.demonstrations)
             if not tasks.split("dev").tasks:
@@ -44,23 +48,33 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
             bench = Bench(
                 run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
                 selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
-                harness=settings.harness, listen=live, say=live.say,
+                harness=settings.harness, meter=Meter(settings.spending, folder / SPENT, asked), listen=live, say=live.say,
             )  # fmt: skip
             with bench:
                 run.note(_circumstances(settings))
                 shipped = Ladder(bench, settings.ladder).climb()
+    except Stopped:
+        _print(folder)
+        raise
     finally:
         run.note({"event": "stopped", "seconds": round(time.monotonic() - started, 1)})
         run.close()
-    page = write_page(folder)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(ladder_table(read_run(folder, samples=0)))
-    assert shipped.agent is not None
-    console.print(
-        f"ships: {shipped.name.removeprefix('rungs/')}  {shipped.agent.model.path}", markup=False, highlight=False, soft_wrap=True
-    )
-    console.print(f"page:  {page}", markup=False, highlight=False, soft_wrap=True)
+    _print(folder, shipped)
     return shipped
+
+
+def _print(folder: Path, shipped: Rung | None = None) -> None:
+    """The table of what is there, what it cost, and where the rest lies."""
+    page, view = write_page(folder), read_run(folder, samples=0)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(ladder_table(view))
+    lines = [f"{rung.name}: {said}" for rung in view.rungs if (said := bought(rung))]
+    lines += [f"all:   {paid(view.spent)}"] if view.spent.calls else []
+    if shipped is not None:
+        assert shipped.agent is not None
+        lines.append(f"ships: {shipped.name.removeprefix('rungs/')}  {shipped.agent.model.path}")
+    for line in (*lines, f"page:  {page}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _circumstances(settings: RunSettings) -> dict[str, object]:
@@ -71,6 +85,7 @@ def _circumstances(settings: RunSettings) -> dict[str, object]:
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "commit": _commit(),
         "seed": settings.seed,
+        "spending": msgspec.to_builtins(settings.spending),
     }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,11 @@ from msgspec.structs import replace
 
 from sharpen.agents.base import Agent
 from sharpen.budget import LEVEL, Adaptive, Budget, SetAside, Terms, Try, Uniform, next_wave
-from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError
+from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError, Stopped
 from sharpen.policies.base import Sampling
-from sharpen.records import Cost, Record, SampleKey, Task, Trajectory, Verdict
+from sharpen.policies.meter import Account, Meter
+from sharpen.policies.prices import FREE
+from sharpen.records import Cost, Record, SampleKey, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest, read_json, write_blob
 from sharpen.store.segments import Segments
 from sharpen.verifiers.base import Verifier
@@ -69,14 +72,19 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
 
 
 class Progress(Record, frozen=True, kw_only=True):
-    """What is running, for whoever watches. ``rate`` counts tokens a second since the stage began; ``note`` is free text (a loss)."""
+    """What is running, for whoever watches. ``rate`` counts sampled tokens a second since the stage began; ``note`` is free text (a loss).
+
+    ``spent`` is what the stage cost so far, for ``passes`` and ``solved`` tasks.
+    """
 
     what: str
     done: int
     total: int
     passes: int = 0
     judged: int = 0
+    solved: int = 0
     errors: int = 0
+    spent: Spent = Spent()
     rate: float = 0.0
     note: str = ""
 
@@ -185,6 +193,7 @@ async def collect(
     concurrency: int,
     verifier_timeout_s: float = 60.0,
     episode_timeout_s: float = 600.0,
+    account: Account | None = None,
     what: str = "sampling",
     listen: Listener = silent,
 ) -> AsyncIterator[tuple[Trajectory, Verdict | None]]:
@@ -193,11 +202,14 @@ async def collect(
     A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given. Closing the
     iterator cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where
     that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade.
+
+    Where the meter of ``account`` has no room for another try none is begun; those under way end and are yielded, then Stopped is raised.
     """
     wanted = list(wanted)
-    watch = _Watch(what, len(wanted), listen)
-    queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception] = asyncio.Queue(maxsize=max(concurrency, 1))
-    streak = _Streak(BROKEN)
+    account = account or Meter().account(what, FREE)
+    watch = _Watch(what, len(wanted), listen, account)
+    queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception | None] = asyncio.Queue(maxsize=max(concurrency, 1))
+    streak, launches = _Streak(BROKEN), _Launches(account)
 
     async def judged(task: Task, trajectory: Trajectory) -> Verdict | None:
         if verifier is None:
@@ -211,8 +223,10 @@ async def collect(
     async def one(task: Task, index: int) -> tuple[Trajectory, Verdict | None]:
         stored = trajectories.records.get(agent.key(task, index))
         if stored is None:
-            trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
-            await trajectories.add(trajectory)
+            async with launches.room() as ended:
+                trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
+                await trajectories.add(trajectory)
+                ended(trajectory.cost)
         else:
             trajectory = stored
         verdict = await judged(task, trajectory)
@@ -227,14 +241,23 @@ async def collect(
                 await queue.put(await one(task, index))
         except Exception as error:  # carried to whoever reads, who raises it
             await queue.put(error)
+        await queue.put(None)
 
     workers = [asyncio.create_task(worker()) for _ in range(min(concurrency, len(wanted)))]
+    at_work, stopped = len(workers), None
     try:
-        for _ in wanted:
+        while at_work:
             item = await queue.get()
-            if isinstance(item, Exception):
+            if item is None:
+                at_work -= 1
+            elif isinstance(item, Stopped):
+                stopped = item
+            elif isinstance(item, Exception):
                 raise item
-            yield item
+            else:
+                yield item
+        if stopped is not None:
+            raise stopped
     finally:
         for job in workers:
             job.cancel()
@@ -286,13 +309,55 @@ class _Streak:
             raise type(error)(f"{self.length} tries in a row broke, the last with: {error}")
 
 
+class _Launches:
+    """Begins a try where, going by those that ended, it fits under the caps beside those under way; else waits for these, and stops when there are none."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.running = self.ended = self.calls = self.prompt = self.sampled = 0
+        self.freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[Callable[[Cost], None]]:
+        """Around one try; gives what is told its cost."""
+        meter = self.account.meter
+        while why := meter.why_stop(self._expected(self.running + 1) if meter.capped else None):
+            if not self.running:
+                meter.stop(why)
+            self.freed.clear()
+            await self.freed.wait()
+        self.running += 1
+        try:
+            yield self._count
+        finally:
+            self.running -= 1
+            self.freed.set()
+
+    def _count(self, cost: Cost) -> None:
+        self.ended += 1
+        self.calls += cost.turns
+        self.prompt += cost.prompt_tokens
+        self.sampled += cost.sampled_tokens
+
+    def _expected(self, tries: int) -> Spent:
+        share, spent = tries / max(self.ended, 1), self.account.spent
+        tokens = (self.prompt + self.sampled) * share
+        return Spent(
+            calls=max(tries, round(self.calls * share)),
+            prompt_tokens=round(self.prompt * share),
+            sampled_tokens=round(self.sampled * share),
+            dollars=spent.dollars / spent.tokens * tokens if spent.tokens else 0.0,
+        )
+
+
 class _Watch:
     """Turns finished tries into progress."""
 
-    def __init__(self, what: str, total: int, listen: Listener) -> None:
-        self.what, self.total, self.listen = what, total, listen
+    def __init__(self, what: str, total: int, listen: Listener, account: Account) -> None:
+        self.what, self.total, self.listen, self.account = what, total, listen, account
         self.started = time.monotonic()
-        self.done = self.passes = self.judged = self.errors = self.tokens = 0
+        self.done = self.passes = self.judged = self.errors = self.fresh = 0
+        self.solved: set[str] = set()
         listen(Progress(what=what, done=0, total=total))
 
     def saw(self, trajectory: Trajectory, verdict: Verdict | None, *, fresh: bool) -> None:
@@ -301,7 +366,9 @@ class _Watch:
         if verdict is not None and verdict.outcome != "error":
             self.judged += 1
             self.passes += verdict.outcome == "pass"
-        self.tokens += trajectory.cost.sampled_tokens * fresh
+            if verdict:
+                self.solved.add(verdict.key.task)
+        self.fresh += trajectory.cost.sampled_tokens * fresh
         seconds = time.monotonic() - self.started
         self.listen(
             Progress(
@@ -310,8 +377,10 @@ class _Watch:
                 total=self.total,
                 passes=self.passes,
                 judged=self.judged,
+                solved=len(self.solved),
                 errors=self.errors,
-                rate=self.tokens / seconds if seconds > 0 else 0.0,
+                spent=self.account.spent,
+                rate=self.fresh / seconds if seconds > 0 else 0.0,
             )
         )
 

@@ -16,6 +16,7 @@ from sharpen.evaluation import EvaluationSettings
 from sharpen.ladder import LadderSettings
 from sharpen.methods.base import FewShot
 from sharpen.policies.choose import Auto, Engine
+from sharpen.policies.meter import Spending
 from sharpen.records import Record
 from sharpen.sampling import SamplingSettings
 from sharpen.selection import SelectionSettings
@@ -46,6 +47,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     evaluation: EvaluationSettings = EvaluationSettings()
     few_shot: FewShot = FewShot()
     ladder: LadderSettings = LadderSettings()
+    spending: Spending = Spending()
 
 
 def load_settings(path: Path, overrides: Mapping[str, str]) -> RunSettings:
@@ -77,8 +79,10 @@ def convert(data: Mapping[str, Any], where: str) -> RunSettings:
 
 
 def to_yaml(settings: RunSettings) -> str:
-    """The resolved settings, every default written out."""
-    return yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False, allow_unicode=True)
+    """The resolved settings, every default written out, without ``spending``: caps may change while a run lasts, and are no part of what it is."""
+    data = msgspec.to_builtins(settings)
+    del data["spending"]
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def known_keys() -> dict[str, str]:

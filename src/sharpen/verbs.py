@@ -6,7 +6,7 @@ A work folder holds what a stage of a run holds, under the same names: ``traject
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -26,6 +26,8 @@ from sharpen.formats.load import FORMATS, read, write
 from sharpen.methods.base import heard, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
 from sharpen.policies.choose import open_policy
+from sharpen.policies.meter import SPENT, Meter, Metered
+from sharpen.policies.prices import price_of
 from sharpen.records import Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
@@ -41,6 +43,12 @@ from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
+
+Asked = Callable[[], str]  # why the user wants nothing more to be begun, "" while it may
+
+
+def never() -> str:
+    return ""
 
 
 def import_(
@@ -118,15 +126,15 @@ def _weights(source: Path) -> tuple[Path, RunView | None, RungView | None]:
     return folder, view, rung
 
 
-def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent) -> Pool:
+def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent, asked: Asked = never) -> Pool:
     """``settings.sampling.n`` tries of every task of ``split``, in ``work/trajectories``. Tries that lie there already are not made again.
 
     An adaptive budget needs verdicts to go by, so it judges as it goes; what it decided lies in ``work/waves.json``.
     """
-    return _tries(settings, work, split, settings.sampling, listen, judged=isinstance(settings.sampling.budget, Adaptive))
+    return _tries(settings, work, split, settings.sampling, listen, asked, judged=isinstance(settings.sampling.budget, Adaptive))
 
 
-def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> dict[str, int]:
+def verify(settings: RunSettings, work: Path, *, listen: Listener = silent, asked: Asked = never) -> dict[str, int]:
     """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before. Returns how many pass, fail and err.
 
     TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier.
@@ -134,11 +142,13 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
     known = {task.key: task for task in tasks.tasks}
+    meter = Meter(asked=asked)
     with _held(work):
         trajectories = _trajectories(work)
         verdicts = Segments(work / "verdicts", Verdict)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
         for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
+            meter.check()
             if key.task not in known:
                 raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
             verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
@@ -191,10 +201,10 @@ def train(settings: RunSettings, work: Path, out: Path, *, listen: Listener = si
         return trainer_for(model)(rows, model, training, out, on_progress=heard(listen, "train"))
 
 
-def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent) -> Evaluation:
+def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent, asked: Asked = never) -> Evaluation:
     """pass@k of the settings' model on ``split``, with intervals over families; tries, verdicts and ``evaluation.json`` lie in ``work``."""
     tasks = load_tasks(settings.tasks)
-    pool = _tries(settings, work, split, settings.evaluation, listen, judged=True, tasks=tasks)
+    pool = _tries(settings, work, split, settings.evaluation, listen, asked, judged=True, tasks=tasks)
     evaluation = evaluate(pool, tasks.split(split).tasks, settings.model, split, settings.evaluation, settings.seed)
     write_json(work / "evaluation.json", evaluation)
     return evaluation
@@ -206,6 +216,7 @@ def _tries(
     split: str,
     how: SamplingSettings | EvaluationSettings,
     listen: Listener,
+    asked: Asked,
     *,
     judged: bool,
     tasks: TaskSet | None = None,
@@ -223,9 +234,13 @@ def _tries(
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
         model = load_model(settings.model, settings.template)
         policy, _ = open_policy(model, settings.engine, work)
+        meter = Meter(settings.spending, work / SPENT, asked)
         try:
-            agent = make_agent(model.name, model, policy, tasks.environment, how.turn(settings.seed), settings.harness)
-            options: dict[str, Any] = {**settings.sampling.limits, "what": work.name, "listen": listen}
+            price, _ = price_of(model, settings.engine, settings.spending.prices)
+            account = meter.account(split, price)
+            metered = Metered(model.name, lambda: policy, account)
+            agent = make_agent(model.name, model, metered, tasks.environment, how.turn(settings.seed), settings.harness)
+            options: dict[str, Any] = {**settings.sampling.limits, "what": work.name, "listen": listen, "account": account}
             if isinstance(budget, Adaptive):
                 assert verifier is not None
                 goal = Goal(cap=settings.selection.limit, dedup=settings.selection.dedup)
@@ -234,6 +249,7 @@ def _tries(
             else:
                 pool = loop.run(fill(agent, chosen, range(how.n), verifier, trajectories, verdicts, **options))
         finally:
+            meter.write()
             loop.run(policy.close())
             trajectories.close()
             verdicts.close()

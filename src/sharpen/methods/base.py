@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,8 +22,10 @@ from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import RECORDED
 from sharpen.models import load_model
-from sharpen.policies.base import Conversation, Lasting, Policy, Sampling, Turn
+from sharpen.policies.base import Lasting, Policy
 from sharpen.policies.choose import Auto, Engine, open_policy
+from sharpen.policies.meter import Meter, Metered, total
+from sharpen.policies.prices import price_of
 from sharpen.records import Evaluation, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill, fill_adaptively, silent
 from sharpen.selection import SelectionSettings
@@ -92,6 +93,7 @@ class Bench(AbstractContextManager["Bench"]):
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     few_shot: FewShot = field(default_factory=FewShot)
     harness: Harness | None = None
+    meter: Meter = field(default_factory=Meter)
     listen: Listener = silent
     say: Callable[[str], None] = lambda line: None
     _policy: tuple[str, Policy] | None = None
@@ -172,7 +174,9 @@ class Bench(AbstractContextManager["Bench"]):
         stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *((self.harness,) if self.harness else ())])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
-        policy = _Lazy(agent.name, lambda: self._open(agent.model))
+        price, _ = price_of(agent.model, self.engine, self.meter.caps.prices)
+        account = self.meter.account(name, price)
+        policy = Metered(agent.name, lambda: self._open(agent.model), account)
         player = make_agent(agent.name, agent.model, policy, of.environment, turn, self.harness, agent.shots)
         if stage.done():
             by_key = {task.key: task for task in tasks}
@@ -182,8 +186,7 @@ class Bench(AbstractContextManager["Bench"]):
             return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
         stage.begin()
         self._turn_to(agent.model)
-        started = time.monotonic()
-        options: dict[str, Any] = {**self.sampling.limits, "what": name.removeprefix("rungs/"), "listen": self.listen}
+        options: dict[str, Any] = {**self.sampling.limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
         try:
             if bound is None:
                 pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, **options))
@@ -194,9 +197,11 @@ class Bench(AbstractContextManager["Bench"]):
         finally:
             trajectories.close()
             verdicts.close()
+            self.meter.write()
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
         sealed += [stage.folder / WAVES] if bound is not None else []
-        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, seconds=time.monotonic() - started, inside_s=policy.busy_s)
+        spent = total(account.spent, self.meter.machine(stage.seconds))
+        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=policy.busy_s)
         return pool
 
     def _terms(self, tasks: Sequence[Task], of: TaskSet) -> Terms | None:
@@ -291,6 +296,7 @@ class Bench(AbstractContextManager["Bench"]):
         folder = stage.folder
         if stage.done():
             return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
+        self.meter.check()
         stage.begin()
         write_json(folder / "selection.json", selection)
         write_rows(folder, rows)
@@ -334,34 +340,6 @@ def required(tasks: TaskSet) -> Verifier:
             "and training on unfiltered tries is SFT on average behaviour; give the tasks a verifier"
         )
     return tasks.verifier
-
-
-class _Lazy:
-    """A policy that is opened by its first turn: a stage whose tries are all on disk needs no engine. Counts the seconds with work in it."""
-
-    gives_token_ids = True
-
-    def __init__(self, name: str, open_: Callable[[], Policy]) -> None:
-        self.name = name
-        self.busy_s = 0.0
-        self._open = open_
-        self._inside = 0
-        self._since = 0.0
-
-    async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
-        policy = self._open()
-        if self._inside == 0:
-            self._since = time.monotonic()
-        self._inside += 1
-        try:
-            return await policy.complete(conversation, sampling)
-        finally:
-            self._inside -= 1
-            if self._inside == 0:
-                self.busy_s += time.monotonic() - self._since
-
-    async def close(self) -> None:
-        """The bench closes what was opened."""
 
 
 def shots_of(trajectories: Sequence[Trajectory]) -> tuple[Message, ...]:

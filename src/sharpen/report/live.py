@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sharpen.report.page import each
 from sharpen.sampling import Progress as Seen
 
 EVERY_S = 15.0  # seconds between plain lines of one stage, where the output is a file
@@ -77,6 +78,8 @@ def _detail(seen: Seen) -> str:
     parts = [f"{seen.rate:.0f} tokens/s"] if seen.rate else []
     if seen.judged:
         parts.append(f"pass rate so far {seen.passes / seen.judged:.1%}")
+    if seen.passes:
+        parts.append(f"{each(seen.spent, seen.passes)} a pass, {each(seen.spent, seen.solved)} a task solved")
     if seen.errors:
         parts.append(f"{seen.errors} errors")
     if seen.note:

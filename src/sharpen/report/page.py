@@ -17,6 +17,7 @@ from sharpen.records import (
     Interval,
     Record,
     Selection,
+    Spent,
     TaskResult,
     TrainingReport,
     Trajectory,
@@ -35,7 +36,8 @@ class SampleView(Record, frozen=True, kw_only=True):
 
 class RungView(Record, frozen=True, kw_only=True):
     """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it; ``budget`` says what
-    became of an adaptive one."""
+    became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
+    rung before had solved."""
 
     name: str
     method: str
@@ -52,6 +54,9 @@ class RungView(Record, frozen=True, kw_only=True):
     control: bool = False
     shipped: bool = False
     budget: str = ""
+    sampling: Spent | None = None
+    kept: int = 0
+    newly_solved: int = 0
     samples: tuple[SampleView, ...] = ()
 
 
@@ -71,6 +76,7 @@ class RunView(Record, frozen=True, kw_only=True):
     seconds_in_engine: float = 0
     seconds_in_training: float = 0
     seconds_total: float = 0
+    spent: Spent = Spent()
 
 
 def render(view: RunView) -> str:
@@ -78,7 +84,16 @@ def render(view: RunView) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": rate, "points": points, "turns": turns, "count": count, "minutes": minutes, "outcome": outcome}
+    environment.filters |= {
+        "rate": rate,
+        "points": points,
+        "turns": turns,
+        "count": count,
+        "minutes": minutes,
+        "outcome": outcome,
+        "bought": bought,
+        "paid": paid,
+    }
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
         ("sampling", view.seconds_in_engine),
@@ -143,6 +158,43 @@ def count(n: int) -> str:
     if n < 1000:
         return str(n)
     return f"{n / 1e3:.0f}k" if n < 999_500 else f"{n / 1e6:.1f}M"
+
+
+def dollars(amount: float) -> str:
+    """``$0.0012``, ``$3.40``: two digits that count, at least to the cent where there is one."""
+    return f"${amount:.2f}" if amount >= 0.095 or amount == 0 else f"${amount:.2g}"
+
+
+def each(spent: Spent, number: int) -> str:
+    """What one of ``number`` things that were bought for ``spent`` cost: ``1.2k tokens``, with the money where there is any and it is known."""
+    if not number:
+        return "-"
+    words = [f"{count(round(spent.tokens / number))} tokens"]
+    words += [dollars(spent.dollars / number)] if spent.dollars else []
+    words += ["price unknown"] if spent.unpriced else []
+    return ", ".join(words)
+
+
+def bought(rung: RungView) -> str:
+    """What a rung's sampling cost and brought, in one line; "" where it sampled nothing to train on."""
+    if rung.sampling is None:
+        return ""
+    spent, kept = rung.sampling, rung.kept
+    paid = f" for {dollars(spent.dollars)}" if spent.dollars else ""
+    unknown = f" ({spent.unpriced} of unknown price, in no dollar figure)" if spent.unpriced else ""
+    return (
+        f"sampled {count(spent.calls)} calls{unknown}, {count(spent.tokens)} tokens ({count(spent.sampled_tokens)} of them sampled){paid}, "
+        f"{minutes(spent.seconds / 60)} min: {kept} kept, {each(spent, kept)} each; "
+        f"{rung.newly_solved} tasks newly solved, {each(spent, rung.newly_solved)} each"
+    )
+
+
+def paid(spent: Spent) -> str:
+    """All that a run asked of policies, in one line."""
+    words = [f"{count(spent.calls)} calls", f"{count(spent.prompt_tokens)} prompt and {count(spent.sampled_tokens)} sampled tokens"]
+    words += [dollars(spent.dollars)] if spent.dollars else []
+    words += [f"{count(spent.unpriced)} calls of unknown price, which are in no dollar figure"] if spent.unpriced else []
+    return ", ".join(words)
 
 
 def minutes(value: float) -> str:

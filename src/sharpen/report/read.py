@@ -15,7 +15,19 @@ from sharpen.errors import RunError, SharpenError
 from sharpen.formats.base import RECORDED
 from sharpen.ladder import DEMONSTRATIONS
 from sharpen.models import load_model
-from sharpen.records import Decision, DemonstrationQuality, Evaluation, Row, SampleKey, Selection, TrainingReport, Trajectory, Verdict
+from sharpen.policies.meter import SPENT, Bill
+from sharpen.records import (
+    Decision,
+    DemonstrationQuality,
+    Evaluation,
+    Row,
+    SampleKey,
+    Selection,
+    Spent,
+    TrainingReport,
+    Trajectory,
+    Verdict,
+)
 from sharpen.report.page import RungView, RunView, SampleView, render
 from sharpen.sampling import WAVES, Waves
 from sharpen.store.files import read_json, write_atomic
@@ -40,7 +52,12 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
     settings_yaml = (folder / SETTINGS).read_text()
     notes = _ledger(folder)
     started: dict[str, Any] = next((note for note in notes if note.get("event") == "started"), {})
-    rungs = [_rung(path, folder, samples) for path in sorted((folder / "rungs").glob("*")) if (path / "decision.json").exists()]
+    rungs, solved = [], set[str]()
+    for path in sorted((folder / "rungs").glob("*")):
+        if (path / "decision.json").exists():
+            now = {key.task for key, verdict in Segments(path / "sampling" / "verdicts", Verdict).records.items() if verdict}
+            rungs.append(msgspec.structs.replace(_rung(path, folder, samples), newly_solved=len(now - solved)))
+            solved |= now
     kept = [rung.name for rung in rungs if not rung.control and rung.decision and rung.decision.outcome in ("baseline", "keep")]
     rungs = [msgspec.structs.replace(rung, shipped=bool(kept) and rung.name == kept[-1]) for rung in rungs]
     stages = [_manifest(path) for path in folder.rglob(MANIFEST)]
@@ -59,6 +76,7 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         date=str(started.get("date", "")),
         seconds_in_engine=sampling,
         seconds_in_training=training,
+        spent=bill.total if (bill := _read(folder / SPENT, Bill)) else Spent(),
         seconds_total=sum(float(note["seconds"]) for note in notes if note.get("event") == "stopped"),
     )
 
@@ -85,6 +103,8 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
     stages = [stage for stage in map(_manifest, path.rglob(MANIFEST)) if stage]
     views = list(_samples(path, folder)) if samples else []
     waves = _read(path / "sampling" / WAVES, Waves)
+    sampling = _manifest(path / "sampling" / MANIFEST)
+    selection = _read(path / "selection.json", Selection)
     random.Random(path.name).shuffle(views)
     views.sort(key=lambda view: not view.pieces)
     return RungView(
@@ -95,7 +115,9 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         panel=_read(path / "evaluation-panel.json", Evaluation),
         gain=decision.gain if decision else None,
         decision=decision,
-        selection=_read(path / "selection.json", Selection),
+        selection=selection,
+        sampling=sampling.spent if sampling else None,
+        kept=sum(key.sampling != RECORDED for key in selection.kept) if selection else 0,
         training=_read(path / "training.json", TrainingReport),
         sampled_tokens=sum(stage.sampled_tokens for stage in stages),
         trained_tokens=sum(stage.trained_tokens for stage in stages),

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sharpen.errors import RunError
-from sharpen.records import Record
+from sharpen.records import Record, Spent
 from sharpen.store.files import digest, file_digest, read_json, sync_folder, write_atomic, write_json, writing
 
 R = TypeVar("R")
@@ -28,6 +28,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """What a finished stage was made from and what it left.
 
     ``outputs`` maps file names to sha256. ``inside_s`` are the seconds, of all its ``seconds``, with work in the engine or the trainer.
+    ``spent`` is what it asked of policies, in all commands that worked on it: more than its outputs hold where tries broke or were cut short.
     """
 
     stage: str
@@ -38,6 +39,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     sampled_tokens: int = 0
     trained_tokens: int = 0
     inside_s: float = 0.0
+    spent: Spent = Spent()
     versions: dict[str, str] = {}
 
 
@@ -164,6 +166,11 @@ class Stage:
         self.settings = settings
         self.started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Since this command began it."""
+        return time.monotonic() - self.started
+
     def manifest(self) -> Manifest | None:
         path = self.folder / MANIFEST
         if not path.exists():
@@ -204,7 +211,7 @@ class Stage:
         sampled_tokens: int = 0,
         trained_tokens: int = 0,
         inside_s: float = 0.0,
-        seconds: float | None = None,
+        spent: Spent | None = None,
     ) -> Manifest:
         """Write the manifest, then the ledger line."""
         manifest = Manifest(
@@ -212,10 +219,11 @@ class Stage:
             inputs=self.inputs,
             settings=self.settings,
             outputs={str(path.relative_to(self.folder)): file_digest(path) for path in outputs},
-            seconds=round(time.monotonic() - self.started if seconds is None else seconds, 3),
+            seconds=round(self.seconds, 3),
             sampled_tokens=sampled_tokens,
             trained_tokens=trained_tokens,
             inside_s=round(inside_s, 3),
+            spent=spent or Spent(),
             versions=_versions(),
         )
         write_json(self.folder / MANIFEST, manifest)

@@ -1,0 +1,251 @@
+"""What policies are asked, counted call by call, and held under the caps that the user set."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from sharpen.errors import RunError, SettingsError, Stopped
+from sharpen.policies.base import Conversation, Policy, Sampling, Turn
+from sharpen.policies.prices import FREE, Price
+from sharpen.records import Record, Spent
+from sharpen.store.files import read_json, write_json
+
+SPENT = "spent.json"
+_EVERY_S = 2.0  # between two writings: what a kill can make the count forget
+_CHARACTERS = 3.0  # to a token, where a prompt has not been counted yet: on the low side, so that a cap holds
+
+_Dollars = Annotated[float, msgspec.Meta(gt=0)]
+_Count = Annotated[int, msgspec.Meta(gt=0)]
+
+
+class Spending(Record, frozen=True, kw_only=True):
+    """Caps on a whole run, whatever number of commands it takes, None for no cap. They are no part of what makes a run what it is: change them at will.
+
+    ``max_tokens`` counts prompt and sampled tokens, ``max_calls`` answers of policies, ``max_minutes`` the time that the run was worked on. Where the
+    next try would not fit, no more are begun; those under way end (a training too), and the same command goes on once the cap is raised.
+
+    ``prices`` are in US dollars, by the name that a model is asked for; what is not there comes from ``genai-prices``, where a hosted endpoint is asked.
+    ``dollars_per_hour`` is the price of the machine that this runs on.
+    """
+
+    max_dollars: _Dollars | None = None
+    max_tokens: _Count | None = None
+    max_calls: _Count | None = None
+    max_minutes: _Dollars | None = None
+    dollars_per_hour: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    prices: dict[str, Price] = {}
+
+    @property
+    def on_calls(self) -> bool:
+        """Whether a call needs room under any of them."""
+        return any(cap is not None for cap in (self.max_dollars, self.max_tokens, self.max_calls))
+
+    def over(self, spent: Spent) -> str:
+        """Which cap ``spent`` is over, as its setting and value; "" where it is over none."""
+        spent_of = {"dollars": spent.dollars, "tokens": spent.tokens, "calls": spent.calls, "minutes": spent.seconds / 60}
+        for unit, amount in spent_of.items():
+            cap = getattr(self, f"max_{unit}")
+            if cap is not None and amount > cap:
+                return f"spending.max_{unit} is {cap:g}"
+        return ""
+
+
+class Bill(Record, frozen=True, kw_only=True):
+    """``spent.json``: what each stage has asked for, tries that broke or were cut short included; the seconds that the run was worked on, and the
+    dollars that the machine took for them."""
+
+    stages: dict[str, Spent] = {}
+    seconds: float = 0.0
+    machine: float = 0.0
+
+    @property
+    def total(self) -> Spent:
+        return total(*self.stages.values(), Spent(seconds=self.seconds, dollars=self.machine))
+
+
+def total(*parts: Spent) -> Spent:
+    """All of them together."""
+    return Spent(
+        calls=sum(part.calls for part in parts),
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        sampled_tokens=sum(part.sampled_tokens for part in parts),
+        dollars=sum(part.dollars for part in parts),
+        unpriced=sum(part.unpriced for part in parts),
+        seconds=sum(part.seconds for part in parts),
+    )
+
+
+def _timeless(spent: Spent) -> Spent:
+    """A try under way may end, however late it is."""
+    return msgspec.structs.replace(spent, seconds=0.0)
+
+
+class Meter:
+    """Counts what a run asks of policies, in the file ``path`` across commands. ``asked`` says why the user wants nothing more to be begun, or ""."""
+
+    def __init__(self, caps: Spending | None = None, path: Path | None = None, asked: Callable[[], str] = lambda: "") -> None:
+        self.caps = caps or Spending()
+        self.capped = self.caps.on_calls or self.caps.max_minutes is not None
+        self.asked = asked
+        self._path = path
+        self._started = self._wrote = time.monotonic()
+        try:
+            bill = read_json(path, Bill) if path is not None and path.exists() else Bill()
+        except msgspec.MsgspecError as error:
+            raise RunError(f"{path} cannot be read ({error}); restore it, or delete it: the caps then count from nothing") from error
+        self._before = bill
+        self._accounts = {name: Account(self, name, FREE, spent) for name, spent in bill.stages.items()}
+        self.reserved: list[Spent] = []
+        self.freed = asyncio.Event()
+
+    def account(self, stage: str, price: Price | None) -> Account:
+        """Where the calls of ``stage`` are counted from here on, at ``price`` (None: unknown). SettingsError where a cap could not be kept for that."""
+        if price is None and self.caps.max_dollars is not None:
+            raise SettingsError(
+                f"spending.max_dollars is {self.caps.max_dollars:g}, but what {stage} costs is unknown; give its price in spending.prices, or cap tokens"
+            )
+        spent = self._accounts[stage].spent if stage in self._accounts else Spent()
+        self._accounts[stage] = Account(self, stage, price, spent)
+        return self._accounts[stage]
+
+    def machine(self, seconds: float) -> Spent:
+        """So many seconds of this machine, and their price."""
+        return Spent(seconds=seconds, dollars=self.caps.dollars_per_hour * seconds / 3600)
+
+    @property
+    def bill(self) -> Bill:
+        """Of the whole run so far."""
+        now = self.machine(time.monotonic() - self._started)
+        stages = {name: account.spent for name, account in self._accounts.items()}
+        return Bill(stages=stages, seconds=self._before.seconds + now.seconds, machine=self._before.machine + now.dollars)
+
+    def why_stop(self, more: Spent | None = None) -> str:
+        """Why nothing that takes ``more`` may be begun, "" where it may."""
+        if (why := self.asked()) or not self.capped:
+            return why
+        spent = self.bill.total
+        if not (cap := self.caps.over(total(spent, more or Spent()))):
+            return ""
+        return (
+            f"{cap}, and {spent.calls} calls, {spent.tokens} tokens, {spent.dollars:.4g} dollars and {spent.seconds / 60:.1f} minutes are spent: "
+            "what comes next may not fit"
+        )
+
+    def check(self) -> None:
+        """Before something is begun. Stopped where it may not be."""
+        if why := self.why_stop():
+            self.stop(why)
+
+    def stop(self, why: str) -> None:
+        raise Stopped(f"{why}; what is finished is kept, and the same command goes on{'' if self.asked() else ' once the cap is raised'}",
+                      asked=bool(self.asked()))  # fmt: skip
+
+    def write(self) -> None:
+        """What is counted is on disk before this returns."""
+        self._wrote = time.monotonic()
+        if self._path is not None:
+            write_json(self._path, self.bill)
+
+    def write_now_and_then(self) -> None:
+        if time.monotonic() - self._wrote > _EVERY_S:
+            self.write()
+
+
+class Account:
+    """What one stage asks."""
+
+    def __init__(self, meter: Meter, stage: str, price: Price | None, spent: Spent) -> None:
+        self.meter, self.stage, self.price = meter, stage, price
+        self._calls, self._prompt, self._sampled = spent.calls, spent.prompt_tokens, spent.sampled_tokens
+        self._dollars, self._unpriced = spent.dollars, spent.unpriced
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(
+            calls=self._calls, prompt_tokens=self._prompt, sampled_tokens=self._sampled, dollars=self._dollars, unpriced=self._unpriced
+        )
+
+    def count(self, turn: Turn) -> None:
+        self._calls += 1
+        self._prompt += turn.prompt_tokens
+        self._sampled += turn.sampled_tokens
+        if self.price is None:
+            self._unpriced += 1
+        else:
+            self._dollars += self.price.dollars(turn.prompt_tokens, turn.sampled_tokens)
+        self.meter.write_now_and_then()
+
+    @asynccontextmanager
+    async def room(self, conversation: Conversation, sampling: Sampling) -> AsyncIterator[None]:
+        """Holds room under the caps for one call: waits while calls under way may use it up.
+
+        Stopped where there is none though no other call is under way, SettingsError where not even one would ever have fitted.
+        """
+        if not self.meter.caps.on_calls:
+            yield
+            return
+        meter, most = self.meter, self._most(conversation, sampling)
+        while meter.caps.over(_timeless(total(meter.bill.total, *meter.reserved, most))):
+            if not meter.reserved:
+                if alone := meter.caps.over(most):
+                    raise SettingsError(f"{alone}, but one call may take {most.tokens} tokens and {most.dollars:.2g} dollars; raise it")
+                meter.stop(meter.why_stop(most))
+            meter.freed.clear()
+            await meter.freed.wait()
+        meter.reserved.append(most)
+        try:
+            yield
+        finally:
+            meter.reserved.remove(most)
+            meter.freed.set()
+
+    def _most(self, conversation: Conversation, sampling: Sampling) -> Spent:
+        """What a call takes at worst, with its prompt guessed from its length."""
+        characters = sum(
+            len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in conversation.messages
+        )
+        prompt = int((characters + len(str(conversation.tools or ""))) / _CHARACTERS) + 8 * len(conversation.messages)
+        dollars = self.price.dollars(prompt, sampling.max_tokens) if self.price is not None else 0.0
+        return Spent(calls=1, prompt_tokens=prompt, sampled_tokens=sampling.max_tokens, dollars=dollars)
+
+
+class Metered:
+    """A policy whose calls are counted in ``account``. Opened by its first turn: a stage whose tries are all on disk needs no engine.
+
+    ``busy_s`` are the seconds with work in it. Whoever opened the policy closes it.
+    """
+
+    gives_token_ids = True
+
+    def __init__(self, name: str, open_: Callable[[], Policy], account: Account) -> None:
+        self.name = name
+        self.busy_s = 0.0
+        self.account = account
+        self._open = open_
+        self._inside = 0
+        self._since = 0.0
+
+    async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
+        policy = self._open()
+        if self._inside == 0:
+            self._since = time.monotonic()
+        self._inside += 1
+        try:
+            async with self.account.room(conversation, sampling):
+                turn = await policy.complete(conversation, sampling)
+            self.account.count(turn)
+            return turn
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self.busy_s += time.monotonic() - self._since
+
+    async def close(self) -> None:
+        """Left to whoever opened it."""

@@ -1,0 +1,276 @@
+"""Money, tokens, calls and minutes: counted as they are asked for, capped, and never paid twice. The user's wish to stop is one more cap."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sharpen.cli import main
+from sharpen.errors import RunError, SettingsError, Stopped
+from sharpen.policies.base import Conversation, Sampling, Turn
+from sharpen.policies.endpoint import Endpoint
+from sharpen.policies.meter import Account, Bill, Meter, Metered, Spending
+from sharpen.policies.plugin import PolicyPlugin
+from sharpen.policies.prices import FREE, Price, price_of
+from sharpen.policies.scripted import Scripted, ScriptedPolicy, scripted_model
+from sharpen.records import Lineage, Model, Spent, Trajectory, Verdict
+from sharpen.run import climb
+from sharpen.sampling import Pool, fill
+from sharpen.settings import load_settings
+from sharpen.store.files import read_json
+from sharpen.store.segments import Segments
+from test_sampling import TASKS, Exact, agent, right
+
+DEAR = Price(prompt=1e3, sampled=1e6)  # a dollar a sampled token
+
+
+class Slow:
+    """Answers rightly after ``seconds``; counts how many are inside at once."""
+
+    name, gives_token_ids = "slow", True
+
+    def __init__(self, seconds: float = 0.01) -> None:
+        self.seconds, self.calls, self.well = seconds, 0, ScriptedPolicy(right)
+
+    async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        return await self.well.complete(conversation, sampling)
+
+    async def close(self) -> None: ...
+
+
+async def run_under(
+    caps: Spending, folder: Path, policy: Slow, price: Price | None = FREE, n: int = 4, concurrency: int = 4
+) -> tuple[Pool, Account]:
+    meter = Meter(caps, folder / "spent.json")
+    account = meter.account("stage", price)
+    player = agent(Metered("slow", lambda: policy, account), max_tokens=8)
+    stores = Segments(folder / "t", Trajectory), Segments(folder / "v", Verdict)
+    try:
+        return await fill(player, TASKS, range(n), Exact(), *stores, concurrency=concurrency, account=account), account
+    finally:
+        meter.write()
+
+
+def made(folder: Path) -> int:
+    return len(Segments(folder / "t", Trajectory).records)
+
+
+@pytest.mark.parametrize(
+    "caps, within",
+    [
+        ({"max_calls": 10}, lambda spent: 8 <= spent.calls <= 10),
+        ({"max_tokens": 600}, lambda spent: 300 <= spent.tokens <= 600),
+        ({"max_dollars": 20.0}, lambda spent: 10 <= spent.dollars <= 20),
+    ],
+)
+async def test_a_cap_is_kept_to_with_nothing_under_way_thrown_away_and_the_rest_is_bought_later(caps: dict, within, tmp_path: Path) -> None:
+    policy = Slow()
+    with pytest.raises(Stopped, match=r"spending\.max_.*the same command goes on once the cap is raised") as stopped:
+        await run_under(Spending(**caps), tmp_path, policy, DEAR)
+    assert not stopped.value.asked
+    spent = read_json(tmp_path / "spent.json", Bill).total
+    assert within(spent), spent
+    assert made(tmp_path) == spent.calls == policy.calls  # one call a try here: every call that was paid for is a try on disk
+    before = policy.calls
+    with pytest.raises(Stopped):
+        await run_under(Spending(**caps), tmp_path, policy, DEAR)
+    assert policy.calls - before <= 2  # the count goes on across commands
+    pool, account = await run_under(Spending(), tmp_path, policy, DEAR)
+    assert len(pool.wanted) == 48 == policy.calls == account.spent.calls
+
+
+async def test_the_minutes_of_earlier_commands_count(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="minutes"):
+        await run_under(Spending(max_minutes=0.1 / 60), tmp_path, Slow(0.05), n=40)
+    assert 4 <= made(tmp_path) <= 20
+    so_far = made(tmp_path)
+    with pytest.raises(Stopped):
+        await run_under(Spending(max_minutes=0.1 / 60), tmp_path, Slow(0.05), n=40)
+    assert made(tmp_path) == so_far
+
+
+async def test_the_machines_hours_are_dollars_too(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="max_dollars"):
+        await run_under(Spending(max_dollars=0.1, dollars_per_hour=3600), tmp_path, Slow(0.03), n=40)
+    bill = read_json(tmp_path / "spent.json", Bill)
+    assert bill.machine == pytest.approx(bill.seconds) and 0.1 <= bill.total.dollars < 0.3
+
+
+@pytest.mark.parametrize("caps", [{"max_tokens": 5}, {"max_dollars": 0.5}])
+async def test_a_cap_lower_than_one_call_is_an_error_before_the_first(caps: dict, tmp_path: Path) -> None:
+    policy = Slow()
+    with pytest.raises(SettingsError, match=r"one call may take \d+ tokens and .* dollars; raise it"):
+        await run_under(Spending(**caps), tmp_path, policy, DEAR)
+    assert policy.calls == 0
+
+
+def test_caps_that_are_no_caps_are_errors(scripted: Path) -> None:
+    for key, value in (
+        ("max_calls", "0"),
+        ("max_tokens", "-1"),
+        ("max_dollars", "0"),
+        ("max_minutes", "-3"),
+        ("dollars_per_hour", "-1"),
+        ("max_cals", "3"),
+    ):
+        with pytest.raises(SettingsError, match="spending"):
+            load_settings(scripted, {f"spending.{key}": value})
+
+
+async def test_an_unknown_price_is_counted_as_unknown_and_cannot_be_capped(tmp_path: Path) -> None:
+    _, account = await run_under(Spending(), tmp_path, Slow(), price=None)
+    assert account.spent.unpriced == account.spent.calls == 48 and account.spent.dollars == 0
+    with pytest.raises(SettingsError, match=r"what stage costs is unknown; give its price in spending\.prices"):
+        await run_under(Spending(max_dollars=1), tmp_path, Slow(), price=None)
+
+
+async def test_episodes_of_many_turns_may_stop_within_but_never_pass_the_cap(tmp_path: Path) -> None:
+    meter = Meter(Spending(max_calls=7))
+    account = meter.account("stage", FREE)
+    policy = Slow(0.001)
+    metered = Metered("slow", lambda: policy, account)
+
+    async def episode() -> None:
+        for _ in range(5):
+            await metered.complete(Conversation(messages=TASKS[0].prompt), Sampling(max_tokens=4))
+
+    ended = await asyncio.gather(*(episode() for _ in range(4)), return_exceptions=True)
+    assert policy.calls == account.spent.calls == 7
+    assert any(isinstance(one, Stopped) for one in ended)
+
+
+def test_a_bill_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "spent.json").write_text('{"stages": 3')
+    with pytest.raises(RunError, match=r"spent\.json cannot be read .* the caps then count from nothing"):
+        Meter(Spending(), tmp_path / "spent.json")
+
+
+# ---------------------------------------------------------------- prices
+
+
+def model(name: str, path: str, kind: str = "endpoint") -> Model:
+    return Model(name=name, path=path, fingerprint="f", kind=kind, lineage=Lineage(base=name))  # type: ignore[arg-type]
+
+
+def test_where_prices_come_from() -> None:
+    pytest.importorskip("genai_prices")
+    hosted = model("gpt-4o-mini", "https://api.openai.com/v1")
+    price, why = price_of(hosted, Endpoint(base_url=hosted.path, model=hosted.name), {})
+    assert price is not None and 0 < price.prompt < price.sampled and "openai's list price" in why
+    own = Price(prompt=7, sampled=8)
+    assert price_of(hosted, Endpoint(base_url=hosted.path, model=hosted.name), {"gpt-4o-mini": own}) == (own, "as set in spending.prices")
+    assert price_of(model("nobody-knows", "https://llm.example.com/v1"), Endpoint(), {})[0] is None
+    assert "set spending.prices.nobody-knows" in price_of(model("nobody-knows", "https://llm.example.com/v1"), Endpoint(), {})[1]
+    assert price_of(model("nobody-knows", "http://127.0.0.1:8000/v1"), Endpoint(), {})[0] == FREE
+    assert price_of(model("base", "/models/base", "scripted"), Scripted(), {})[0] == FREE
+    assert price_of(model("base", "/models/base", "pretrained"), PolicyPlugin(name="x.py:open"), {})[0] is None
+
+
+# ---------------------------------------------------------------- a whole ladder
+
+
+def test_a_capped_run_stops_with_its_table_and_goes_on_when_the_cap_is_raised(
+    scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*flags: str) -> int:
+        return main(["run", str(scripted), "--runs", str(tmp_path / "runs"), "--ladder.rungs", "[few-shot, rejection-sampling]", *flags])
+
+    assert run("--spending.max_calls", "400") == 3
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("sharpen: spending.max_calls is 400, and ") and "Traceback" not in said.err
+    assert "000-base" in said.out and "page:" in said.out
+    assert read_json(tmp_path / "runs/ladder/spent.json", Bill).total.calls <= 400
+    assert run() == 0
+    said = capsys.readouterr()
+    assert "newly solved" in said.out and "kept" in said.out
+    bill = read_json(tmp_path / "runs/ladder/spent.json", Bill)
+    other = climb(load_settings(scripted, {"ladder.rungs": "[few-shot, rejection-sampling]", "name": "other"}), tmp_path / "runs")
+    assert other.name == "rungs/002-rejection-sampling"
+    whole = read_json(tmp_path / "runs/other/spent.json", Bill)
+    assert {name: spent.calls for name, spent in bill.stages.items()} == {name: spent.calls for name, spent in whole.stages.items()}
+    page = (tmp_path / "runs/ladder/report.html").read_text()
+    assert "tasks newly solved" in page
+
+
+def test_raising_n_buys_only_the_difference_and_a_new_verifier_nothing(scripted: Path, tmp_path: Path) -> None:
+    def calls(n: int) -> int:
+        assert main(["sample", str(scripted), str(tmp_path / "work"), "--sampling.n", str(n)]) == 0
+        return read_json(tmp_path / "work/spent.json", Bill).total.calls
+
+    assert calls(8) == 8 * 40
+    assert calls(16) == 16 * 40
+    assert main(["verify", str(scripted), str(tmp_path / "work")]) == 0
+    assert read_json(tmp_path / "work/spent.json", Bill).total.calls == 16 * 40
+
+
+# ---------------------------------------------------------------- Ctrl-C
+
+
+def started(scripted: Path, tmp_path: Path, at: str) -> subprocess.Popen[bytes]:
+    """A run in a process of its own that has come as far as the folder ``at``."""
+    command = [sys.executable, "-m", "sharpen", "run", str(scripted), "--runs", str(tmp_path), "--sampling.n", "64", "--evaluation.n", "32"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    journal = tmp_path / "ladder" / at / "trajectories/journal.jsonl"
+    for _ in range(2000):
+        if journal.exists() and journal.stat().st_size:
+            return process
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"{at} was never begun")
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_the_first_interrupt_finishes_what_is_under_way_the_second_stops_now_and_both_lose_nothing(
+    times: int, scripted: Path, tmp_path: Path
+) -> None:
+    process = started(scripted, tmp_path, "rungs/000-base/dev")
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05 if times == 2 else 0.0)
+    _, err = process.communicate(timeout=30)
+    said = err.decode()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("sharpen: interrupted") and "the same command goes on" in said.splitlines()[-1]
+    on_disk = [
+        json.loads(line)["key"] for line in (tmp_path / "ladder/rungs/000-base/dev/trajectories/journal.jsonl").read_bytes().splitlines()
+    ]
+    if times == 1:  # every call that was answered is a try on disk, and one line said what happens
+        assert read_json(tmp_path / "ladder/spent.json", Bill).stages["rungs/000-base/dev"].calls == len(on_disk)
+        assert "what is under way is finished" in said
+    again = subprocess.run([*process.args], capture_output=True)  # type: ignore[misc]
+    assert again.returncode == 0, again.stderr.decode()
+    sealed = next((tmp_path / "ladder/rungs/000-base/dev/trajectories").glob("*.jsonl")).read_bytes().splitlines()
+    keys = [json.dumps(json.loads(line)["key"], sort_keys=True) for line in sealed]
+    assert len(keys) == len(set(keys)) == 40 * 32
+    assert {json.dumps(key, sort_keys=True) for key in on_disk} <= set(keys)
+
+
+def test_a_terminate_stops_now(scripted: Path, tmp_path: Path) -> None:
+    process = started(scripted, tmp_path, "rungs/000-base/dev")
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err.decode()
+
+
+def test_totals_add_up() -> None:
+    bill = Bill(stages={"a": Spent(calls=2, dollars=1.5), "b": Spent(calls=3, prompt_tokens=7)}, seconds=9, machine=0.5)
+    assert bill.total == Spent(calls=5, prompt_tokens=7, dollars=2.0, seconds=9)
+    assert bill.total.tokens == 7
+
+
+def test_a_scripted_run_costs_nothing_and_says_so(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scripted_model(tmp_path / "able", skill=0.5)
+    assert main(["run", str(scripted), "--runs", str(tmp_path / "r"), "--model", str(tmp_path / "able"), "--ladder.rungs", "[]"]) == 0
+    out = capsys.readouterr().out
+    assert "all:   " in out and "$" not in out and "unknown" not in out

@@ -50,7 +50,9 @@ def offline(args: argparse.Namespace) -> None:
 
     device = {"auto": "float32" if current_platform.is_cpu() else "bfloat16", "f32": "float32", "bf16": "bfloat16"}
     settings = ["--model", args.model, "--dtype", device[args.precision], "--generation-config", "vllm"]
-    settings += ["--enforce-eager", "--no-enable-chunked-prefill"] if current_platform.is_cpu() else []  # as sharpen's server, and for its reasons
+    settings += (
+        ["--enforce-eager", "--no-enable-chunked-prefill"] if current_platform.is_cpu() else []
+    )  # as sharpen's server, and for its reasons
     settings += ["--max-model-len", str(args.max_model_len), *args.rest]
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     engine = LLMEngine.from_engine_args(EngineArgs.from_cli_args(parser.parse_args(settings)))

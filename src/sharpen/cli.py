@@ -89,6 +89,13 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("settings", type=Path, nargs="?", metavar="SETTINGS", help="a YAML file, such as examples/textworld/quickstart.yaml")
     run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders lie (default: runs)")
     run.add_argument("--fork", metavar="NEW", help="copy the run under a new name and go on with the settings given now")
+    run.add_argument("--plan", action="store_true", help="print what the run will cost, and stop")
+    run.add_argument(
+        "--measure",
+        type=int,
+        metavar="N",
+        help="with --plan: make N of the run's first tries, kept for it, to go by (default: 16 where a token has no price, else 0)",
+    )
     run.add_argument("--keys", action="store_true", help="list every setting with its default, and stop")
 
     sample = on_files(
@@ -231,9 +238,28 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     if arguments.settings is None:
         raise SettingsError("name a settings file, for example: sharpen run examples/textworld/quickstart.yaml")
+    if arguments.plan:
+        _plan(arguments)
+        return
+    if arguments.measure is not None:
+        raise SettingsError("--measure goes with --plan")
     from sharpen.run import climb
 
     climb(_settings(arguments), arguments.runs, arguments.fork)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    if arguments.measure is not None and arguments.measure < 0:
+        raise SettingsError(f"--measure is {arguments.measure}, but must be 0 or more")
+    if arguments.fork is not None:
+        raise SettingsError("--plan and --fork do not go together: fork first, with any cap that stops it at once, then plan")
+    from rich.console import Console
+
+    from sharpen.plan import plan, show
+
+    Console(width=None if sys.stdout.isatty() else 140).print(
+        show(plan(_settings(arguments), arguments.runs, arguments.measure)), soft_wrap=False
+    )
 
 
 def _sample(arguments: argparse.Namespace) -> None:

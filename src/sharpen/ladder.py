@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.errors import Refused, SettingsError
-from sharpen.evaluation import weigh
+from sharpen.evaluation import EvaluationSettings, weigh
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
@@ -17,7 +17,7 @@ from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solu
 from sharpen.methods.sft import sft
 from sharpen.records import Decision, Evaluation, Measurements, Record
 from sharpen.sampling import Pool
-from sharpen.stats import paired_gain, shared_level
+from sharpen.stats import families_needed, paired_gain, shared_level, smallest_effect
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
@@ -52,9 +52,13 @@ class LadderSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(f"panel_drop is {self.panel_drop}, but must be 0 or more and under 1")
 
     @property
-    def tries(self) -> int:
-        """How many gains may be judged: each rung once, expert iteration once a round."""
-        return sum(self.rounds if rung == "expert-iteration" else 1 for rung in self.rungs)
+    def climbs(self) -> tuple[advisor.Method, ...]:
+        """The rungs that may be tried, in order, expert iteration once a round: as many gains may be judged."""
+        return tuple(rung for rung in self.rungs for _ in range(self.rounds if rung == "expert-iteration" else 1))
+
+    def level(self, looks: int) -> float:
+        """At which each of the gains is judged, each with so many looks."""
+        return shared_level(max(len(self.climbs), 1) * looks, self.alpha)
 
 
 @dataclass
@@ -92,6 +96,8 @@ class Ladder:
 
     def climb(self) -> Rung:
         """All rungs, then the test split once, for the base and for what ships. Returns the rung that ships."""
+        if said := too_small(self.settings, self.bench.evaluation, self.bench.tasks):
+            self.bench.say(said)
         self.seen = self.look()
         self.panel = load_tasks(self.settings.panel) if self.settings.panel is not None else None
         self._baseline()
@@ -186,7 +192,7 @@ class Ladder:
     def _decide(self, rung: Rung) -> Rung:
         """Compare with what stands on the same dev tasks; where that stays undecided, look again with more tries of both."""
         looks = self.bench.evaluation.looks
-        level = shared_level(self.settings.tries * len(looks), self.settings.alpha)
+        level = self.settings.level(len(looks))
         before, agent = self.standing, rung.agent
         assert agent is not None and before.agent is not None
         for n in looks:
@@ -214,7 +220,7 @@ class Ladder:
         n = real.dev.tasks[0].samples
         dev = self.bench.evaluate(name, attempt.proposal, "dev", n)
         base = self.bench.evaluate(before.name, before.agent, "dev", n)
-        level = shared_level(self.settings.tries * len(self.bench.evaluation.looks), self.settings.alpha)
+        level = self.settings.level(len(self.bench.evaluation.looks))
         gain = replace(paired_gain(base.tasks, dev.tasks, level, self.bench.seed), base=before.name, other=name)
         reason = advisor.judge_gain(gain, self.settings.delta).reasons[0]
         decision = Decision(outcome="baseline", action="a control, never kept", reasons=(f"verdicts ignored: {reason}",), gain=gain)
@@ -242,6 +248,20 @@ class Ladder:
         write_json(folder / "decision.json", rung.decision)
         self.bench.say(f"{rung.name.removeprefix('rungs/')}: {rung.decision.action}: {'; '.join(rung.decision.reasons)}")
         return rung
+
+
+def too_small(settings: LadderSettings, evaluation: EvaluationSettings, tasks: TaskSet) -> str:
+    """What to know before paying: that the dev split cannot show the smallest gain of interest; "" where it can, or where nothing is judged."""
+    dev = tasks.split("dev").tasks
+    families, n, level = len({task.family for task in dev}), evaluation.looks[-1], settings.level(len(evaluation.looks))
+    visible = smallest_effect(families, len(dev), n, level)
+    if not settings.rungs or not settings.delta or not visible > settings.delta:
+        return ""
+    needed = families_needed(settings.delta, len(dev) / families, n, level)
+    return (
+        f"dev: {families} families, {len(dev)} tasks, {n} tries each show a gain of about {100 * visible:.0f} points or more (four times in five, judged at "
+        f"{100 * level:.4g} %); one of {100 * settings.delta:g} points, ladder.delta, will most likely stay undecided: that takes about {needed} families"
+    )
 
 
 def _mixed(pool: Pool) -> int:

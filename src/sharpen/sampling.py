@@ -392,10 +392,12 @@ async def fill(
     verifier: Verifier | None,
     trajectories: Segments[Trajectory],
     verdicts: Segments[Verdict],
+    *,
+    first: int | None = None,
     **options: Any,
 ) -> Pool:
-    """The tries ``indices`` of every task, all of them. Launched by index first, task second: a task's first try warms the prefix cache for the rest."""
-    wanted = [(task, index) for index in indices for task in tasks]
+    """The tries ``indices`` of every task, all of them or the ``first``. Launched by index, then task: a task's first try warms the prefix cache."""
+    wanted = [(task, index) for index in indices for task in tasks][:first]
     pool = Pool({task.key: task for task in tasks}, tuple(agent.key(task, index) for task, index in wanted))
     async for trajectory, verdict in collect(agent, wanted, verifier, trajectories, verdicts, **options):
         pool.trajectories[trajectory.key] = trajectory

@@ -109,12 +109,16 @@ def _value(key: str, text: str) -> Any:
 
 def _structs(hint: Any) -> list[type[msgspec.Struct]]:
     """The struct types in a type hint: one, or the members of a tagged union."""
+    if get_origin(hint) is dict:
+        return []
     options = get_args(hint) if get_origin(hint) is not None and not isinstance(hint, type) else (hint,)
     return [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]
 
 
 def _spread(data: Any, hint: Any, place: str) -> Any:
     """Check keys against the types, with the nearest right key in the error, and spell out tags given alone."""
+    if get_origin(hint) is dict and isinstance(data, dict):
+        return {key: _spread(value, get_args(hint)[1], f"{place}.{key}") for key, value in data.items()}
     structs = _structs(hint)
     if not structs:
         _check_choice(data, hint, place)

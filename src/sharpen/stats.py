@@ -167,6 +167,27 @@ def paired_gain(
     )
 
 
+WITHIN, BETWEEN = 1 / 6, 1 / 9
+"""What 2411.00640 (section 5) takes for a comparison of which nothing is known yet: the mean over tasks of p (1 - p), p uniform on [0, 1], and
+the variance over tasks of the difference between two models' p."""
+
+
+def smallest_effect(families: int, tasks: int, n: int, level: float) -> float:
+    """The true gain in pass@1 that a paired comparison would find four times in five, before anything is measured.
+
+    ``families`` of ``tasks`` in all, ``n`` tries of each on both sides, decided at ``level``: (z[(1+level)/2] + z[0.8]) times the standard error of
+    2411.00640, equation 9, with ``WITHIN`` and ``BETWEEN``; the tasks of a family are taken to gain alike. NaN without tasks.
+    """
+    if not families or not n:
+        return math.nan
+    return float(ndtri((1 + level) / 2) + ndtri(0.8)) * math.sqrt(BETWEEN / families + 2 * WITHIN / (n * tasks))
+
+
+def families_needed(effect: float, tasks_each: float, n: int, level: float) -> int:
+    """How many families of ``tasks_each`` tasks make ``smallest_effect`` as small as ``effect`` (over 0)."""
+    return math.ceil((float(ndtri((1 + level) / 2) + ndtri(0.8)) / effect) ** 2 * (BETWEEN + 2 * WITHIN / (n * tasks_each)))
+
+
 def decide(gain: Gain, delta: float) -> Literal["keep", "worse", "plateau", "undecided"]:
     """What the deciding interval says of a rung, ``delta`` being the smallest gain of interest (0.03 is 3 points).
 

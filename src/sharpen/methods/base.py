@@ -157,11 +157,12 @@ class Bench(AbstractContextManager["Bench"]):
         indices: range | None = None,
         of: TaskSet | None = None,
         known: Collection[tuple[str, tuple[str, ...]]] = (),
+        first: int | None = None,
     ) -> Pool:
         """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again.
 
         ``of`` is the set that the tasks belong to, where it is not the run's own. ``known`` are (task, actions) that train already: an adaptive
-        budget, which is for the bench's own ``sampling`` only, buys no more of them.
+        budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
         """
         of = of or self.tasks
         verifier = required(of)
@@ -189,7 +190,7 @@ class Bench(AbstractContextManager["Bench"]):
         options: dict[str, Any] = {**self.sampling.limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
         try:
             if bound is None:
-                pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, **options))
+                pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, first=first, **options))
             else:
                 assert isinstance(self.sampling.budget, Adaptive)
                 places = trajectories, verdicts, stage.folder / WAVES
@@ -198,6 +199,8 @@ class Bench(AbstractContextManager["Bench"]):
             trajectories.close()
             verdicts.close()
             self.meter.write()
+        if first is not None:
+            return pool
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
         sealed += [stage.folder / WAVES] if bound is not None else []
         spent = total(account.spent, self.meter.machine(stage.seconds))

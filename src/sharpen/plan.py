@@ -1,0 +1,280 @@
+"""What a run will cost, before it is paid for: ``sharpen run SETTINGS --plan``.
+
+Counted exactly: stages and tries. Going by tries that were made (of this run, and kept for it): what one takes, and how fast the engine is. Assumed:
+the rest, and said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sharpen import loop
+from sharpen.agents.choose import most_turns
+from sharpen.ladder import too_small
+from sharpen.methods.base import Bench, Prompted
+from sharpen.models import load_model
+from sharpen.policies.meter import SPENT, Meter, total
+from sharpen.policies.prices import Price, price_of
+from sharpen.records import Model, Spent, Trajectory
+from sharpen.report.live import Live
+from sharpen.report.page import count, dollars, minutes
+from sharpen.settings import RunSettings, to_yaml
+from sharpen.store.files import read_json
+from sharpen.store.run import MANIFEST, Manifest, Run
+from sharpen.tasks.base import TaskSet
+from sharpen.tasks.load import load_tasks
+
+MEASURED = 16  # tries of the run's first stage that a plan makes where they cost nothing
+FIRST = "rungs/000-base/dev"
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What one try takes: calls, tokens, and tokens of the training row it would make. ``passes`` is the share that does; ``rate`` counts sampled
+    tokens a second, NaN where nothing was measured. ``tries`` are those that this rests on."""
+
+    tries: int
+    calls: float
+    prompt: float
+    sampled: float
+    row: float
+    passes: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """One stage: ``tries`` of tasks that are sure, ``more`` that later looks may add, or training on ``rows``. ``done`` is what it took, where it is."""
+
+    name: str
+    tries: int = 0
+    more: int = 0
+    rows: float = 0.0
+    shots: int = 0
+    done: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``expected`` for each stage in order, ``most`` for all, and what both rest on."""
+
+    stages: tuple[tuple[Ahead, Spent, float], ...]
+    most: Spent
+    priced: bool
+    said: tuple[str, ...] = field(default=())
+
+    @property
+    def expected(self) -> Spent:
+        """All that is still ahead."""
+        return total(*(spent for ahead, spent, _ in self.stages if ahead.done is None))
+
+
+def plan(settings: RunSettings, runs: Path, measure: int | None = None) -> Plan:
+    """What the run that ``settings`` describe will cost. ``measure`` tries of its first stage are made, and kept for it (default: 16 where a token has
+    no price, else none)."""
+    tasks = load_tasks(settings.tasks, settings.demonstrations)
+    panel = load_tasks(settings.ladder.panel) if settings.ladder.panel is not None else None
+    model = load_model(settings.model, settings.template)
+    price, source = price_of(model, settings.engine, settings.spending.prices)
+    folder = runs / settings.name
+    measure = (
+        (MEASURED if price is not None and not price.prompt + price.sampled and model.kind != "endpoint" else 0)
+        if measure is None
+        else measure
+    )
+    typical = _measured(settings, tasks, model, folder, measure)
+    stages = [replace(stage, done=_done(folder / stage.name / MANIFEST)) for stage in ahead(settings, tasks, panel, typical)]
+    turns = most_turns(tasks.environment, settings.harness)
+    told = tuple((stage, *_takes(stage, typical, price, settings)) for stage in stages)
+    most = total(*(_at_most(stage, typical, price, settings, turns) for stage in stages if stage.done is None))
+    expected = total(*(spent for stage, spent, _ in told if stage.done is None))
+    said = [*_said(typical, source, price, settings), too_small(settings.ladder, settings.evaluation, tasks)]
+    spent = Meter(settings.spending, folder / SPENT).bill.total if (folder / SPENT).exists() else Spent()
+    if cap := settings.spending.over(total(spent, expected)):
+        said.append(f"{cap}: the run will stop there, with what is finished kept")
+    return Plan(told, most, price is not None, tuple(line for line in said if line))
+
+
+def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical: Typical) -> Iterator[Ahead]:
+    """Every stage that the ladder may come to, in its order. Rungs that are refused or rolled back make it shorter."""
+    sizes = {split: len(tasks.split(split).tasks) for split in ("demo", "train", "dev", "test")}
+    looks, sampling = settings.evaluation.looks, settings.sampling
+
+    def evaluated(name: str, split: str, shots: int = 0) -> Iterator[Ahead]:
+        first = sizes[split] * looks[0]
+        yield Ahead(f"{name}/{split}", first, (sizes[split] * looks[-1] - first) if split == "dev" else 0, shots=shots)
+        if split == "dev" and panel is not None:
+            yield Ahead(f"{name}/panel", len(panel.tasks) * looks[0], shots=shots)
+
+    yield from evaluated("rungs/000-base", "dev")
+    demonstrations = sizes["demo"] if tasks.recorded is None else len(tasks.recorded.trajectories)
+    earlier = 0.0
+    for number, method in enumerate(settings.ladder.climbs, 1):
+        name = f"rungs/{number:03d}-{method}"
+        if method in ("rejection-sampling", "expert-iteration"):
+            yield Ahead(f"{name}/sampling", sampling.n * sizes["train"])
+            passing = sampling.n * typical.passes
+            earlier += sizes["train"] * min(passing, settings.selection.limit or passing)
+        if method != "few-shot":
+            yield Ahead(name, rows=demonstrations + (0.0 if method == "sft" else earlier))
+        yield from evaluated(name, "dev", settings.few_shot.shots if method == "few-shot" else 0)
+        if method == "rejection-sampling" and settings.ladder.control:
+            yield Ahead(f"{name}-control", rows=demonstrations + earlier)
+            yield from (stage for stage in evaluated(f"{name}-control", "dev") if not stage.name.endswith("panel"))
+    if sizes["test"]:
+        yield from evaluated("rungs/000-base", "test")
+        yield from evaluated("what ships", "test")
+
+
+def _done(path: Path) -> Manifest | None:
+    return read_json(path, Manifest) if path.exists() else None
+
+
+# ---------------------------------------------------------------- what one try takes
+
+
+def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int) -> Typical:
+    """From the first tries of the run's first stage: those that are there, else ``measure`` that are made now."""
+    most = most_turns(tasks.environment, settings.harness)
+    opening = sum(len(message.content) for task in tasks.tasks for message in task.prompt) / 3 / len(tasks.tasks)
+    guess = settings.evaluation.max_tokens
+    unmeasured = Typical(0, most, most * (opening + (most - 1) / 2 * guess), most * guess, opening + most * guess, 1.0, float("nan"))
+    if not measure and not (folder / FIRST / "trajectories").exists():
+        return unmeasured
+    run = Run.open(folder, to_yaml(settings))
+    try:
+        with Live() as live, loop.interruptible(live.say) as asked:
+            bench = Bench(
+                run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
+                selection=settings.selection, evaluation=settings.evaluation, harness=settings.harness,
+                meter=Meter(settings.spending, folder / SPENT, asked), listen=live, say=live.say,
+            )  # fmt: skip
+            with bench:
+                dev = tasks.split("dev").tasks
+
+                def tries(n: int) -> list[Trajectory]:
+                    pool = bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=n)
+                    passes.append(sum(bool(verdict) for verdict in pool.verdicts.values()) / max(len(pool.verdicts), 1))
+                    return [pool.trajectories[key] for key in pool.wanted]
+
+                passes: list[float] = []
+                rate = next((note["rate"] for note in reversed(run.ledger()) if note.get("event") == "measured"), float("nan"))
+                if rate != rate and measure:
+                    tries(1)  # opens the engine
+                    started = time.monotonic()
+                    made = tries(measure + 1)
+                    rate = sum(one.cost.sampled_tokens for one in made[1:]) / (time.monotonic() - started)
+                    run.note({"event": "measured", "rate": rate, "tries": measure})
+                made = tries(max(measure, 1) + 1)
+    finally:
+        run.close()
+    mean = 1 / len(made)
+    row = mean * sum(_row(one) for one in made)
+    return Typical(
+        tries=len(made),
+        calls=mean * sum(one.cost.turns for one in made),
+        prompt=mean * sum(one.cost.prompt_tokens for one in made),
+        sampled=mean * sum(one.cost.sampled_tokens for one in made),
+        row=row,
+        passes=passes[-1],
+        rate=rate,
+    )
+
+
+def _row(trajectory: Trajectory) -> float:
+    """Tokens of the row that it would make: all that was read and said."""
+    last = trajectory.turns[-1] if trajectory.turns else None
+    if last is not None and last.prompt is not None and last.output is not None:
+        return len(last.prompt) + len(last.output)
+    return sum(len(message.content) for message in trajectory.messages) / 3
+
+
+def _takes(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings) -> tuple[Spent, float]:
+    """What a stage is expected to take, or took; and how many tokens of rows it trains on."""
+    if stage.done is not None:
+        return msgspec.structs.replace(stage.done.spent, seconds=stage.done.seconds), 0.0
+    trained = stage.rows * typical.row * settings.training.epochs
+    prompt = stage.tries * (typical.prompt + typical.calls * stage.shots * typical.row)
+    sampled = stage.tries * typical.sampled
+    return _spent(stage.tries * typical.calls, prompt, sampled, (sampled + trained) / typical.rate, price, settings), trained
+
+
+def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings, turns: int) -> Spent:
+    """Every try to its last turn, every turn to its last token, every look."""
+    longest = settings.sampling.max_tokens if stage.name.endswith("/sampling") else settings.evaluation.max_tokens
+    tries = stage.tries + stage.more
+    calls = tries * turns
+    each = typical.prompt / typical.calls + stage.shots * typical.row + (turns - 1) / 2 * longest
+    trained = stage.rows * typical.row * settings.training.epochs
+    return _spent(calls, calls * each, calls * longest, (calls * longest + trained) / typical.rate, price, settings)
+
+
+def _spent(calls: float, prompt: float, sampled: float, seconds: float, price: Price | None, settings: RunSettings) -> Spent:
+    paid = price.dollars(round(prompt), round(sampled)) if price is not None else 0.0
+    machine = seconds * settings.spending.dollars_per_hour / 3600 if seconds == seconds else 0.0
+    return Spent(
+        calls=round(calls), prompt_tokens=round(prompt), sampled_tokens=round(sampled), dollars=paid + machine, seconds=seconds,
+        unpriced=0 if price is not None else round(calls),
+    )  # fmt: skip
+
+
+def _said(typical: Typical, source: str, price: Price | None, settings: RunSettings) -> Iterator[str]:
+    if typical.tries:
+        yield f"what a try takes: the mean of {typical.tries} tries of the base, kept for the run; trained rungs and another temperature may differ"
+    else:
+        yield (
+            f"nothing is measured yet, so every try is taken to its last turn and token, and minutes are unknown: --measure {MEASURED} makes so many "
+            "of the run's first tries, which it then finds made"
+        )
+    if typical.rate == typical.rate:
+        yield (
+            f"minutes: {typical.rate:.0f} sampled tokens a second, as measured with {typical.tries - 1} tries at once; training is taken to pass as many "
+            "tokens of rows; loading engines is not in them"
+        )
+    yield f"kept: as many of the tries pass as of those measured, {typical.passes:.0%}; sampling from a better rung keeps more"
+    by_token = (
+        f"; {price.prompt:g} and {price.sampled:g} dollars for a million prompt and sampled tokens" if price and price.dollars(1, 1) else ""
+    )
+    yield f"price: {source}{by_token}"
+    yield "every rung is taken to be tried; a refused one costs nothing more, and an undecided one may look again (at most)"
+    if settings.engine.__struct_config__.tag == "endpoint":
+        yield "retries that a server bills, and its discounts for cached prompts, are not in it"
+
+
+# ---------------------------------------------------------------- as text
+
+
+def show(found: Plan) -> RenderableType:
+    """A table of the stages, the totals, and the assumptions."""
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column("stage", overflow="fold")
+    headers = ["tries", "calls", "prompt tokens", "sampled tokens", "tokens of rows", "dollars", "minutes"]
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    for stage, spent, trained in found.stages:
+        done = " (done)" if stage.done is not None else ""
+        cells = _cells(spent, trained, found.priced)
+        table.add_row(Text(stage.name.removeprefix("rungs/") + done), count(stage.tries), *cells, style="dim" if done else "")
+    trained = sum(trained for _, _, trained in found.stages)
+    tries = sum(stage.tries for stage, _, _ in found.stages if stage.done is None)
+    table.add_row(Text("ahead, expected"), count(tries), *_cells(found.expected, trained, found.priced), style="bold")
+    tries = sum(stage.tries + stage.more for stage, _, _ in found.stages if stage.done is None)
+    table.add_row(Text("ahead, at most"), count(tries), *_cells(found.most, trained, found.priced))
+    return Group(table, Text(), *(Text(f"- {line}") for line in found.said))
+
+
+def _cells(spent: Spent, trained: float, priced: bool) -> list[Any]:
+    known = spent.seconds == spent.seconds
+    return [
+        count(spent.calls), count(spent.prompt_tokens), count(spent.sampled_tokens), count(round(trained)),
+        dollars(spent.dollars) if priced or spent.dollars else "unknown", minutes(spent.seconds / 60) if known else "unknown",
+    ]  # fmt: skip

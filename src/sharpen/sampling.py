@@ -63,6 +63,11 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
         """What ``collect`` is held to."""
         return {name: getattr(self, name) for name in ("concurrency", "verifier_timeout_s", "episode_timeout_s")}
 
+    def limits_of(self, tries: int) -> dict[str, Any]:
+        """What ``collect`` is held to where one try is up to ``tries`` episodes, each with its own time, as well as the time to judge it."""
+        longer = (self.episode_timeout_s + self.verifier_timeout_s) * tries if tries > 1 else self.episode_timeout_s
+        return {**self.limits, "episode_timeout_s": longer}
+
     def turn(self, seed: int) -> Sampling:
         """What the policy is told, with the run's seed."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed)

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.choose import make_agent, most_turns
+from sharpen.agents.choose import CONSIDERED, load_members, make_agent, make_several, most_turns, playing
 from sharpen.budget import Adaptive, terms
 from sharpen.chat.load import load_template
 from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
@@ -25,6 +25,7 @@ from sharpen.formats.base import MAX_BYTES, Exported, Imported
 from sharpen.formats.load import FORMATS, read, write
 from sharpen.methods.base import heard, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
+from sharpen.policies.base import Policy
 from sharpen.policies.choose import open_policy
 from sharpen.records import Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
@@ -214,18 +215,30 @@ def _tries(
     chosen: tuple[Task, ...] = tasks.split(split).tasks
     if not chosen:
         raise TaskError(f"task set {tasks.name!r} has no tasks in the split {split!r}; give tasks.splits.{split} some families")
+    several = playing(settings.agent, "sampling" if isinstance(how, SamplingSettings) else "evaluation")
     verifier = required(tasks) if judged else None
     budget = how.budget if isinstance(how, SamplingSettings) else None
     if isinstance(budget, Adaptive):
-        most = how.max_tokens * most_turns(tasks.environment, settings.harness)
+        most = how.max_tokens * most_turns(tasks.environment, settings.harness, several)
         bound = terms(budget, how.n, len(chosen), settings.selection.limit, most)
     with _held(work):
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
-        model = load_model(settings.model, settings.template)
-        policy, _ = open_policy(model, settings.engine, work)
+        considered = Segments(work / CONSIDERED, Trajectory) if several is not None else None
+        limits = settings.sampling.limits_of(several.tries if several is not None else 1)
+        models = [(load_model(settings.model, settings.template), settings.engine), *load_members(several)]
+        policies: list[Policy] = []
         try:
-            agent = make_agent(model.name, model, policy, tasks.environment, how.turn(settings.seed), settings.harness)
-            options: dict[str, Any] = {**settings.sampling.limits, "what": work.name, "listen": listen}
+            for model, engine in models:
+                policies.append(open_policy(model, engine, work if not policies else None)[0])
+            turn = how.turn(settings.seed)
+            members = [
+                make_agent(model.name, model, policy, tasks.environment, turn, settings.harness)
+                for (model, _), policy in zip(models, policies, strict=True)
+            ]
+            agent = members[0]
+            if several is not None:
+                agent = make_several(several, members, tasks.verifier, considered, **settings.sampling.limits)
+            options: dict[str, Any] = {**limits, "what": work.name, "listen": listen}
             if isinstance(budget, Adaptive):
                 assert verifier is not None
                 goal = Goal(cap=settings.selection.limit, dedup=settings.selection.dedup)
@@ -234,12 +247,17 @@ def _tries(
             else:
                 pool = loop.run(fill(agent, chosen, range(how.n), verifier, trajectories, verdicts, **options))
         finally:
-            loop.run(policy.close())
+            for policy in policies:
+                loop.run(policy.close())
             trajectories.close()
             verdicts.close()
+            if considered is not None:
+                considered.close()
         trajectories.seal(trajectories.records)
         if judged:
             verdicts.seal(verdicts.records)
+        if considered is not None and considered.records:
+            considered.seal(considered.records)
     return pool
 
 

@@ -104,11 +104,15 @@ class Opinion(NamedTuple):
 
 @dataclass(frozen=True)
 class ByVerifier:
-    """Chooses as ``verifier`` judges: passes before fails, then by score, then the first. ``grader``: it is also what grades the choice."""
+    """Chooses as ``verifier`` judges: passes before fails, then by score, then the first.
+
+    ``grader``: it is also what grades the choice. ``threshold`` is the verifier's, which its name does not say.
+    """
 
     verifier: Verifier
     grader: bool = False
     timeout_s: float = 60.0
+    threshold: float | None = None
 
     @property
     def name(self) -> str:
@@ -117,7 +121,7 @@ class ByVerifier:
     @property
     def identity(self) -> list[Any]:
         """What changes the choice."""
-        return ["verifier", self.verifier.name]
+        return ["verifier", self.verifier.name, self.threshold]
 
     def opinion(self, task: Task, trajectory: Trajectory) -> Opinion:
         """Never raises; may take as long as the verifier does."""
@@ -186,7 +190,7 @@ def make_chooser(settings: Choosing, grader: Verifier | None, timeout_s: float =
             raise SettingsError("agent.by is 'verifier', but the tasks have none; give them one, or set agent.by: majority")
         return ByVerifier(grader, True, timeout_s)
     other = FunctionVerifier(plugins.load(settings.by, "verifier"), settings.by, threshold=settings.threshold)
-    return ByVerifier(other, grader is not None and grader.name == other.name, timeout_s)
+    return ByVerifier(other, grader is not None and grader.name == other.name, timeout_s, settings.threshold)
 
 
 # ---------------------------------------------------------------- the agent

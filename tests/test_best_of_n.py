@@ -601,7 +601,9 @@ def test_another_verifier_can_choose(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main(command) == 2 and "no threshold says from where on it is a pass" in capsys.readouterr().err
     assert main([*command, "--agent.threshold", "0"]) == 0
     assert "chosen by judge.py:longest;" in capsys.readouterr().out
-    for one in Segments(tmp_path / "w/trajectories", Trajectory).records.values():
+    made = [one for one in Segments(tmp_path / "w/trajectories", Trajectory).records.values() if one.stop != "error"]
+    assert len(made) == 160
+    for one in made:
         assert one.choice is not None and not one.choice.grader
         scores = [other.score for other in one.choice.tries]
         assert scores[one.choice.chosen] == max(score for score in scores if score is not None) == len(one.messages[-1].content)

@@ -500,10 +500,18 @@ def test_what_was_chosen_is_judged_selected_trained_and_exported(scripted: Path,
 
 
 def test_an_adaptive_budget_counts_every_inner_try(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--sampling.budget", "adaptive", "--sampling.budget.tokens", "20000", "--agent", "best-of-n", "--agent.n", "8"]
-    assert main(["sample", str(scripted), str(tmp_path / "w"), *flags]) == 2
-    assert f"({8 * 32} each at worst)" in capsys.readouterr().err
-    assert main(["sample", str(scripted), str(tmp_path / "w"), *flags, "--sampling.budget.tokens", "60000"]) == 0
+    flags = {
+        "sampling.budget": "adaptive",
+        "tasks.splits.train": "4",
+        "sampling.budget.max_tries": "6",
+        "agent": "best-of-n",
+        "agent.n": "8",
+    }
+    command = ["sample", str(scripted), str(tmp_path / "w"), *(word for key, value in flags.items() for word in (f"--{key}", value))]
+    worst = 8 * 32  # tokens: inner tries times max_tokens
+    assert main([*command, "--sampling.budget.tokens", str(4 * 4 * worst - 1)]) == 2
+    assert f"({worst} each at worst)" in capsys.readouterr().err
+    assert main([*command, "--sampling.budget.tokens", str(4 * 4 * worst)]) == 0
 
 
 @pytest.fixture

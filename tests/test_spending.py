@@ -52,8 +52,8 @@ async def run_under(
     caps: Spending, folder: Path, policy: Slow, price: Price | None = FREE, n: int = 4, concurrency: int = 4
 ) -> tuple[Pool, Account]:
     meter = Meter(caps, folder / "spent.json")
-    account = meter.account("stage", price)
-    player = agent(Metered("slow", lambda: policy, account), max_tokens=8)
+    account = meter.account("stage")
+    player = agent(Metered("slow", lambda: policy, account, price), max_tokens=8)
     stores = Segments(folder / "t", Trajectory), Segments(folder / "v", Verdict)
     try:
         return await fill(player, TASKS, range(n), Exact(), *stores, concurrency=concurrency, account=account), account
@@ -130,15 +130,15 @@ def test_caps_that_are_no_caps_are_errors(scripted: Path) -> None:
 async def test_an_unknown_price_is_counted_as_unknown_and_cannot_be_capped(tmp_path: Path) -> None:
     _, account = await run_under(Spending(), tmp_path, Slow(), price=None)
     assert account.spent.unpriced == account.spent.calls == 48 and account.spent.dollars == 0
-    with pytest.raises(SettingsError, match=r"what stage costs is unknown; give its price in spending\.prices"):
+    with pytest.raises(SettingsError, match=r"what slow costs is unknown; give its price in spending\.prices"):
         await run_under(Spending(max_dollars=1), tmp_path, Slow(), price=None)
 
 
 async def test_episodes_of_many_turns_may_stop_within_but_never_pass_the_cap(tmp_path: Path) -> None:
     meter = Meter(Spending(max_calls=7))
-    account = meter.account("stage", FREE)
+    account = meter.account("stage")
     policy = Slow(0.001)
-    metered = Metered("slow", lambda: policy, account)
+    metered = Metered("slow", lambda: policy, account, FREE)
 
     async def episode() -> None:
         for _ in range(5):

@@ -124,7 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the new model's folder")
     evaluate = on_files(
-        "eval", _eval, "measure a model on a split", "Print pass@k with 95 % intervals over families; the tries stay in WORK.",
+        "eval", _eval, "measure a model on a split", "Print pass@k with 95 % intervals over families; the tries stay in WORK.\n"
+        "With --agent best-of-n (or ensemble) every try is chosen from several, and it says by what.",
         "sharpen eval run.yaml work/after --split dev --model work/model",
     )  # fmt: skip
     evaluate.add_argument("--split", default="dev", metavar="NAME", help="demo, train, dev or test (default: dev)")
@@ -305,6 +306,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, **watch)
     for k, at in evaluation.pass_at.items():
         print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
+    if evaluation.played:
+        print(f"{evaluation.played}; {evaluation.cost.sampled_tokens} tokens sampled")
     if evaluation.errors:
         print(f"{evaluation.errors} tries ended in an error and count neither way")
 

@@ -83,7 +83,18 @@ def evaluate(pool: Pool, tasks: Sequence[Task], model: str, split: str, settings
             turns=sum(cost.turns for cost in costs),
         ),
         errors=sum(result.errors for result in results),
+        played=played(pool),
     )
+
+
+def played(pool: Pool) -> str:
+    """What agent made the tries, in words; "" where each is one try of one model. A chooser that also grades is called that."""
+    tries = [pool.trajectories[key] for key in pool.wanted]
+    if (choice := next((one.choice for one in tries if one.choice is not None), None)) is not None:
+        said = f"each try is one of {choice.wanted}, chosen by {choice.by}"
+        return said + (f": pass@1 here is pass@{choice.wanted} of single tries" if choice.grader else "")
+    makers = {one.key.model: one.agent for one in tries if one.stop != "error"}
+    return f"tries made in turn by {', '.join(makers.values())}" if len(makers) > 1 else ""
 
 
 PARTINGS = 5  # shown

@@ -169,7 +169,12 @@ class Ladder:
             return sft(bench, name, standing)
         self._sampled(method, name, standing)
         if method == "rejection-sampling":
-            return rejection_sampling(bench, name, standing, self.survivors, control=self.settings.control)
+            control = self.settings.control
+            if control and bench.grader_chooses:
+                bench.say(
+                    f"{name.removeprefix('rungs/')}: no control, since the verifier chose every try before its verdict could be ignored"
+                )
+            return rejection_sampling(bench, name, standing, self.survivors, control=control and not bench.grader_chooses)
         return expert_iteration(bench, name, standing, self.survivors)
 
     def _sampled(self, method: advisor.Method, name: str, standing: Prompted) -> None:

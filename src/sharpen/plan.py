@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpen import loop
-from sharpen.agents.choose import most_turns
+from sharpen.agents.choose import most_turns, playing
 from sharpen.ladder import too_small
 from sharpen.methods.base import Bench, Prompted
 from sharpen.models import load_model
@@ -144,7 +144,7 @@ def _done(path: Path) -> Manifest | None:
 
 def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int) -> Typical:
     """From the first tries of the run's first stage: those that are there, else ``measure`` that are made now."""
-    most = most_turns(tasks.environment, settings.harness)
+    most = most_turns(tasks.environment, settings.harness, playing(settings.agent, "evaluation"))
     opening = sum(len(message.content) for task in tasks.tasks for message in task.prompt) / 3 / len(tasks.tasks)
     guess = settings.evaluation.max_tokens
     unmeasured = Typical(0, most, most * (opening + (most - 1) / 2 * guess), most * guess, opening + most * guess, 1.0, float("nan"))
@@ -155,7 +155,7 @@ def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path,
         with Live() as live, loop.interruptible(live.say) as asked:
             bench = Bench(
                 run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
-                selection=settings.selection, evaluation=settings.evaluation, harness=settings.harness,
+                selection=settings.selection, evaluation=settings.evaluation, harness=settings.harness, several=settings.agent,
                 meter=Meter(settings.spending, folder / SPENT, asked), listen=live, say=live.say,
             )  # fmt: skip
             with bench:
@@ -203,16 +203,23 @@ def _takes(stage: Ahead, typical: Typical, price: Price | None, settings: RunSet
     if stage.done is not None:
         return msgspec.structs.replace(stage.done.spent, seconds=stage.done.seconds), 0.0
     trained = stage.rows * typical.row * settings.training.epochs
-    prompt = stage.tries * (typical.prompt + typical.calls * stage.shots * typical.row)
-    sampled = stage.tries * typical.sampled
-    return _spent(stage.tries * typical.calls, prompt, sampled, (sampled + trained) / typical.rate, price, settings), trained
+    tries = stage.tries * _several(stage, settings) / _several(Ahead(FIRST), settings)  # of as many models' tries as those measured
+    prompt = tries * (typical.prompt + typical.calls * stage.shots * typical.row)
+    sampled = tries * typical.sampled
+    return _spent(tries * typical.calls, prompt, sampled, (sampled + trained) / typical.rate, price, settings), trained
+
+
+def _several(stage: Ahead, settings: RunSettings) -> int:
+    """How many tries of models one try of the stage is."""
+    several = playing(settings.agent, "sampling" if stage.name.endswith("/sampling") else "evaluation")
+    return several.tries if several is not None else 1
 
 
 def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings, turns: int) -> Spent:
     """Every try to its last turn, every turn to its last token, every look."""
     longest = settings.sampling.max_tokens if stage.name.endswith("/sampling") else settings.evaluation.max_tokens
     tries = stage.tries + stage.more
-    calls = tries * turns
+    calls = tries * turns * _several(stage, settings)
     each = typical.prompt / typical.calls + stage.shots * typical.row + (turns - 1) / 2 * longest
     trained = stage.rows * typical.row * settings.training.epochs
     return _spent(calls, calls * each, calls * longest, (calls * longest + trained) / typical.rate, price, settings)

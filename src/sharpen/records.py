@@ -157,6 +157,37 @@ class Thread(Record, frozen=True, kw_only=True):
     turns: tuple[TurnTokens, ...] = ()
 
 
+class Considered(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """One of several tries that an agent chose from. ``agent`` made it, with the weights ``model`` (a fingerprint), as its try number ``index``.
+
+    ``verdict`` and ``score`` are the chooser's, ``vote`` is what it voted for (the beginning; None: it cast none). ``stop`` is ``error`` and
+    ``error`` says why where it broke: then it was not chosen from.
+    """
+
+    agent: str
+    model: str
+    index: int
+    stop: Stop
+    verdict: Literal["pass", "fail", "error"] | None = None
+    score: float | None = None
+    vote: str | None = None
+    error: str | None = None
+
+
+class Choice(Record, frozen=True, kw_only=True):
+    """Which of its ``tries`` an agent chose (``chosen``, an index into them) and what ``by``.
+
+    ``wanted`` is how many there could have been: fewer were made where the first pass ended it. ``grader`` says that the chooser is also what
+    grades the choice, so that one such try passes as often as any of ``wanted`` does.
+    """
+
+    by: str
+    wanted: int
+    chosen: int
+    tries: tuple[Considered, ...]
+    grader: bool = False
+
+
 class Trajectory(Record, frozen=True, kw_only=True):
     """What happened in one try.
 
@@ -164,7 +195,8 @@ class Trajectory(Record, frozen=True, kw_only=True):
     (empty for demonstrations: only text exists). Where there were several conversations, these are the longest one's, and the others
     are ``threads``. ``actions`` is what the environment understood, the unit of
     de-duplication. ``outcome`` is what the environment itself says at the end (``won``, ``score`` and the like).
-    ``agent`` names who made it (a model's name, ``expert``, ...).
+    ``agent`` names who made it (a model's name, ``expert``, ...). Where that chose one of several tries this is the one, ``choice`` says what the
+    others were, and ``cost`` is the cost of all.
     """
 
     key: SampleKey
@@ -178,6 +210,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     cost: Cost = Cost()
     error: str | None = None
     threads: tuple[Thread, ...] = ()
+    choice: Choice | None = None
 
 
 class Verdict(Record, frozen=True, kw_only=True):
@@ -284,7 +317,7 @@ class TaskResult(Record, frozen=True, kw_only=True):
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
-    """How good a model is on a named split. ``pass_at`` maps k to its interval."""
+    """How good a model is on a named split. ``pass_at`` maps k to its interval. ``played`` says by what agent, "" for single tries of the model."""
 
     model: str
     split: str
@@ -293,6 +326,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     pass_at: dict[int, Interval]
     cost: Cost
     errors: int = 0
+    played: str = ""
 
 
 class Parting(Record, frozen=True, kw_only=True):

@@ -48,7 +48,8 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
             bench = Bench(
                 run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
                 selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
-                harness=settings.harness, meter=Meter(settings.spending, folder / SPENT, asked), listen=live, say=live.say,
+                harness=settings.harness, several=settings.agent, meter=Meter(settings.spending, folder / SPENT, asked),
+                listen=live, say=live.say,
             )  # fmt: skip
             with bench:
                 run.note(_circumstances(settings))

@@ -20,7 +20,6 @@ from sharpen.budget import LEVEL, Adaptive, Budget, SetAside, Terms, Try, Unifor
 from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError, Stopped
 from sharpen.policies.base import Sampling
 from sharpen.policies.meter import Account, Meter
-from sharpen.policies.prices import FREE
 from sharpen.records import Cost, Record, SampleKey, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest, read_json, write_blob
 from sharpen.store.segments import Segments
@@ -65,6 +64,11 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
     def limits(self) -> dict[str, Any]:
         """What ``collect`` is held to."""
         return {name: getattr(self, name) for name in ("concurrency", "verifier_timeout_s", "episode_timeout_s")}
+
+    def limits_of(self, tries: int) -> dict[str, Any]:
+        """What ``collect`` is held to where one try is up to ``tries`` episodes, each with its own time, as well as the time to judge it."""
+        longer = (self.episode_timeout_s + self.verifier_timeout_s) * tries if tries > 1 else self.episode_timeout_s
+        return {**self.limits, "episode_timeout_s": longer}
 
     def turn(self, seed: int) -> Sampling:
         """What the policy is told, with the run's seed."""
@@ -206,7 +210,7 @@ async def collect(
     Where the meter of ``account`` has no room for another try none is begun; those under way end and are yielded, then Stopped is raised.
     """
     wanted = list(wanted)
-    account = account or Meter().account(what, FREE)
+    account = account or Meter().account(what)
     watch = _Watch(what, len(wanted), listen, account)
     queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception | None] = asyncio.Queue(maxsize=max(concurrency, 1))
     streak, launches = _Streak(BROKEN), _Launches(account)

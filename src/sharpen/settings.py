@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import yaml
 
+from sharpen.agents.choose import Several, playing
 from sharpen.agents.harness import Harness
 from sharpen.errors import SettingsError, nearest
 from sharpen.evaluation import EvaluationSettings
@@ -29,7 +30,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     """Everything that makes a run what it is. ``model`` is a packaged name, a folder or a hub id; ``seed`` drives every draw.
 
     ``template`` replaces the model's chat template: ``hermes`` (with tools) or a ``.jinja`` file; "" keeps the model's own.
-    ``harness`` is an outside program that plays the tasks in the place of their environment. ``demonstrations`` are recorded trajectories that
+    ``harness`` is an outside program that plays the tasks in the place of their environment. ``agent`` makes every try one of several, chosen
+    (``best-of-n``, ``ensemble``); what trains is the model. ``demonstrations`` are recorded trajectories that
     demonstrate the demo split, in the place of the tasks' own expert.
     """
 
@@ -39,6 +41,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     template: str = ""
     seed: int = 0
     harness: Harness | None = None
+    agent: Several | None = None
     demonstrations: Demonstrations | None = None
     engine: Engine = Auto()
     sampling: SamplingSettings = SamplingSettings()
@@ -48,6 +51,12 @@ class RunSettings(Record, frozen=True, kw_only=True):
     few_shot: FewShot = FewShot()
     ladder: LadderSettings = LadderSettings()
     spending: Spending = Spending()
+
+    def __post_init__(self) -> None:
+        sampled, evaluated = playing(self.agent, "sampling"), playing(self.agent, "evaluation")
+        for what, agent, how in (("sampling", sampled, self.sampling), ("evaluation", evaluated, self.evaluation)):
+            if agent is not None and agent.n > 1 and how.temperature == 0:
+                raise SettingsError(f"{what}.temperature 0 gives the agent the same try {agent.n} times; set agent.n: 1 or raise it")
 
 
 def load_settings(path: Path, overrides: Mapping[str, str]) -> RunSettings:
@@ -123,6 +132,8 @@ def _spread(data: Any, hint: Any, place: str) -> Any:
     if not structs:
         _check_choice(data, hint, place)
         return data
+    if get_origin(hint) is tuple:
+        return [_spread(item, structs[0], f"{place}[{at}]") for at, item in enumerate(data)] if isinstance(data, list | tuple) else data
     tag_field = structs[0].__struct_config__.tag_field
     tags = {struct.__struct_config__.tag: struct for struct in structs}
     if tag_field is not None:
@@ -163,7 +174,7 @@ def _keys(struct: type[msgspec.Struct], place: str) -> Iterator[tuple[str, str]]
     for field in msgspec.structs.fields(struct):
         name = f"{place}.{field.name}".lstrip(".")
         hint = get_type_hints(struct)[field.name]
-        structs = _structs(hint)
+        structs = _structs(hint) if get_origin(hint) is not tuple else []
         if not structs:
             default = (
                 "required" if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT else repr(field.default)

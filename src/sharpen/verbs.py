@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace as replace_fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.choose import make_agent, most_turns
+from sharpen.agents.choose import CONSIDERED, load_members, make_agent, make_several, most_turns, playing
 from sharpen.budget import Adaptive, terms
 from sharpen.chat.load import load_template
 from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
@@ -25,6 +26,7 @@ from sharpen.formats.base import MAX_BYTES, Exported, Imported
 from sharpen.formats.load import FORMATS, read, write
 from sharpen.methods.base import heard, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
+from sharpen.policies.base import Policy
 from sharpen.policies.choose import open_policy
 from sharpen.policies.meter import SPENT, Meter, Metered
 from sharpen.policies.prices import price_of
@@ -225,22 +227,31 @@ def _tries(
     chosen: tuple[Task, ...] = tasks.split(split).tasks
     if not chosen:
         raise TaskError(f"task set {tasks.name!r} has no tasks in the split {split!r}; give tasks.splits.{split} some families")
+    several = playing(settings.agent, "sampling" if isinstance(how, SamplingSettings) else "evaluation")
     verifier = required(tasks) if judged else None
     budget = how.budget if isinstance(how, SamplingSettings) else None
     if isinstance(budget, Adaptive):
-        most = how.max_tokens * most_turns(tasks.environment, settings.harness)
+        most = how.max_tokens * most_turns(tasks.environment, settings.harness, several)
         bound = terms(budget, how.n, len(chosen), settings.selection.limit, most)
     with _held(work):
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
-        model = load_model(settings.model, settings.template)
-        policy, _ = open_policy(model, settings.engine, work)
+        considered = Segments(work / CONSIDERED, Trajectory) if several is not None else None
+        limits = settings.sampling.limits_of(several.tries if several is not None else 1)
+        models = [(load_model(settings.model, settings.template), settings.engine), *load_members(several)]
         meter = Meter(settings.spending, work / SPENT, asked)
+        account = meter.account(split)
+        policies: list[Policy] = []
         try:
-            price, _ = price_of(model, settings.engine, settings.spending.prices)
-            account = meter.account(split, price)
-            metered = Metered(model.name, lambda: policy, account)
-            agent = make_agent(model.name, model, metered, tasks.environment, how.turn(settings.seed), settings.harness)
-            options: dict[str, Any] = {**settings.sampling.limits, "what": work.name, "listen": listen, "account": account}
+            members = []
+            for model, engine in models:
+                policies.append(open_policy(model, engine, work if not policies else None)[0])
+                price, _ = price_of(model, engine, settings.spending.prices)
+                metered = Metered(model.name, partial(policies.__getitem__, len(policies) - 1), account, price)
+                members.append(make_agent(model.name, model, metered, tasks.environment, how.turn(settings.seed), settings.harness))
+            agent = members[0]
+            if several is not None:
+                agent = make_several(several, members, tasks.verifier, considered, **settings.sampling.limits)
+            options: dict[str, Any] = {**limits, "what": work.name, "listen": listen, "account": account}
             if isinstance(budget, Adaptive):
                 assert verifier is not None
                 goal = Goal(cap=settings.selection.limit, dedup=settings.selection.dedup)
@@ -250,12 +261,17 @@ def _tries(
                 pool = loop.run(fill(agent, chosen, range(how.n), verifier, trajectories, verdicts, **options))
         finally:
             meter.write()
-            loop.run(policy.close())
+            for policy in policies:
+                loop.run(policy.close())
             trajectories.close()
             verdicts.close()
+            if considered is not None:
+                considered.close()
         trajectories.seal(trajectories.records)
         if judged:
             verdicts.seal(verdicts.records)
+        if considered is not None and considered.records:
+            considered.seal(considered.records)
     return pool
 
 

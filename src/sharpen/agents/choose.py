@@ -1,17 +1,34 @@
-"""Which agent plays: the policy in its environment, or an outside program that the policy drives."""
+"""Which agent plays: the policy in its environment, or an outside program that the policy drives; once, or several times with one choice."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from sharpen.agents.base import Agent, PolicyAgent
+from sharpen.agents.best_of_n import BestOfN, BestOfNAgent, make_chooser
+from sharpen.agents.ensemble import Ensemble, InTurn
 from sharpen.agents.harness import Harness, HarnessAgent
 from sharpen.environments.base import Environment
+from sharpen.models import load_model
 from sharpen.policies.base import Policy, Sampling
-from sharpen.records import Message, Model
+from sharpen.policies.choose import Engine
+from sharpen.records import Message, Model, Trajectory
+from sharpen.store.segments import Segments
+from sharpen.verifiers.base import Verifier
+
+Several = BestOfN | Ensemble
+CONSIDERED = "considered"  # the folder, beside trajectories, of the tries that were chosen from
 
 
-def most_turns(environment: Environment, harness: Harness | None) -> int:
+def playing(several: Several | None, what: Literal["sampling", "evaluation"]) -> Several | None:
+    """``several`` where it is to play in ``what``."""
+    return several if several is not None and several.plays in ("everything", what) else None
+
+
+def most_turns(environment: Environment, harness: Harness | None, several: Several | None = None) -> int:
     """How often, at most, one try asks the policy."""
-    return environment.max_turns if harness is None else harness.max_calls
+    return (environment.max_turns if harness is None else harness.max_calls) * (1 if several is None else several.tries)
 
 
 def make_agent(
@@ -28,3 +45,34 @@ def make_agent(
         return PolicyAgent(name, policy, model.fingerprint, environment, sampling, shots)
     assert not shots
     return HarnessAgent(name, policy, model.fingerprint, harness, sampling)
+
+
+def load_members(several: Several | None) -> list[tuple[Model, Engine]]:
+    """The models of an ensemble beside the run's own, found and checked, with the engines that they are to run on."""
+    members = several.members if isinstance(several, Ensemble) else ()
+    return [(load_model(member.model, member.template), member.engine) for member in members]
+
+
+def make_several(
+    several: Several,
+    members: Sequence[Agent],
+    grader: Verifier | None,
+    kept: Segments[Trajectory] | None,
+    *,
+    concurrency: int,
+    episode_timeout_s: float,
+    verifier_timeout_s: float,
+) -> Agent:
+    """What ``several`` makes of its ``members``, the run's own model first. ``grader`` is the tasks' verifier, ``kept`` where inner tries lie."""
+    inner = members[0] if len(members) == 1 else InTurn(members)
+    if several.by == "rotation":
+        return inner
+    return BestOfNAgent(
+        inner,
+        several.tries,
+        make_chooser(several, grader, verifier_timeout_s),
+        several.stop_at_pass,
+        kept,
+        episode_timeout_s,
+        concurrency,
+    )

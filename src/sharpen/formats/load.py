@@ -99,6 +99,7 @@ class Reading:
             outcome=draft.outcome,
             cost=draft.cost,
             error=draft.error,
+            choice=draft.choice,
         )
 
 

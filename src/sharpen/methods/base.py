@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.choose import make_agent, most_turns
+from sharpen.agents.choose import CONSIDERED, Several, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import replay
 from sharpen.budget import Adaptive, Terms, terms
@@ -24,7 +25,7 @@ from sharpen.formats.base import RECORDED
 from sharpen.models import load_model
 from sharpen.policies.base import Lasting, Policy
 from sharpen.policies.choose import Auto, Engine, open_policy
-from sharpen.policies.meter import Meter, Metered, total
+from sharpen.policies.meter import Account, Meter, Metered, total
 from sharpen.policies.prices import price_of
 from sharpen.records import Evaluation, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill, fill_adaptively, silent
@@ -94,12 +95,16 @@ class Bench(AbstractContextManager["Bench"]):
     few_shot: FewShot = field(default_factory=FewShot)
     harness: Harness | None = None
     meter: Meter = field(default_factory=Meter)
+    several: Several | None = None
     listen: Listener = silent
     say: Callable[[str], None] = lambda line: None
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
+    _others: list[tuple[Model, Engine]] = field(default_factory=list)
+    _others_open: dict[str, Policy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._others = load_members(self.several)
         self._terms(self.tasks.split("train").tasks, self.tasks)  # what cannot be kept to is said before anything is paid for
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -114,17 +119,24 @@ class Bench(AbstractContextManager["Bench"]):
         return required(self.tasks)
 
     def close(self) -> None:
-        """Give the policy's memory back."""
+        """Give the policies' memory back."""
+        self._close_own()
+        while self._others_open:
+            loop.run(self._others_open.popitem()[1].close())
+
+    def _close_own(self) -> None:
         if self._policy is not None:
             loop.run(self._policy[1].close())
             self._policy = None
 
     def _rest(self) -> None:
-        """Give the policy's memory back for a while."""
+        """Give the policies' memory back for a while."""
         if self._policy is not None and isinstance(self._policy[1], Lasting):
             loop.run(self._policy[1].rest())
         else:
-            self.close()
+            self._close_own()
+        for name, other in list(self._others_open.items()):
+            loop.run(other.rest() if isinstance(other, Lasting) else self._others_open.pop(name).close())
 
     def _turn_to(self, model: Model) -> None:
         """Whatever is open is open for ``model`` from here on, or closed."""
@@ -134,7 +146,7 @@ class Bench(AbstractContextManager["Bench"]):
             policy.take_up(model)
             self._policy = (model.fingerprint, policy)
         else:
-            self.close()
+            self._close_own()
 
     def _open(self, model: Model) -> Policy:
         if self._policy is None:
@@ -145,6 +157,27 @@ class Bench(AbstractContextManager["Bench"]):
                 self.run.note({"event": "engine", "engine": why})
                 self.say(f"engine {why}")
         return self._policy[1]
+
+    def _metered(self, name: str, model: Model, engine: Engine, open_: Callable[[Model], Policy], account: Account) -> Metered:
+        price, _ = price_of(model, engine, self.meter.caps.prices)
+        return Metered(name, lambda: open_(model), account, price)
+
+    def _open_other(self, engine: Engine, model: Model) -> Policy:
+        """Another member of the ensemble: open until the run ends, or its memory is needed."""
+        if (name := digest([model.fingerprint, engine])) not in self._others_open:
+            self._others_open[name], why = open_policy(model, engine)
+            self.say(f"{model.name}: engine {why}")
+        return self._others_open[name]
+
+    def _several(self, settings: SamplingSettings | EvaluationSettings) -> Several | None:
+        """The settings of the agent that makes several tries of each, where one does."""
+        return playing(self.several, "sampling" if isinstance(settings, SamplingSettings) else "evaluation")
+
+    @property
+    def grader_chooses(self) -> bool:
+        """Whether the tries that may train were chosen by the verifier already."""
+        several = playing(self.several, "sampling")
+        return several is not None and several.by in ("verifier", self.verifier.name)
 
     # ------------------------------------------------------------ sampling
 
@@ -172,14 +205,25 @@ class Bench(AbstractContextManager["Bench"]):
         goal = Goal(cap=self.selection.limit, dedup=self.selection.dedup, known=frozenset(known))
         how_many = [indices.start, indices.stop] if bound is None else [self.sampling.budget, bound, goal.dedup, sorted(goal.known)]
         inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": of.environment.name}
-        stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *((self.harness,) if self.harness else ())])
+        several = self._several(settings)
+        played: list[Any] = [self.harness] if self.harness else []
+        played += [several, *(model.fingerprint for model, _ in self._others)] if several else []
+        stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *played])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
-        price, _ = price_of(agent.model, self.engine, self.meter.caps.prices)
-        account = self.meter.account(name, price)
-        policy = Metered(agent.name, lambda: self._open(agent.model), account)
+        account = self.meter.account(name)
+        policy = self._metered(agent.name, agent.model, self.engine, self._open, account)
         player = make_agent(agent.name, agent.model, policy, of.environment, turn, self.harness, agent.shots)
-        if stage.done():
+        done = stage.done()
+        considered = Segments(stage.folder / CONSIDERED, Trajectory) if several and not done else None
+        if several:
+            others = [
+                (model, self._metered(model.name, model, engine, partial(self._open_other, engine), account))
+                for model, engine in self._others
+            ]
+            makers = [make_agent(m.name, m, p, of.environment, turn, self.harness, agent.shots) for m, p in others]
+            player = make_several(several, [player, *makers], verifier, considered, **self.sampling.limits)
+        if done:
             by_key = {task.key: task for task in tasks}
             waves = stage.read(WAVES, Waves) if bound is not None else None
             tries = [(task.key, index) for index in indices for task in tasks] if waves is None else waves.tries
@@ -187,7 +231,8 @@ class Bench(AbstractContextManager["Bench"]):
             return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
         stage.begin()
         self._turn_to(agent.model)
-        options: dict[str, Any] = {**self.sampling.limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
+        limits = self.sampling.limits_of(several.tries if several else 1)
+        options: dict[str, Any] = {**limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
         try:
             if bound is None:
                 pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, first=first, **options))
@@ -198,11 +243,14 @@ class Bench(AbstractContextManager["Bench"]):
         finally:
             trajectories.close()
             verdicts.close()
+            if considered is not None:
+                considered.close()
             self.meter.write()
         if first is not None:
             return pool
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
         sealed += [stage.folder / WAVES] if bound is not None else []
+        sealed += [considered.seal(considered.records)] if considered is not None and considered.records else []
         spent = total(account.spent, self.meter.machine(stage.seconds))
         stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=policy.busy_s)
         return pool
@@ -212,7 +260,7 @@ class Bench(AbstractContextManager["Bench"]):
         settings = self.sampling
         if not isinstance(settings.budget, Adaptive):
             return None
-        most = settings.max_tokens * most_turns(of.environment, self.harness)
+        most = settings.max_tokens * most_turns(of.environment, self.harness, self._several(settings))
         return terms(settings.budget, settings.n, len(tasks), self.selection.limit, most)
 
     def evaluate(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Evaluation:

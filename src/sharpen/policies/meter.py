@@ -13,7 +13,7 @@ import msgspec
 
 from sharpen.errors import RunError, SettingsError, Stopped
 from sharpen.policies.base import Conversation, Policy, Sampling, Turn
-from sharpen.policies.prices import FREE, Price
+from sharpen.policies.prices import Price
 from sharpen.records import Record, Spent
 from sharpen.store.files import read_json, write_json
 
@@ -101,19 +101,13 @@ class Meter:
         except msgspec.MsgspecError as error:
             raise RunError(f"{path} cannot be read ({error}); restore it, or delete it: the caps then count from nothing") from error
         self._before = bill
-        self._accounts = {name: Account(self, name, FREE, spent) for name, spent in bill.stages.items()}
+        self._accounts = {name: Account(self, name, spent) for name, spent in bill.stages.items()}
         self.reserved: list[Spent] = []
         self.freed = asyncio.Event()
 
-    def account(self, stage: str, price: Price | None) -> Account:
-        """Where the calls of ``stage`` are counted from here on, at ``price`` (None: unknown). SettingsError where a cap could not be kept for that."""
-        if price is None and self.caps.max_dollars is not None:
-            raise SettingsError(
-                f"spending.max_dollars is {self.caps.max_dollars:g}, but what {stage} costs is unknown; give its price in spending.prices, or cap tokens"
-            )
-        spent = self._accounts[stage].spent if stage in self._accounts else Spent()
-        self._accounts[stage] = Account(self, stage, price, spent)
-        return self._accounts[stage]
+    def account(self, stage: str) -> Account:
+        """Where the calls of ``stage`` are counted."""
+        return self._accounts.setdefault(stage, Account(self, stage, Spent()))
 
     def machine(self, seconds: float) -> Spent:
         """So many seconds of this machine, and their price."""
@@ -161,8 +155,8 @@ class Meter:
 class Account:
     """What one stage asks."""
 
-    def __init__(self, meter: Meter, stage: str, price: Price | None, spent: Spent) -> None:
-        self.meter, self.stage, self.price = meter, stage, price
+    def __init__(self, meter: Meter, stage: str, spent: Spent) -> None:
+        self.meter, self.stage = meter, stage
         self._calls, self._prompt, self._sampled = spent.calls, spent.prompt_tokens, spent.sampled_tokens
         self._dollars, self._unpriced = spent.dollars, spent.unpriced
 
@@ -172,18 +166,18 @@ class Account:
             calls=self._calls, prompt_tokens=self._prompt, sampled_tokens=self._sampled, dollars=self._dollars, unpriced=self._unpriced
         )
 
-    def count(self, turn: Turn) -> None:
+    def count(self, turn: Turn, price: Price | None) -> None:
         self._calls += 1
         self._prompt += turn.prompt_tokens
         self._sampled += turn.sampled_tokens
-        if self.price is None:
+        if price is None:
             self._unpriced += 1
         else:
-            self._dollars += self.price.dollars(turn.prompt_tokens, turn.sampled_tokens)
+            self._dollars += price.dollars(turn.prompt_tokens, turn.sampled_tokens)
         self.meter.write_now_and_then()
 
     @asynccontextmanager
-    async def room(self, conversation: Conversation, sampling: Sampling) -> AsyncIterator[None]:
+    async def room(self, conversation: Conversation, sampling: Sampling, price: Price | None) -> AsyncIterator[None]:
         """Holds room under the caps for one call: waits while calls under way may use it up.
 
         Stopped where there is none though no other call is under way, SettingsError where not even one would ever have fitted.
@@ -191,7 +185,7 @@ class Account:
         if not self.meter.caps.on_calls:
             yield
             return
-        meter, most = self.meter, self._most(conversation, sampling)
+        meter, most = self.meter, _most(conversation, sampling, price)
         while meter.caps.over(_timeless(total(meter.bill.total, *meter.reserved, most))):
             if not meter.reserved:
                 if alone := meter.caps.over(most):
@@ -206,28 +200,32 @@ class Account:
             meter.reserved.remove(most)
             meter.freed.set()
 
-    def _most(self, conversation: Conversation, sampling: Sampling) -> Spent:
-        """What a call takes at worst, with its prompt guessed from its length."""
-        characters = sum(
-            len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in conversation.messages
-        )
-        prompt = int((characters + len(str(conversation.tools or ""))) / _CHARACTERS) + 8 * len(conversation.messages)
-        dollars = self.price.dollars(prompt, sampling.max_tokens) if self.price is not None else 0.0
-        return Spent(calls=1, prompt_tokens=prompt, sampled_tokens=sampling.max_tokens, dollars=dollars)
+
+def _most(conversation: Conversation, sampling: Sampling, price: Price | None) -> Spent:
+    """What a call takes at worst, with its prompt guessed from its length."""
+    characters = sum(len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in conversation.messages)
+    prompt = int((characters + len(str(conversation.tools or ""))) / _CHARACTERS) + 8 * len(conversation.messages)
+    dollars = price.dollars(prompt, sampling.max_tokens) if price is not None else 0.0
+    return Spent(calls=1, prompt_tokens=prompt, sampled_tokens=sampling.max_tokens, dollars=dollars)
 
 
 class Metered:
-    """A policy whose calls are counted in ``account``. Opened by its first turn: a stage whose tries are all on disk needs no engine.
+    """A policy whose calls are counted in ``account`` at ``price`` (None: unknown; SettingsError where dollars are capped).
 
-    ``busy_s`` are the seconds with work in it. Whoever opened the policy closes it.
+    Opened by its first turn: a stage whose tries are all on disk needs no engine. ``busy_s`` are the seconds with work in it. Whoever opened the
+    policy closes it.
     """
 
     gives_token_ids = True
 
-    def __init__(self, name: str, open_: Callable[[], Policy], account: Account) -> None:
+    def __init__(self, name: str, open_: Callable[[], Policy], account: Account, price: Price | None) -> None:
+        if price is None and account.meter.caps.max_dollars is not None:
+            raise SettingsError(
+                f"spending.max_dollars is set, but what {name} costs is unknown; give its price in spending.prices, or cap tokens"
+            )
         self.name = name
         self.busy_s = 0.0
-        self.account = account
+        self.account, self.price = account, price
         self._open = open_
         self._inside = 0
         self._since = 0.0
@@ -238,9 +236,9 @@ class Metered:
             self._since = time.monotonic()
         self._inside += 1
         try:
-            async with self.account.room(conversation, sampling):
+            async with self.account.room(conversation, sampling, self.price):
                 turn = await policy.complete(conversation, sampling)
-            self.account.count(turn)
+            self.account.count(turn, self.price)
             return turn
         finally:
             self._inside -= 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sharpen.records import (
+    Choice,
     Decision,
     DemonstrationQuality,
     Evaluation,
@@ -93,6 +95,7 @@ def render(view: RunView) -> str:
         "outcome": outcome,
         "bought": bought,
         "paid": paid,
+        "chosen": chosen,
     }
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
@@ -209,6 +212,19 @@ def outcome(rung: RungView) -> str:
         return "-"
     words = {"keep": "kept", "worse": "rolled back", "plateau": "plateau, rolled back", "refuse": "refused"}
     return words.get(rung.decision.outcome, rung.decision.outcome)
+
+
+def chosen(choice: Choice) -> str:
+    """How a try was chosen: ``try 3 of 8, chosen by majority vote; 5 votes for '42'; 1 broke; made by small``."""
+    one = choice.tries[choice.chosen]
+    verdicts = Counter(other.verdict for other in choice.tries if other.verdict is not None)
+    said = [f"try {choice.chosen + 1} of {len(choice.tries)}, chosen by {choice.by}"]
+    said += [", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())] if verdicts else []
+    said += [f"{sum(other.vote == one.vote for other in choice.tries)} votes for {one.vote!r}"] if one.vote is not None else []
+    broke = sum(other.stop == "error" for other in choice.tries)
+    said += [f"{broke} broke"] if broke else []
+    said += [f"{choice.wanted - len(choice.tries)} not made"] if choice.wanted > len(choice.tries) else []
+    return "; ".join([*said, f"made by {one.agent}"])
 
 
 def largest(rung: RungView) -> int:

@@ -68,7 +68,7 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         settings_yaml=settings_yaml,
         rungs=tuple(rungs),
         demonstrations=_read(folder / DEMONSTRATIONS, DemonstrationQuality),
-        banners=tuple(_banners(notes)),
+        banners=(*_banners(notes), *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played)),
         hardware=str(started.get("hardware", "")),
         commit=str(started.get("commit", "")),
         engine=next((str(note["engine"]) for note in reversed(notes) if note.get("event") == "engine"), ""),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpen.records import Interval, Message
-from sharpen.report.page import RunView, SampleView, count, largest, many_tries, minutes, numbers, outcome
+from sharpen.report.page import RunView, SampleView, chosen, count, largest, many_tries, minutes, numbers, outcome
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -65,6 +65,8 @@ def trajectory_text(sample: SampleView) -> RenderableType:
         parts.append(_plain(f"verdict: {verdict.reason}"))
     if trajectory.error:
         parts.append(_plain(f"error: {trajectory.error}"))
+    if trajectory.choice:
+        parts.append(_plain(chosen(trajectory.choice)))
     for message in trajectory.messages:
         parts += _message(message)
     for thread in trajectory.threads:

@@ -208,9 +208,11 @@ class Bench(AbstractContextManager["Bench"]):
         player = make_agent(agent.name, agent.model, policy, of.environment, turn, self.harness, agent.shots)
         done = stage.done()
         considered = Segments(stage.folder / CONSIDERED, Trajectory) if several and not done else None
+        others: list[_Lazy] = []
         if several:
-            others = [(model, _Lazy(model.name, partial(self._open_other, model, engine))) for model, engine in self._others]
-            makers = [make_agent(m.name, m, p, of.environment, turn, self.harness, agent.shots) for m, p in others]
+            others = [_Lazy(model.name, partial(self._open_other, model, engine)) for model, engine in self._others]
+            named = zip(self._others, others, strict=True)
+            makers = [make_agent(model.name, model, lazy, of.environment, turn, self.harness, agent.shots) for (model, _), lazy in named]
             player = make_several(several, [player, *makers], verifier, considered, **self.sampling.limits)
         if done:
             by_key = {task.key: task for task in tasks}
@@ -238,7 +240,12 @@ class Bench(AbstractContextManager["Bench"]):
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
         sealed += [stage.folder / WAVES] if bound is not None else []
         sealed += [considered.seal(considered.records)] if considered is not None and considered.records else []
-        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, seconds=time.monotonic() - started, inside_s=policy.busy_s)
+        stage.commit(
+            sealed,
+            sampled_tokens=pool.sampled_tokens,
+            seconds=time.monotonic() - started,
+            inside_s=max(one.busy_s for one in (policy, *others)),
+        )
         return pool
 
     def _terms(self, tasks: Sequence[Task], of: TaskSet) -> Terms | None:

@@ -50,6 +50,7 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], str]]:
     def on_interrupt(*_: object) -> None:
         nonlocal asked
         if asked:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient press it once more, which must not break the putting away
             raise KeyboardInterrupt
         asked = True
         # In a thread: this may have come in the middle of a line that is being written.

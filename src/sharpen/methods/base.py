@@ -252,7 +252,7 @@ class Bench(AbstractContextManager["Bench"]):
         sealed += [stage.folder / WAVES] if bound is not None else []
         sealed += [considered.seal(considered.records)] if considered is not None and considered.records else []
         spent = total(account.spent, self.meter.machine(stage.seconds))
-        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=policy.busy_s)
+        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=account.busy_s)
         return pool
 
     def _terms(self, tasks: Sequence[Task], of: TaskSet) -> Terms | None:

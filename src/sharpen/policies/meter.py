@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -153,12 +153,14 @@ class Meter:
 
 
 class Account:
-    """What one stage asks."""
+    """What one stage asks, of one policy or several. ``busy_s`` are the seconds with work in any of them."""
 
     def __init__(self, meter: Meter, stage: str, spent: Spent) -> None:
         self.meter, self.stage = meter, stage
         self._calls, self._prompt, self._sampled = spent.calls, spent.prompt_tokens, spent.sampled_tokens
         self._dollars, self._unpriced = spent.dollars, spent.unpriced
+        self.busy_s = 0.0
+        self._inside, self._since = 0, 0.0
 
     @property
     def spent(self) -> Spent:
@@ -175,6 +177,18 @@ class Account:
         else:
             self._dollars += price.dollars(turn.prompt_tokens, turn.sampled_tokens)
         self.meter.write_now_and_then()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        if self._inside == 0:
+            self._since = time.monotonic()
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self.busy_s += time.monotonic() - self._since
 
     @asynccontextmanager
     async def room(self, conversation: Conversation, sampling: Sampling, price: Price | None) -> AsyncIterator[None]:
@@ -212,8 +226,7 @@ def _most(conversation: Conversation, sampling: Sampling, price: Price | None) -
 class Metered:
     """A policy whose calls are counted in ``account`` at ``price`` (None: unknown; SettingsError where dollars are capped).
 
-    Opened by its first turn: a stage whose tries are all on disk needs no engine. ``busy_s`` are the seconds with work in it. Whoever opened the
-    policy closes it.
+    Opened by its first turn: a stage whose tries are all on disk needs no engine. Whoever opened the policy closes it.
     """
 
     gives_token_ids = True
@@ -224,26 +237,16 @@ class Metered:
                 f"spending.max_dollars is set, but what {name} costs is unknown; give its price in spending.prices, or cap tokens"
             )
         self.name = name
-        self.busy_s = 0.0
         self.account, self.price = account, price
         self._open = open_
-        self._inside = 0
-        self._since = 0.0
 
     async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
         policy = self._open()
-        if self._inside == 0:
-            self._since = time.monotonic()
-        self._inside += 1
-        try:
+        with self.account.busy():
             async with self.account.room(conversation, sampling, self.price):
                 turn = await policy.complete(conversation, sampling)
-            self.account.count(turn, self.price)
-            return turn
-        finally:
-            self._inside -= 1
-            if self._inside == 0:
-                self.busy_s += time.monotonic() - self._since
+        self.account.count(turn, self.price)
+        return turn
 
     async def close(self) -> None:
         """Left to whoever opened it."""

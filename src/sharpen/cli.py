@@ -225,7 +225,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from sharpen.report.live import Live
 
     with Live() as live:
-        pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, listen=live)
+        pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, listen=live, say=live.say)
     print(f"{len(pool.wanted)} tries of {len(pool.tasks)} tasks, {pool.sampled_tokens} tokens sampled: {arguments.work}")
     if pool.waves is not None:
         first = pool.first_wave
@@ -238,7 +238,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     from sharpen.report.live import Live
 
     with Live() as live:
-        counts = verbs.verify(_settings(arguments), arguments.work, listen=live)
+        counts = verbs.verify(_settings(arguments), arguments.work, listen=live, say=live.say)
     print(f"{counts['pass']} pass, {counts['fail']} fail, {counts['error']} error: {arguments.work}")
 
 
@@ -264,7 +264,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from sharpen.report.live import Live
 
     with Live() as live:
-        evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, listen=live)
+        evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, listen=live, say=live.say)
     for k, at in evaluation.pass_at.items():
         print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
     if evaluation.errors:

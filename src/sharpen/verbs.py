@@ -6,7 +6,7 @@ A work folder holds what a stage of a run holds, under the same names: ``traject
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -118,15 +118,22 @@ def _weights(source: Path) -> tuple[Path, RunView | None, RungView | None]:
     return folder, view, rung
 
 
-def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent) -> Pool:
+Say = Callable[[str], None]
+
+
+def unsaid(line: str) -> None:
+    """Nobody hears it."""
+
+
+def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent, say: Say = unsaid) -> Pool:
     """``settings.sampling.n`` tries of every task of ``split``, in ``work/trajectories``. Tries that lie there already are not made again.
 
     An adaptive budget needs verdicts to go by, so it judges as it goes; what it decided lies in ``work/waves.json``.
     """
-    return _tries(settings, work, split, settings.sampling, listen, judged=isinstance(settings.sampling.budget, Adaptive))
+    return _tries(settings, work, split, settings.sampling, listen, say, judged=isinstance(settings.sampling.budget, Adaptive))
 
 
-def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> dict[str, int]:
+def verify(settings: RunSettings, work: Path, *, listen: Listener = silent, say: Say = unsaid) -> dict[str, int]:
     """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before. Returns how many pass, fail and err.
 
     TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier.
@@ -137,6 +144,7 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
     with _held(work):
         trajectories = _trajectories(work)
         verdicts = Segments(work / "verdicts", Verdict)
+        _mend(say, trajectories, verdicts)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
         for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
             if key.task not in known:
@@ -191,10 +199,10 @@ def train(settings: RunSettings, work: Path, out: Path, *, listen: Listener = si
         return trainer_for(model)(rows, model, training, out, on_progress=heard(listen, "train"))
 
 
-def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent) -> Evaluation:
+def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent, say: Say = unsaid) -> Evaluation:
     """pass@k of the settings' model on ``split``, with intervals over families; tries, verdicts and ``evaluation.json`` lie in ``work``."""
     tasks = load_tasks(settings.tasks)
-    pool = _tries(settings, work, split, settings.evaluation, listen, judged=True, tasks=tasks)
+    pool = _tries(settings, work, split, settings.evaluation, listen, say, judged=True, tasks=tasks)
     evaluation = evaluate(pool, tasks.split(split).tasks, settings.model, split, settings.evaluation, settings.seed)
     write_json(work / "evaluation.json", evaluation)
     return evaluation
@@ -206,6 +214,7 @@ def _tries(
     split: str,
     how: SamplingSettings | EvaluationSettings,
     listen: Listener,
+    say: Say,
     *,
     judged: bool,
     tasks: TaskSet | None = None,
@@ -221,6 +230,7 @@ def _tries(
         bound = terms(budget, how.n, len(chosen), settings.selection.limit, most)
     with _held(work):
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
+        _mend(say, trajectories, verdicts)
         model = load_model(settings.model, settings.template)
         policy, _ = open_policy(model, settings.engine, work)
         try:
@@ -251,6 +261,12 @@ def _held(work: Path) -> Iterator[None]:
         yield
     finally:
         run.close()
+
+
+def _mend(say: Say, *places: Segments[Any]) -> None:
+    for place in places:
+        if said := place.mend():
+            say(said)
 
 
 def _trajectories(work: Path) -> Segments[Trajectory]:

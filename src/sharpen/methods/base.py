@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,10 @@ class Bench(AbstractContextManager["Bench"]):
             wanted = tuple(player.key(by_key[task], index) for task, index in tries)
             return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
         stage.begin()
+        for said in (trajectories.mend(), verdicts.mend()):
+            if said:
+                self.run.note({"event": "repaired", "what": said})
+                self.say(said)
         self._turn_to(agent.model)
         started = time.monotonic()
         options: dict[str, Any] = {**self.sampling.limits, "what": name.removeprefix("rungs/"), "listen": self.listen}
@@ -194,7 +199,7 @@ class Bench(AbstractContextManager["Bench"]):
         finally:
             trajectories.close()
             verdicts.close()
-        sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
+        sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.wanted)]
         sealed += [stage.folder / WAVES] if bound is not None else []
         stage.commit(sealed, sampled_tokens=pool.sampled_tokens, seconds=time.monotonic() - started, inside_s=policy.busy_s)
         return pool
@@ -216,9 +221,9 @@ class Bench(AbstractContextManager["Bench"]):
         for look in [look for look in self.evaluation.looks if look <= n]:
             stage = f"{name}/{split}" if made == 0 else f"{name}/{split}-{look}"
             more = self.sample(stage, agent, tasks, self.evaluation, range(made, look))
-            pool = Pool(
-                pool.tasks, (*pool.wanted, *more.wanted), {**pool.trajectories, **more.trajectories}, {**pool.verdicts, **more.verdicts}
-            )
+            trajectories: Mapping[SampleKey, Trajectory] = ChainMap(more.trajectories, pool.trajectories)  # type: ignore[arg-type]
+            verdicts: Mapping[SampleKey, Verdict] = ChainMap(more.verdicts, pool.verdicts)  # type: ignore[arg-type]
+            pool = Pool(pool.tasks, (*pool.wanted, *more.wanted), trajectories, verdicts)
             made = look
         evaluation = evaluate(pool, tasks, agent.name, split, self.evaluation, self.seed)
         write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)

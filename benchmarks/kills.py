@@ -10,8 +10,8 @@ until all kills are spent.
 A try counts as finished when ``Segments.add`` has returned, which is when the run may announce it: the child writes down each such moment. After each
 kill, and at the end: everything announced is on disk, nothing that was there is gone or changed by a byte, and no try is there twice.
 SIGKILL itself hardly ever tears a line, since one goes to the system in one write; what a power cut leaves is made by hand: after every other kill half a
-record is added to each journal, and half a line to the ledger. The next start has to cut these off and say so, each once. Demonstrations are not counted until their stage is done: no tokens are paid for them, and a stage that was cut
-short makes them again.
+record is added to each journal, and half a line to the ledger. The next start has to cut these off and say so, each once. Demonstrations are not
+counted until their stage is done: no tokens are paid for them, and a stage that was cut short makes them again.
 
 A scripted run is determined to the bit, so it must make as many tries as the undisturbed one, and the same tables: evaluation.json, decision.json and
 selection.json of every rung.

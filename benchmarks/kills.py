@@ -4,7 +4,7 @@
     python benchmarks/kills.py --settings examples/calculator/calculator.yaml --kills 5 --python .venv/bin/python    # over a real run
 
 First the command runs undisturbed, which says how long it takes from the ladder's start (tasks and libraries are loaded) to its end. Then it is killed
-at up to five moments at random over that time, the same command given again after each, and let run to its end; and so on in a fresh folder
+at up to ten moments at random over that time, the same command given again after each, and let run to its end; and so on in a fresh folder
 until all kills are spent.
 
 A try counts as finished when ``Segments.add`` has returned, which is when the run may announce it: the child writes down each such moment. After each
@@ -37,23 +37,40 @@ from typing import Any
 
 import yaml
 
-A_RUN = 5  # kills of one run
+A_RUN = 10  # kills of one run
 SCRIPTED = {
     "name": "ladder",
     "seed": 3,
-    "tasks": {
-        "source": "reasoning_gym",
-        "dataset": "chain_sum",
-        "config": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
-        "splits": {"demo": 12, "train": 40, "dev": 40, "test": 30},
-        "seed": 7,
-    },
     "sampling": {"n": 4, "max_tokens": 32},
     "evaluation": {"n": 4, "k": [1, 4], "max_tokens": 32},
     "selection": {"cap": 2},
     "ladder": {"rungs": ["few-shot", "sft", "rejection-sampling", "expert-iteration"], "rounds": 2},
 }
+SPLITS = {"demo": 12, "train": 40, "dev": 40, "test": 30}
 Lines = dict[tuple[str, str], bytes]  # (folder of records, key as JSON): the line
+
+
+def scripted(work: Path) -> Path:
+    """Settings of a ladder on sums, which needs no torch and starts in a second: the model is right one time in five."""
+    from sharpen.policies.scripted import scripted_model
+
+    scripted_model(work / "base", skill=0.2)
+    draw = random.Random(7)
+    sums = {(draw.randrange(100), draw.randrange(100)) for _ in range(2 * sum(SPLITS.values()))}
+    rows = [{"prompt": f"Calculate {a} + {b}.", "reference": str(a + b)} for a, b in sorted(sums)[: sum(SPLITS.values())]]
+    (work / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (work / "exact.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
+    tasks = {
+        "source": "jsonl",
+        "path": str(work / "sums.jsonl"),
+        "verifier": f"{work / 'exact.py'}:verify",
+        "exact": True,
+        "splits": SPLITS,
+    }
+    settings = work / "ladder.yaml"
+    settings.write_text(yaml.safe_dump({**SCRIPTED, "tasks": tasks, "model": str(work / "base")}))
+    return settings
+
 
 # ---------------------------------------------------------------- the child
 
@@ -246,13 +263,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = (given.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=given.work is None)
-        settings = given.settings
-        if settings is None:
-            from sharpen.policies.scripted import scripted_model
-
-            scripted_model(work / "base", skill=0.2)
-            settings = work / "ladder.yaml"
-            settings.write_text(yaml.safe_dump({**SCRIPTED, "model": str(work / "base")}))
+        settings = given.settings or scripted(work)
         killer, draw = Killer(given.python, settings, work), random.Random(given.seed)
         seconds, calm = killer.undisturbed()
         expected, number = tables(calm), tries(stored(calm)[0])

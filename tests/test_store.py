@@ -178,6 +178,29 @@ def test_a_kill_while_a_segment_takes_the_place_of_others_keeps_what_was_written
     assert [path for path in tmp_path.iterdir() if path.is_file()] == [sealed]
 
 
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "a" / "b"):
+        with pytest.raises(StorageError, match=f"cannot write {folder}: "):
+            Run.open(folder, "")
+
+
+def test_what_was_written_is_not_held_in_memory(tmp_path: Path) -> None:
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(one, Trajectory) for one in gc.get_objects())
+
+    before = held()
+    made = [trajectory(index) for index in range(50)]
+    assert held() == before + 50  # it would be seen
+    segments = Segments(tmp_path, Trajectory)
+    while made:
+        segments.append(made.pop())
+    assert len(segments.records) == 50 and held() == before
+    segments.seal(list(segments.records))
+    assert len(Segments(tmp_path, Trajectory).records) == 50 and held() == before
+
+
 def test_no_descriptor_stays_open_behind_segments(tmp_path: Path) -> None:
     segments = Segments(tmp_path, Trajectory)
     segments.append(trajectory(0))

@@ -138,7 +138,8 @@ class Run:
         if lines and not lines[-1].endswith(b"\n"):
             with writing(path):
                 os.truncate(path, path.stat().st_size - len(lines[-1]))
-            self.repaired = f"{path}: the last line was torn by a kill and is cut off ({len(lines[-1])} bytes); what it told is in the stages' own files, or is told again"
+            torn = f"{path}: the last line was torn by a kill and is cut off ({len(lines[-1])} bytes)"
+            self.repaired = f"{torn}; what it told is in the stages' own files, or is told again"
             self.note({"event": "repaired", "what": self.repaired})
 
     def ledger(self) -> list[dict[str, Any]]:

@@ -52,9 +52,9 @@ class Segments(Generic[T]):
         self._syncing: asyncio.Task[None] | None = None
         self._lock = threading.Lock()
         self._files: list[int] = []
+        weakref.finalize(self, _close, self._files)
         self._places = _Places()
         self._read()
-        weakref.finalize(self, _close, self._files)
 
     @property
     def records(self) -> Mapping[SampleKey, T]:

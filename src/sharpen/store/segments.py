@@ -43,7 +43,7 @@ class Segments(Generic[T]):
     def __init__(self, folder: Path, record: type[T]) -> None:
         self.folder = folder
         self.torn = 0
-        self._record = record
+        self._record: type[T] = record
         self._decode: Callable[[bytes], T] = msgspec.json.Decoder(record).decode
         self._keyed = msgspec.json.Decoder(_Keyed).decode
         self._encode = msgspec.json.Encoder().encode

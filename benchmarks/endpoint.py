@@ -7,8 +7,8 @@
 256 requests are in flight. Single-turn: one question, one answer. Multi-turn: ``--turns`` requests an episode, each but the last answered with a
 tool call. The server is a process of its own, so is each arm, in each repeat; the clock runs from the first request to the last answer, without imports.
 Sharpen plays the tasks as a run does (``collect``, an environment, token counts) and has every trajectory synced to disk as it ends; the others keep
-nothing. ``store_share`` is the share of the time in which the store holds up everything else: encoding and writing, while the sync itself runs beside
-the requests. ``cpu_us`` is the client's processor time for a request, in microseconds. Arms alternate within a repeat, ratios are
+nothing. ``store_share`` is the share of the time in which the store holds up everything else: encoding, writing and keeping where it lies, while the
+sync itself runs beside the requests. ``cpu_us`` is the client's processor time for a request, in microseconds. Arms alternate within a repeat, ratios are
 taken within a repeat, and medians over repeats are printed. Curator and distilabel ask single questions only; they come from interpreters of their
 own, named with ``--peer``.
 """
@@ -201,13 +201,18 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
 
     spent = 0.0
 
-    class Timed(Segments):  # type: ignore[type-arg]
-        def _write(self, record: Any) -> int:
+    def timed(step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
             nonlocal spent
             began = time.perf_counter()
-            journal = super()._write(record)
+            found = step(*given)
             spent += time.perf_counter() - began
-            return journal
+            return found
+
+        return run
+
+    class Timed(Segments):  # type: ignore[type-arg]
+        _write, _keep = timed(Segments._write), timed(Segments._keep)
 
     environment: Any = SingleTurn() if turns == 1 else ToolEnvironment("bench", tools, Limits(max_turns=turns))
     policy = EndpointPolicy(Endpoint(base_url=url, model="m"))

@@ -344,7 +344,7 @@ async def test_what_is_kept_is_not_made_again_for_a_larger_n_or_another_chooser(
     assert policy.calls == 96
     wider = await pool(tmp_path, agent(6), 2)
     assert policy.calls == 96 + 2 * 2 * 12
-    assert {one.cost.turns for one in wider.trajectories.values()} == {6}  # what the choice took, whenever that was made
+    assert {wider.trajectories[key].cost.turns for key in wider.wanted} == {6}  # what the choice took, whenever that was made
 
 
 async def test_stopping_at_the_first_pass_is_the_same_choice_for_fewer_tokens(tmp_path: Path) -> None:

@@ -1,13 +1,8 @@
-"""A whole ladder on the scripted fake: what is kept, what is refused, and that a killed run ends as an undisturbed one."""
+"""A whole ladder on the scripted fake: what is kept and what is refused. What a killed run ends as: ``test_kills.py``."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,28 +78,6 @@ def test_every_try_is_kept_or_counted(scripted: Path, tmp_path: Path) -> None:
     selection = json.loads((tmp_path / "runs/ladder/rungs/003-rejection-sampling/selection.json").read_text())
     tries = 40 * 4 + 12
     assert len(selection["kept"]) + len(selection["left_out"]) == tries == sum(selection["counts"].values())
-
-
-def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(scripted: Path, tmp_path: Path) -> None:
-    climb(load_settings(scripted, {}), tmp_path / "calm")
-    command = [sys.executable, "-m", "sharpen", "run", str(scripted), "--runs", str(tmp_path / "rough")]
-    draw, kills = random.Random(5), 0
-    while True:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-        wait = draw.uniform(1.0, 3.5)
-        try:
-            _, err = process.communicate(timeout=wait if kills < 4 else 120)
-            assert process.returncode == 0, err.decode()
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert kills > 0
-    assert results(tmp_path / "rough/ladder") == results(tmp_path / "calm/ladder")
-    samples = [line for path in (tmp_path / "rough/ladder").rglob("trajectories/*.jsonl") for line in path.read_text().splitlines()]
-    keys = [json.dumps(json.loads(line)["key"], sort_keys=True) for line in samples]
-    assert len(keys) == sum(1 for path in (tmp_path / "calm/ladder").rglob("trajectories/*.jsonl") for _ in path.open())
 
 
 def test_a_finished_run_given_again_does_nothing_twice(scripted: Path, tmp_path: Path) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import gc
 import math
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from sharpen.errors import RunError, StorageError
 from sharpen.records import Decision, Gain, Interval, Message, SampleKey, Trajectory, Verdict
+from sharpen.run import climb
+from sharpen.settings import load_settings
 from sharpen.store.files import digest, read_json, write_atomic, write_json
 from sharpen.store.run import Run, fork
 from sharpen.store.segments import JOURNAL, Segments
@@ -37,6 +43,182 @@ def test_a_torn_last_line_is_cut_off_and_the_next_append_is_whole(tmp_path: Path
     again.append(trajectory(2))
     again.close()
     assert [key.index for key in Segments(tmp_path, Trajectory).records] == [0, 2]
+
+
+def test_what_was_torn_is_said_once_and_only_by_who_writes(tmp_path: Path) -> None:
+    """A reader that comes while a record is being written sees half a line too, and must leave it alone."""
+    segments = Segments(tmp_path, Trajectory)
+    segments.append(trajectory(0))
+    segments.close()
+    whole = (tmp_path / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(whole + b'{"key"')
+    reader = Segments(tmp_path, Trajectory)
+    assert len(reader.records) == 1 and reader.torn == 6
+    assert (tmp_path / JOURNAL).read_bytes() == whole + b'{"key"'
+    said = reader.mend()
+    assert said == f"{tmp_path / JOURNAL}: the last record was torn by a kill and is cut off (6 bytes); that try is made again"
+    assert (tmp_path / JOURNAL).read_bytes() == whole and reader.mend() == "" == Segments(tmp_path, Trajectory).mend()
+
+
+def test_a_run_says_what_a_kill_tore_and_goes_on(scripted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of tries, of verdicts and of the ledger; what was torn is made again and nothing else is."""
+    settings = load_settings(scripted, {"ladder.rungs": "[]"})
+    climb(settings, tmp_path)
+    stage = tmp_path / "ladder/rungs/000-base/dev"
+    tries, verdicts = stage / "trajectories", stage / "verdicts"
+    before = {path: path.read_bytes() for place in (tries, verdicts) for path in place.iterdir()}
+    (stage / "stage.json").unlink()
+    for path in before:
+        path.rename(path.with_name(JOURNAL)).write_bytes(before[path][:-9])
+    with (tmp_path / "ladder/ledger.jsonl").open("ab") as file:
+        file.write(b'{"event":"st')
+    capfd.readouterr()
+    climb(settings, tmp_path)
+    said = [line for line in capfd.readouterr().err.splitlines() if "torn" in line]
+    assert len(said) == 3
+    assert "ladder/ledger.jsonl: the last line was torn by a kill and is cut off (12 bytes)" in said[0]
+    assert "dev/trajectories/journal.jsonl: the last record was torn" in said[1] and said[1].endswith("that try is made again")
+    assert "dev/verdicts/journal.jsonl: the last record was torn" in said[2] and said[2].endswith("that try is judged again")
+    run = Run(tmp_path / "ladder")
+    assert [line["what"] for line in run.ledger() if line.get("event") == "repaired"] == said
+    assert len(run.ledger()) == len((tmp_path / "ladder/ledger.jsonl").read_bytes().splitlines())
+    for path, data in before.items():
+        (again,) = path.parent.iterdir()
+        assert again.read_bytes().splitlines()[:-1] == data.splitlines()[:-1]
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(tmp_path / "r", "")
+    run.note({"event": "a"})
+    real = os.write
+    room = [5]
+
+    def full(handle: int, data: bytes) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data[: room.pop()])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match="no space left"):
+        run.note({"event": "b"})
+    monkeypatch.undo()
+    run.note({"event": "c"})
+    assert [line["event"] for line in run.ledger()] == ["a", "c"]
+    assert len((run.folder / "ledger.jsonl").read_bytes().splitlines()) == 2
+    run.close()
+
+
+def test_records_are_read_from_disk_while_others_are_written_and_after_they_are_sealed(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, Trajectory)
+    view = segments.records
+    for index in (3, 1, 2):
+        segments.append(trajectory(index))
+        assert view[trajectory(index).key] == trajectory(index)
+    assert [key.index for key in view] == [3, 1, 2] and len(view) == 3
+    assert view.get(trajectory(9).key) is None and trajectory(9).key not in view
+    with pytest.raises(KeyError):
+        view[trajectory(9).key]
+    segments.append(msgspec.structs.replace(trajectory(1), agent="another"))  # the last written is what counts
+    assert view[trajectory(1).key].agent == "another" and len(view) == 3
+    with pytest.raises(KeyError):
+        segments.seal([trajectory(9).key])
+    assert len(view) == 3 and sorted(record.agent for record in view.values()) == ["a", "a", "another"]
+    sealed = segments.seal([trajectory(2).key, trajectory(1).key, trajectory(2).key])
+    assert [key.index for key in view] == [1, 2] and len(sealed.read_bytes().splitlines()) == 2
+    segments.append(trajectory(0))
+    segments.close()
+    assert [key.index for key in view] == [1, 2, 0]
+    assert dict(Segments(tmp_path, Trajectory).records) == dict(view)
+
+
+def test_keys_that_hash_alike_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sharpen.store.segments._slot", lambda key: key.index % 2)
+    segments = Segments(tmp_path, Trajectory)
+    for index in (0, 2, 1, 3, 4, 2):
+        segments.append(trajectory(index))
+    for found in (segments, Segments(tmp_path, Trajectory)):
+        assert sorted(key.index for key in found.records) == [0, 1, 2, 3, 4] and len(found.records) == 5
+        assert [found.records[trajectory(index).key].key.index for index in range(5)] == list(range(5))
+        assert trajectory(6).key not in found.records
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_kill_while_a_segment_takes_the_place_of_others_keeps_what_was_written_last(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two steps of sealing the folder says the same, and what a kill leaves behind goes with the next seal."""
+    keys = [trajectory(index).key for index in range(4)]
+    for agent, name in (("x", "ff.jsonl"), ("y", "00.jsonl"), ("z", JOURNAL)):  # segments of earlier seals, and then a journal
+        segments = Segments(tmp_path / agent, Trajectory)
+        for key in keys:
+            segments.append(msgspec.structs.replace(trajectory(key.index), agent=agent))
+        segments.close()
+        (tmp_path / agent / JOURNAL).rename(tmp_path / name)
+    left = [steps]
+
+    def counted(real: Any) -> Any:
+        def step(path: Path, *given: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(path, *given, **more)
+
+        return step
+
+    segments = Segments(tmp_path, Trajectory)
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    with contextlib.suppress(KeyboardInterrupt):
+        segments.seal(keys)
+    monkeypatch.undo()
+    (tmp_path / ".sealing.1234").write_bytes(b"{")
+    again = Segments(tmp_path, Trajectory)
+    assert {record.agent for record in again.records.values()} == {"z"} and len(again.records) == 4
+    sealed = again.seal(keys)
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [sealed]
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "a" / "b"):
+        with pytest.raises(StorageError, match=f"cannot write {folder}: "):
+            Run.open(folder, "")
+
+
+def test_what_was_written_is_not_held_in_memory(tmp_path: Path) -> None:
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(one, Trajectory) for one in gc.get_objects())
+
+    before = held()
+    made = [trajectory(index) for index in range(50)]
+    assert held() == before + 50  # it would be seen
+    segments = Segments(tmp_path, Trajectory)
+    while made:
+        segments.append(made.pop())
+    assert len(segments.records) == 50 and held() == before
+    segments.seal(list(segments.records))
+    assert len(Segments(tmp_path, Trajectory).records) == 50 and held() == before
+
+
+def test_no_descriptor_stays_open_behind_segments(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, Trajectory)
+    segments.append(trajectory(0))
+    segments.seal(list(segments.records))
+    segments.append(trajectory(1))
+    segments.close()
+    del segments
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        assert len(Segments(tmp_path, Trajectory).records) == 2
+    held = Segments(tmp_path, Trajectory)
+    for index in range(20):
+        held.append(trajectory(index))
+        held.seal([trajectory(index).key])
+    del held
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import builtins
 import itertools
 import shutil
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -72,6 +73,9 @@ class Session:
         self.folder = Path(folder)
         self._trajectories = Segments(self.folder / "trajectories", Trajectory)
         self._verdicts = Segments(self.folder / "verdicts", Verdict)
+        for said in (self._trajectories.mend(), self._verdicts.mend()):
+            if said:
+                warnings.warn(said, stacklevel=2)
         self._counters: dict[tuple[str, str], itertools.count[int]] = defaultdict(itertools.count)
         self._policies: dict[str, Policy] = {}
         self._slots: asyncio.Semaphore | None = None

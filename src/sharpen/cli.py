@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sharpen.errors import SettingsError, SharpenError, Stopped
 
 if TYPE_CHECKING:
     from sharpen.settings import RunSettings
+    from sharpen.verbs import Watcher
 
 EXIT_ERROR, EXIT_CAP, EXIT_INTERRUPT = 2, 3, 130
 
@@ -212,13 +213,14 @@ def _stop_now(*_: object) -> None:
 
 
 @contextmanager
-def _watched() -> Iterator[Any]:
-    """What a verb tells and is told while it works."""
+def _watched() -> Iterator[Watcher]:
+    """The terminal and Ctrl-C, for a verb while it works."""
     from sharpen import loop
     from sharpen.report.live import Live
+    from sharpen.verbs import Watcher
 
     with Live() as live, loop.interruptible(live.say) as asked:
-        yield {"listen": live, "asked": asked}
+        yield Watcher(live, live.say, asked)
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -267,7 +269,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
 
     with _watched() as watch:
-        pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, **watch)
+        pool = verbs.sample(_settings(arguments), arguments.work, arguments.split, watch=watch)
     print(f"{len(pool.wanted)} tries of {len(pool.tasks)} tasks, {pool.sampled_tokens} tokens sampled: {arguments.work}")
     if pool.waves is not None:
         first = pool.first_wave
@@ -279,7 +281,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
 
     with _watched() as watch:
-        counts = verbs.verify(_settings(arguments), arguments.work, **watch)
+        counts = verbs.verify(_settings(arguments), arguments.work, watch=watch)
     print(f"{counts['pass']} pass, {counts['fail']} fail, {counts['error']} error: {arguments.work}")
 
 
@@ -295,7 +297,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
 
     with _watched() as watch:
-        model, report = verbs.train(_settings(arguments), arguments.work, arguments.out, listen=watch["listen"])
+        model, report = verbs.train(_settings(arguments), arguments.work, arguments.out, watch=watch)
     print(f"{report.steps} steps over {report.trained_tokens} trained tokens of {report.tokens}, in {report.precision}: {model.path}")
 
 
@@ -303,7 +305,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
 
     with _watched() as watch:
-        evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, **watch)
+        evaluation = verbs.eval_(_settings(arguments), arguments.work, arguments.split, watch=watch)
     for k, at in evaluation.pass_at.items():
         print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
     if evaluation.played:

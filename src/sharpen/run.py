@@ -41,6 +41,8 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
     try:
         with Live() as live, loop.interruptible(live.say) as asked:
             live.say(f"sharpen: {folder}, seed {settings.seed}")
+            if run.repaired:
+                live.say(run.repaired)
             tasks = load_tasks(settings.tasks, settings.demonstrations)
             if not tasks.split("dev").tasks:
                 raise SettingsError("the tasks have no dev split: nothing could be decided; give tasks.splits.dev some families")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,15 +102,15 @@ def silent(progress: Progress) -> None:
 
 @dataclass
 class Pool:
-    """Tries of some tasks and what was said of them. ``wanted`` fixes which tries count, in order.
+    """Tries of some tasks and what was said of them. ``wanted`` fixes which tries count, in order; the mappings may hold others, and may read from disk.
 
     ``waves`` are there where an adaptive budget decided how many; then only ``first_wave`` says how often a task is solved.
     """
 
     tasks: dict[str, Task]
     wanted: tuple[SampleKey, ...]
-    trajectories: dict[SampleKey, Trajectory] = field(default_factory=dict)
-    verdicts: dict[SampleKey, Verdict] = field(default_factory=dict)
+    trajectories: Mapping[SampleKey, Trajectory] = field(default_factory=dict)
+    verdicts: Mapping[SampleKey, Verdict] = field(default_factory=dict)
     waves: Waves | None = None
 
     @cached_property
@@ -402,12 +402,10 @@ async def fill(
 ) -> Pool:
     """The tries ``indices`` of every task, all of them or the ``first``. Launched by index, then task: a task's first try warms the prefix cache."""
     wanted = [(task, index) for index in indices for task in tasks][:first]
-    pool = Pool({task.key: task for task in tasks}, tuple(agent.key(task, index) for task, index in wanted))
-    async for trajectory, verdict in collect(agent, wanted, verifier, trajectories, verdicts, **options):
-        pool.trajectories[trajectory.key] = trajectory
-        if verdict is not None:
-            pool.verdicts[trajectory.key] = verdict
-    return pool
+    async for _ in collect(agent, wanted, verifier, trajectories, verdicts, **options):
+        pass
+    keys = tuple(agent.key(task, index) for task, index in wanted)
+    return Pool({task.key: task for task in tasks}, keys, trajectories.records, verdicts.records)
 
 
 async def fill_adaptively(
@@ -435,7 +433,7 @@ async def fill_adaptively(
     for task, actions in goal.known if goal.dedup else ():
         known[task].add(actions)
     plan = _resumed(path, Waves(of=_what_is_sampled(agent, tasks, goal), budget=budget, terms=terms))
-    pool = Pool(by_key, ())
+    made: dict[SampleKey, Try] = {}
     launched = 0
     while True:
         wanted = [(by_key[task], index) for task, index in plan.tries[launched:]]
@@ -443,19 +441,15 @@ async def fill_adaptively(
         name = f"{what}, wave {len(plan.waves)}"
         async for trajectory, verdict in collect(agent, wanted, verifier, trajectories, verdicts, what=name, **options):
             assert verdict is not None
-            pool.trajectories[trajectory.key], pool.verdicts[trajectory.key] = trajectory, verdict
-        pool = Pool(by_key, tuple(agent.key(by_key[task], index) for task, index in plan.tries), pool.trajectories, pool.verdicts, plan)
+            solution = trajectory.actions if goal.dedup else trajectory.key.index
+            made[trajectory.key] = Try(verdict.outcome, solution, trajectory.cost.sampled_tokens)
+        keys = tuple(agent.key(by_key[task], index) for task, index in plan.tries)
+        pool = Pool(by_key, keys, trajectories.records, verdicts.records, plan)
         if plan.ended:
             return pool
-        made = {task: [_as_try(pool, key, goal) for key in pool.tries(task)] for task in by_key}
-        wave = next_wave(made, budget, terms, seed, known)
+        wave = next_wave({task: [made[key] for key in pool.tries(task)] for task in by_key}, budget, terms, seed, known)
         plan = replace(plan, waves=(*plan.waves, *((wave.tasks,) if wave.tasks else ())), ended=wave.ended, set_aside=wave.set_aside)
         write_blob(path, plan)
-
-
-def _as_try(pool: Pool, key: SampleKey, goal: Goal) -> Try:
-    trajectory = pool.trajectories[key]
-    return Try(pool.verdicts[key].outcome, trajectory.actions if goal.dedup else key.index, trajectory.cost.sampled_tokens)
 
 
 def _what_is_sampled(agent: Agent, tasks: Sequence[Task], goal: Goal) -> str:

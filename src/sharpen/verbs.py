@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
@@ -46,11 +47,17 @@ from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
 
-Asked = Callable[[], str]  # why the user wants nothing more to be begun, "" while it may
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who sees a verb work: ``listen`` hears of progress, ``say`` of what happens, and ``asked`` tells why nothing more shall be begun, "" while it may."""
+
+    listen: Listener = silent
+    say: Callable[[str], None] = lambda line: None
+    asked: Callable[[], str] = lambda: ""
 
 
-def never() -> str:
-    return ""
+UNWATCHED = Watcher()
 
 
 def import_(
@@ -128,15 +135,15 @@ def _weights(source: Path) -> tuple[Path, RunView | None, RungView | None]:
     return folder, view, rung
 
 
-def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: Listener = silent, asked: Asked = never) -> Pool:
+def sample(settings: RunSettings, work: Path, split: str = "train", *, watch: Watcher = UNWATCHED) -> Pool:
     """``settings.sampling.n`` tries of every task of ``split``, in ``work/trajectories``. Tries that lie there already are not made again.
 
     An adaptive budget needs verdicts to go by, so it judges as it goes; what it decided lies in ``work/waves.json``.
     """
-    return _tries(settings, work, split, settings.sampling, listen, asked, judged=isinstance(settings.sampling.budget, Adaptive))
+    return _tries(settings, work, split, settings.sampling, watch, judged=isinstance(settings.sampling.budget, Adaptive))
 
 
-def verify(settings: RunSettings, work: Path, *, listen: Listener = silent, asked: Asked = never) -> dict[str, int]:
+def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> dict[str, int]:
     """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before. Returns how many pass, fail and err.
 
     TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier.
@@ -144,10 +151,11 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent, aske
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
     known = {task.key: task for task in tasks.tasks}
-    meter = Meter(asked=asked)
+    meter = Meter(asked=watch.asked)
     with _held(work):
         trajectories = _trajectories(work)
         verdicts = Segments(work / "verdicts", Verdict)
+        _mend(watch.say, trajectories, verdicts)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
         for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
             meter.check()
@@ -156,7 +164,7 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent, aske
             verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
             verdicts.append(verdict)
             counts[verdict.outcome] += 1
-            listen(
+            watch.listen(
                 Progress(
                     what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]
                 )
@@ -183,7 +191,7 @@ def select_(settings: RunSettings, work: Path) -> Selection:
     return chosen
 
 
-def train(settings: RunSettings, work: Path, out: Path, *, listen: Listener = silent) -> tuple[Model, TrainingReport]:
+def train(settings: RunSettings, work: Path, out: Path, *, watch: Watcher = UNWATCHED) -> tuple[Model, TrainingReport]:
     """Train the settings' model on what ``work/selection.json`` keeps, into the new folder ``out``. Refused where nothing is left to train on."""
     if out.exists():
         raise RunError(f"{out} exists already; choose another folder with --out")
@@ -200,13 +208,13 @@ def train(settings: RunSettings, work: Path, out: Path, *, listen: Listener = si
             )
         write_rows(work, rows)
         training = replace(settings.training, seed=settings.training.seed + settings.seed, start="base")
-        return trainer_for(model)(rows, model, training, out, on_progress=heard(listen, "train"))
+        return trainer_for(model)(rows, model, training, out, on_progress=heard(watch.listen, "train"))
 
 
-def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent, asked: Asked = never) -> Evaluation:
+def eval_(settings: RunSettings, work: Path, split: str = "dev", *, watch: Watcher = UNWATCHED) -> Evaluation:
     """pass@k of the settings' model on ``split``, with intervals over families; tries, verdicts and ``evaluation.json`` lie in ``work``."""
     tasks = load_tasks(settings.tasks)
-    pool = _tries(settings, work, split, settings.evaluation, listen, asked, judged=True, tasks=tasks)
+    pool = _tries(settings, work, split, settings.evaluation, watch, judged=True, tasks=tasks)
     evaluation = evaluate(pool, tasks.split(split).tasks, settings.model, split, settings.evaluation, settings.seed)
     write_json(work / "evaluation.json", evaluation)
     return evaluation
@@ -217,8 +225,7 @@ def _tries(
     work: Path,
     split: str,
     how: SamplingSettings | EvaluationSettings,
-    listen: Listener,
-    asked: Asked,
+    watch: Watcher,
     *,
     judged: bool,
     tasks: TaskSet | None = None,
@@ -236,9 +243,10 @@ def _tries(
     with _held(work):
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
         considered = Segments(work / CONSIDERED, Trajectory) if several is not None else None
+        _mend(watch.say, trajectories, verdicts, *([considered] if considered is not None else []))
         limits = settings.sampling.limits_of(several.tries if several is not None else 1)
         models = [(load_model(settings.model, settings.template), settings.engine), *load_members(several)]
-        meter = Meter(settings.spending, work / SPENT, asked)
+        meter = Meter(settings.spending, work / SPENT, watch.asked)
         account = meter.account(split)
         policies: list[Policy] = []
         try:
@@ -251,7 +259,7 @@ def _tries(
             agent = members[0]
             if several is not None:
                 agent = make_several(several, members, tasks.verifier, considered, **settings.sampling.limits)
-            options: dict[str, Any] = {**limits, "what": work.name, "listen": listen, "account": account}
+            options: dict[str, Any] = {**limits, "what": work.name, "listen": watch.listen, "account": account}
             if isinstance(budget, Adaptive):
                 assert verifier is not None
                 goal = Goal(cap=settings.selection.limit, dedup=settings.selection.dedup)
@@ -283,6 +291,12 @@ def _held(work: Path) -> Iterator[None]:
         yield
     finally:
         run.close()
+
+
+def _mend(say: Callable[[str], None], *places: Segments[Any]) -> None:
+    for place in places:
+        if said := place.mend():
+            say(said)
 
 
 def _trajectories(work: Path) -> Segments[Trajectory]:

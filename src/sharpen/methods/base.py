@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -230,6 +231,10 @@ class Bench(AbstractContextManager["Bench"]):
             wanted = tuple(player.key(by_key[task], index) for task, index in tries)
             return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
         stage.begin()
+        for place in (trajectories, verdicts, considered):
+            if place is not None and (said := place.mend()):
+                self.run.note({"event": "repaired", "what": said})
+                self.say(said)
         self._turn_to(agent.model)
         limits = self.sampling.limits_of(several.tries if several else 1)
         options: dict[str, Any] = {**limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
@@ -248,7 +253,7 @@ class Bench(AbstractContextManager["Bench"]):
             self.meter.write()
         if first is not None:
             return pool
-        sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.verdicts)]
+        sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.wanted)]
         sealed += [stage.folder / WAVES] if bound is not None else []
         sealed += [considered.seal(considered.records)] if considered is not None and considered.records else []
         spent = total(account.spent, self.meter.machine(stage.seconds))
@@ -272,9 +277,9 @@ class Bench(AbstractContextManager["Bench"]):
         for look in [look for look in self.evaluation.looks if look <= n]:
             stage = f"{name}/{split}" if made == 0 else f"{name}/{split}-{look}"
             more = self.sample(stage, agent, tasks, self.evaluation, range(made, look))
-            pool = Pool(
-                pool.tasks, (*pool.wanted, *more.wanted), {**pool.trajectories, **more.trajectories}, {**pool.verdicts, **more.verdicts}
-            )
+            trajectories: Mapping[SampleKey, Trajectory] = ChainMap(more.trajectories, pool.trajectories)  # type: ignore[arg-type]
+            verdicts: Mapping[SampleKey, Verdict] = ChainMap(more.verdicts, pool.verdicts)  # type: ignore[arg-type]
+            pool = Pool(pool.tasks, (*pool.wanted, *more.wanted), trajectories, verdicts)
             made = look
         evaluation = evaluate(pool, tasks, agent.name, split, self.evaluation, self.seed)
         write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)

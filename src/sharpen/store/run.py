@@ -15,7 +15,7 @@ import msgspec
 
 from sharpen.errors import RunError
 from sharpen.records import Record, Spent
-from sharpen.store.files import digest, file_digest, read_json, sync_folder, write_atomic, write_json, writing
+from sharpen.store.files import append, digest, file_digest, make_folder, read_json, sync, sync_all, write_atomic, write_json, writing
 
 R = TypeVar("R")
 SETTINGS = "run.yaml"
@@ -44,10 +44,11 @@ class Manifest(Record, frozen=True, kw_only=True):
 
 
 class Run:
-    """The folder of one run, held by one process at a time."""
+    """The folder of one run, held by one process at a time. ``repaired`` says in a line what a kill had left torn when it was opened."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.repaired = ""
         self._lock: int | None = None
 
     @classmethod
@@ -59,9 +60,10 @@ class Run:
         """
         run = cls(folder)
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         run._take_lock()
         try:
+            run._mend()
             known = run.settings()
             if known is None or not any("stage" in line for line in run.ledger()):
                 if known is None and (folder / "rungs").exists():
@@ -87,7 +89,7 @@ class Run:
         """Lock a folder that is no run, only to work in it. RunError where another process holds it."""
         run = cls(folder)
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         run._take_lock()
         return run
 
@@ -120,13 +122,30 @@ class Run:
     def note(self, line: Any) -> None:
         """One more line in the ledger, synced."""
         path = self.folder / LEDGER
-        with writing(path), path.open("ab") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(path):
+            new = not path.exists()
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                append(handle, msgspec.json.encode(line) + b"\n")
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if new:
+                sync(self.folder)
+
+    def _mend(self) -> None:
+        """Cut off a last line of the ledger that a kill tore: the next would join it."""
+        path = self.folder / LEDGER
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            with writing(path):
+                os.truncate(path, path.stat().st_size - len(lines[-1]))
+            torn = f"{path}: the last line was torn by a kill and is cut off ({len(lines[-1])} bytes)"
+            self.repaired = f"{torn}; what it told is in the stages' own files, or is told again"
+            self.note({"event": "repaired", "what": self.repaired})
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Every line so far; a line torn by a kill is skipped."""
+        """Every line so far. A line that cannot be read is skipped: one that is being written, or that a kill tore."""
         path = self.folder / LEDGER
         lines: list[dict[str, Any]] = []
         for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -151,8 +170,9 @@ def fork(old: Path, new: Path, settings: str) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         shutil.copytree(old, staged, ignore=shutil.ignore_patterns(".lock", SETTINGS, "report.html", *CONCLUSIONS))
         write_atomic(staged / SETTINGS, settings.encode())
+        sync_all(staged)
         staged.replace(new)
-        sync_folder(new.parent)
+        sync(new.parent)
 
 
 class Stage:
@@ -200,7 +220,7 @@ class Stage:
     def begin(self) -> None:
         """Take back an older commitment, so that a kill from here on cannot leave new files under an old manifest."""
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             (self.folder / MANIFEST).unlink(missing_ok=True)
         self.started = time.monotonic()
 
@@ -213,7 +233,9 @@ class Stage:
         inside_s: float = 0.0,
         spent: Spent | None = None,
     ) -> Manifest:
-        """Write the manifest, then the ledger line."""
+        """Make everything in the stage's folder survive a power cut, then write the manifest, then the ledger line."""
+        with writing(self.folder):
+            sync_all(self.folder)
         manifest = Manifest(
             stage=self.name,
             inputs=self.inputs,

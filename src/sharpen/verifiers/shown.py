@@ -15,7 +15,7 @@ from sharpen.records import Message, Record, Task, Trajectory
 # What begins the name of a control token in the tokenizers that are about. A local engine's template holds all of its own tokenizer's names apart
 # (chat/names.py); what a server's tokenizer makes of text is out of reach here, so a backslash goes into the names that it may know.
 _NAMES = re.compile(
-    r"<(?=[|｜]|/?(?:s|bos|eos|pad|unk|mask|cls|sep|sop|eop|EOT|BOS_TOKEN|EOS_TOKEN|start_of_turn|end_of_turn|end_of_utterance|unused\d+|extra_id_\d+)>)"
+    r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|mask|cls|sep|sop|eop|EOT|BOS_TOKEN|EOS_TOKEN|start_of_turn|end_of_turn|end_of_utterance|unused\d+|extra_id_\d+)>)"
     r"|\[(?=(?:/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK)|gMASK|MASK|CLS|SEP|PAD|UNK|BOS|EOS)\])"
 )
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 
 MAIN = "sharpen-loop"
+VERIFIERS = "sharpen-verifiers"  # where verifiers wait for policies and servers of their own
 _loops: dict[str, asyncio.AbstractEventLoop] = {}
 _lock = threading.Lock()
 

@@ -28,9 +28,8 @@ from sharpen.records import Interval, Message, Record, Task, Trajectory, Verdict
 from sharpen.stats import clopper_pearson
 from sharpen.store.files import digest
 from sharpen.verifiers.function import answer_of
-from sharpen.verifiers.shown import Quoted, code_of, parts, quoted, spoken, visible, written
+from sharpen.verifiers.shown import Quoted, code_of, parts, quoted, said_anything, spoken, visible, written
 
-LOOP = "sharpen-judge"
 OPENING_S = 600.0  # an engine may take that long to start, on the first verdict's time
 
 RUBRIC = """\
@@ -176,7 +175,7 @@ class LLMJudge:
     """``Judge`` at work. Given a ``policy``, it asks that one (which stays the caller's to close), and the settings' ``model`` is only a name.
 
     ``verify`` and ``compare`` block the thread they are called in, and may be called from many at once; the engine opens on the first call. Votes run on
-    an event loop of the judge's own, so that no thread that waits for a vote can keep the vote waiting: while tries are sampled, verdicts fill the
+    a loop beside the main one, so that no thread that waits for a vote can keep the vote waiting: while tries are sampled, verdicts fill the
     main loop's few threads, and what that loop sends there itself (name look-ups, syncing a file) waits behind them.
     """
 
@@ -209,7 +208,7 @@ class LLMJudge:
         def verdict(outcome: Literal["pass", "fail", "error"], reason: str, score: float | None = None) -> Verdict:
             return Verdict(key=trajectory.key, outcome=outcome, score=score, reason=_line(reason, 500), verifier=self.name)
 
-        if not any(text.strip() for who, text in self._work(task, trajectory) if who in ("assistant", "answer")):
+        if not said_anything(self._work(task, trajectory)):
             return verdict("fail", "there is no answer")
         code, blocks = self._blocks(task, (("work", trajectory),))
         if problem := self._too_long(blocks):
@@ -270,7 +269,7 @@ class LLMJudge:
             policy, self._policy = self._policy, self._given
         if policy is not None and policy is not self._given:
             atexit.unregister(self._close_at_exit)
-            loop.run(policy.close(), on=LOOP)
+            loop.run(policy.close(), on=loop.VERIFIERS)
 
     # ------------------------------------------------------------ what is shown
 
@@ -324,7 +323,7 @@ class LLMJudge:
         async def all_of_them() -> list[_Vote]:
             return await asyncio.gather(*(self._vote(policy, prompt, seed, form) for prompt, seed in prompts))
 
-        votes = loop.run(all_of_them(), on=LOOP)
+        votes = loop.run(all_of_them(), on=loop.VERIFIERS)
         self._count(votes=len(votes), errors=sum(not vote.read for vote in votes))
         return votes
 

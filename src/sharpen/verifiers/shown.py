@@ -75,6 +75,11 @@ def spoken(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [(message.role, said(message)) for message in messages]
 
 
+def said_anything(pieces: Sequence[tuple[str, str]]) -> bool:
+    """Whether the policy said or did anything in ``pieces``. Where it did not, it has failed, and nobody need be asked."""
+    return any(text.strip() for who, text in pieces if who in ("assistant", "answer"))
+
+
 def written(value: Any) -> str:
     """A reference as text: as it is, or as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -87,8 +92,12 @@ def code_of(*texts: str) -> str:
 
 def visible(text: str) -> str:
     """``text`` with nothing in it that acts unseen: control and format characters (bidi, zero width, tags) as escapes, names of control tokens broken."""
-    plain = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _NAMES.sub(lambda found: f"{found[0]}\\", plain.translate(_ESCAPES))
+    return without_names(text.replace("\r\n", "\n").replace("\r", "\n").translate(_ESCAPES))
+
+
+def without_names(text: str) -> str:
+    """``text`` with a backslash in the names of control tokens that are about, for a server that would make tokens of them."""
+    return _NAMES.sub(lambda found: f"{found[0]}\\", text)
 
 
 def _quoted(text: str) -> Iterator[str]:

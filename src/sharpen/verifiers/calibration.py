@@ -91,7 +91,7 @@ def _lifts(kept: Sequence[tuple[float, int, int]], bar: float, level: float) -> 
     said = f"no threshold is shown to pass {bar:.0%} good tries by these {labels} labels"
     least = _least(bar, 1 - level)
     over = [(count, good) for _, count, good in kept if good > bar * count]
-    if not labels or labels < least and over:
+    if not labels or (labels < least and over):
         return f"{said}; at least {least} are needed, and all of the {least} tries with the highest scores must then be good"
     if not over:
         best = max(good / count for _, count, good in kept if count >= min(labels, 10))

@@ -47,7 +47,7 @@ class ClassifierScorer:
         self.template = ChatTemplate.load(model.path)
         self.context = settings.max_length or int(read_config(model.path).get("max_position_embeddings") or 1 << 30)
         self.device = best_device() if settings.device == "auto" else settings.device
-        bf16 = settings.precision == "bf16" or settings.precision == "auto" and self.device.startswith("cuda")
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.startswith("cuda"))
         try:
             weights, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 model.path, dtype=torch.bfloat16 if bf16 else torch.float32, output_loading_info=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import random
@@ -285,7 +286,7 @@ async def test_tools_are_not_dropped_in_silence() -> None:
     assert (verdict.outcome, asked) == ("error", []) and "tools" in verdict.reason
 
 
-def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there() -> None:
     settings = RewardModel(model="rm", engine=Pooling(base_url="http://127.0.0.1:9", retries=0), threshold=0.0)
     verdict = judge(TASK, tried(), verifier := RewardModelVerifier(settings))
     assert (verdict.outcome, verdict.reason.partition(":")[0]) == ("error", "dead")
@@ -312,7 +313,7 @@ def test_the_lowest_threshold_that_holds_is_taken() -> None:
     found = calibrate([*range(1, 201), *range(-100, 0)], [True] * 200 + [False] * 100)
     assert -20 < found.threshold < 0 and found.found == 1.0
     assert found.precision.low >= 0.9 > found.precision.value - 0.1
-    assert found.precision.level > 0.95  # several starts
+    assert found.precision.level == 0.95  # no test failed before it, so nothing was lost
     strict = calibrate([*range(1, 201), *range(-100, 0)], [True] * 200 + [False] * 100, bar=0.97)
     assert strict.threshold > found.threshold
 
@@ -326,7 +327,7 @@ def test_equal_scores_stand_or_fall_together() -> None:
 def test_bad_ones_at_the_top_do_not_end_the_search() -> None:
     """Reward models are fooled at the top; a later start may still find what holds."""
     found = calibrate([float(-at) for at in range(400)], [at >= 3 for at in range(400)])
-    assert found.threshold == -399.0
+    assert found.threshold == -399.0 and found.precision.level > 0.95
 
 
 @pytest.mark.parametrize(
@@ -372,10 +373,8 @@ def test_a_good_reward_model_is_found_to_be_one() -> None:
     for _ in range(100):
         scored = [rng.random() for _ in range(300)]
         labels = [rng.random() < (0.98 if score > 0.5 else 0.3) for score in scored]
-        try:
+        with contextlib.suppress(Refused):
             found += 0.35 < calibrate(scored, labels).threshold < 0.75
-        except Refused:
-            pass
     assert found >= 80
 
 

@@ -13,7 +13,7 @@ from sharpen.stats import clopper_pearson
 class Calibration(Record, frozen=True, kw_only=True):
     """A threshold and what speaks for it: of ``precision.n`` labelled tries at or over it the share ``precision`` is good.
 
-    ``precision`` is one-sided; its level is over the 95 % asked for, as several thresholds were looked at. ``found`` is the share of all good
+    ``precision`` is one-sided, at the level that it was tested at, which may be over the one asked for. ``found`` is the share of all good
     labelled tries that pass; ``labels`` counts all labels.
     """
 
@@ -90,11 +90,12 @@ def _lifts(kept: Sequence[tuple[float, int, int]], bar: float, level: float) -> 
     labels = kept[-1][1] if kept else 0
     said = f"no threshold is shown to pass {bar:.0%} good tries by these {labels} labels"
     least = _least(bar, 1 - level)
-    over = [(count, good) for _, count, good in kept if good > bar * count]
+    shares = [(count, good) for _, count, good in kept if count >= min(labels, 10)]  # of fewer, a share says nothing
+    over = [(count, good) for count, good in shares if good > bar * count]
     if not labels or (labels < least and over):
         return f"{said}; at least {least} are needed, and all of the {least} tries with the highest scores must then be good"
     if not over:
-        best = max(good / count for _, count, good in kept if count >= min(labels, 10))
+        best = max(good / count for count, good in shares)
         return f"{said}: at best {best:.0%} are; more labels will not help, so use a better reward model, or a lower bar"
     times = 1.0
     while times < 100:

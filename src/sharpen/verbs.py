@@ -40,6 +40,7 @@ from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
+from sharpen.verifiers.base import close
 from sharpen.verifiers.run import judge
 
 
@@ -138,17 +139,20 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
         trajectories = _trajectories(work)
         verdicts = Segments(work / "verdicts", Verdict)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
-        for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
-            if key.task not in known:
-                raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
-            verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
-            verdicts.append(verdict)
-            counts[verdict.outcome] += 1
-            listen(
-                Progress(
-                    what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]
+        try:
+            for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
+                if key.task not in known:
+                    raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
+                verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
+                verdicts.append(verdict)
+                counts[verdict.outcome] += 1
+                listen(
+                    Progress(
+                        what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]
+                    )
                 )
-            )
+        finally:
+            close(verifier)
         verdicts.seal(trajectories.records)
     return counts
 
@@ -235,6 +239,7 @@ def _tries(
                 pool = loop.run(fill(agent, chosen, range(how.n), verifier, trajectories, verdicts, **options))
         finally:
             loop.run(policy.close())
+            close(verifier)
             trajectories.close()
             verdicts.close()
         trajectories.seal(trajectories.records)

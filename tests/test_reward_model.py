@@ -6,8 +6,15 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import random
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +27,7 @@ from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 
 from sharpen.errors import ModelError, Refused, SettingsError
+from sharpen.policies import leash
 from sharpen.policies.scripted import scripted_model
 from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
 from sharpen.verifiers.calibration import calibrate
@@ -400,3 +408,37 @@ def test_calibrating_scores_the_labelled_tries(tiny: str) -> None:
     assert found.threshold == pytest.approx(min(verifier.score(TASK, one) for one in tries), abs=1e-4)
     assert found.labels == 40
     verifier.close()
+
+
+@pytest.mark.real
+def test_vllms_pooling_endpoint_gives_the_scores_that_transformers_gives(make: Callable[..., str], tmp_path: Path) -> None:
+    python = Path(__file__).parent.parent / ".venv-vllm/bin/python"
+    if not python.exists():
+        pytest.skip("there is no .venv-vllm; bash scripts/vllm.sh makes it")
+    path = make("served", hidden_size=128, intermediate_size=128, head_dim=64)  # vLLM's attention takes no smaller heads
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, leash.__file__, str(os.getpid()), str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", path]
+    command += ["--served-model-name", "rm", "--host", "127.0.0.1", "--port", str(port), "--runner", "pooling", "--dtype", "float32"]
+    command += ["--max-model-len", "512", "--enforce-eager", "--kv-cache-memory-bytes", "500M"]
+    with (tmp_path / "vllm.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    settings = RewardModel(model="rm", engine=Pooling(base_url=f"http://127.0.0.1:{port}/v1"), threshold=0.0)
+    verifier = RewardModelVerifier(settings)
+    try:
+        deadline = time.monotonic() + 300
+        while server.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.5)
+        assert server.poll() is None, (tmp_path / "vllm.log").read_text()[-2000:]
+        plain = [one for one in TRIES if "<|" not in one.messages[-1].content and len(one.messages[-1].content) < 400]
+        assert [verifier.score(TASK, one) for one in plain] == pytest.approx(scores(path, plain), abs=1e-3)
+        verdict = judge(TASK, tried("x " * 1000), verifier)
+        assert (verdict.outcome, verdict.reason.partition(":")[0]) == ("error", "context_length"), verdict.reason
+    finally:
+        verifier.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -543,6 +543,11 @@ def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
         msgspec.convert({"verifier": "judge", "model": "m", **settings}, Judge)
 
 
+def test_settings_survive_a_round_trip() -> None:
+    settings = Judge(model="m", engine=Scripted(), scale=Points(threshold=7), votes=5, too_long="error")
+    assert msgspec.json.decode(msgspec.json.encode(settings), type=Judge) == settings
+
+
 def test_the_name_changes_with_the_settings_and_the_model(tmp_path: Path) -> None:
     scripted_model(tmp_path / "one", skill=0.5)
     scripted_model(tmp_path / "two", skill=0.6)

@@ -26,12 +26,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 
-from sharpen.errors import ModelError, Refused, SettingsError
+from sharpen.errors import ModelError, PolicyError, Refused, SettingsError
+from sharpen.models import load_model
 from sharpen.policies import leash
 from sharpen.policies.scripted import scripted_model
 from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
 from sharpen.verifiers.calibration import calibrate
-from sharpen.verifiers.classifier import Classifier
+from sharpen.verifiers.classifier import Classifier, ClassifierScorer
 from sharpen.verifiers.pooling import Pooling
 from sharpen.verifiers.reward_model import RewardModel, RewardModelVerifier
 from sharpen.verifiers.run import judge
@@ -49,8 +50,6 @@ def tried(answer: str = "4", index: int = 0, **changes: Any) -> Trajectory:
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Makes folders of tiny models with random weights: SmolLM2's architecture, tokenizer and template, two layers of 16 numbers."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    from sharpen.models import load_model
-
     source = Path(load_model("smollm2-135m-instruct").path)
 
     def build(name: str, labels: int = 1, causal: bool = False, change: Callable[[Any], None] | None = None, **config: Any) -> str:
@@ -138,6 +137,17 @@ def test_a_threshold_makes_a_verdict_of_a_score(tiny: str) -> None:
     unset.close()
 
 
+def test_closing_leaves_nobody_waiting(tiny: str) -> None:
+    scorer = ClassifierScorer(load_model(tiny), Classifier(max_batch=2, device="cpu"))
+    with ThreadPoolExecutor(8) as threads:
+        futures = [threads.submit(scorer.logits, one.messages) for one in TRIES * 8]
+        scorer.close()
+        ends = [future.exception(60) for future in futures]
+    assert all(end is None or isinstance(end, PolicyError) for end in ends)
+    with pytest.raises(PolicyError, match="closed"):
+        scorer.logits(TRIES[0].messages)
+
+
 def test_nothing_is_cut_without_a_word(tiny: str) -> None:
     settings = RewardModel(model=tiny, threshold=-1e9, engine=Classifier(max_length=100, device="cpu"))
     long = tried("x " * 1_000_000)
@@ -217,6 +227,14 @@ def test_the_name_changes_with_the_settings_and_the_weights(make: Callable[..., 
 def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=says):
         msgspec.convert({"verifier": "reward_model", "model": "m", **settings}, RewardModel)
+
+
+def test_settings_survive_a_round_trip() -> None:
+    for settings in (
+        RewardModel(model="m", label="good", threshold=1.5),
+        RewardModel(model="m", engine=Pooling(base_url="http://h"), label=1),
+    ):
+        assert msgspec.json.decode(msgspec.json.encode(settings), type=RewardModel) == settings
 
 
 # ---------------------------------------------------------------- vLLM's pooling endpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -71,10 +72,10 @@ class ClassifierScorer:
         left_out = max(0, len(ids) - self.context)
         if left_out and self.settings.too_long == "error":
             raise ContextOverflow(f"{len(ids)} tokens exceed the {self.context} that {self.name} reads")
-        if self._closed:
-            raise PolicyError(f"the reward model {self.name} is closed")
         future: Future[list[float]] = Future()
         self._jobs.put((ids[left_out:], future))
+        if self._closed:  # perhaps the thread has left already
+            self._turn_away()
         return future.result(), left_out
 
     def close(self) -> None:
@@ -82,13 +83,25 @@ class ClassifierScorer:
         self._closed = True
         self._jobs.put(None)
 
+    def _turn_away(self) -> None:
+        """A PolicyError for all who wait, and for the thread a reason to leave."""
+        while not self._jobs.empty():
+            with contextlib.suppress(queue.Empty):
+                if (job := self._jobs.get_nowait()) is not None:
+                    job[1].set_exception(self._is_closed())
+        self._jobs.put(None)
+
+    def _is_closed(self) -> PolicyError:
+        return PolicyError(f"the reward model {self.name} is closed")
+
     def _work(self) -> None:
         most = self.settings.max_batch if self._pad is not None else 1  # without a token for padding, rows cannot be told from it
         while True:
             jobs = [self._jobs.get()]
             time.sleep(0.005)  # whoever asks in the same breath joins the batch
-            while len(jobs) < most and not self._jobs.empty():
-                jobs.append(self._jobs.get())
+            with contextlib.suppress(queue.Empty):
+                while len(jobs) < most:
+                    jobs.append(self._jobs.get_nowait())
             batch = [job for job in jobs if job is not None]
             answers: Sequence[list[float]] | Exception
             try:
@@ -97,9 +110,7 @@ class ClassifierScorer:
                 first = next(iter(str(error).strip().splitlines()), "")
                 answers = PolicyError(f"transformers: {type(error).__name__}: {first}")
             if self._closed:
-                while not self._jobs.empty():
-                    batch += [job for job in [self._jobs.get()] if job is not None]
-                answers = PolicyError(f"the reward model {self.name} is closed")
+                answers = self._is_closed()
             for at, (_, future) in enumerate(batch):
                 if isinstance(answers, Exception):
                     future.set_exception(answers)
@@ -107,6 +118,7 @@ class ClassifierScorer:
                     future.set_result(answers[at])
             if self._closed:
                 self._model = None
+                self._turn_away()
                 return
 
     def _scores(self, rows: Sequence[list[int]]) -> list[list[float]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +58,22 @@ def test_the_essays_lines_run_on_the_fake(quiet: Session, tmp_path: Path) -> Non
     assert all(candidate.bound.tasks is tasks for candidate in scope["good"])
     rate = [bool(quiet.verify(c)) for c in quiet.sample_many(scope["model"], tasks)]
     assert sum(rate) / len(rate) > 0.7  # it learnt
+
+
+SCRIPT = """
+from sharpen import load_tasks, sample, verify
+from sharpen.tasks.base import Splits
+from sharpen.tasks.reasoning_gym import ReasoningGym
+tasks = load_tasks(ReasoningGym(dataset="chain_sum", splits=Splits(train=1)))
+print(verify(sample({model!r}, next(iter(tasks)))).outcome)
+"""
+
+
+def test_a_script_with_the_verbs_ends(tmp_path: Path) -> None:
+    """What closes the engine at exit needs the loop, which must not have stopped by then."""
+    scripted(tmp_path)
+    shown = subprocess.run([sys.executable, "-c", SCRIPT.format(model=str(tmp_path / "base"))], capture_output=True, text=True, timeout=120)
+    assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.strip() in ("pass", "fail")
 
 
 @pytest.mark.real

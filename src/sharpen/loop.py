@@ -1,4 +1,7 @@
-"""One event loop in one thread, so that the public functions can be sync over an async core, in scripts and notebooks alike."""
+"""One event loop in one thread, so that the public functions can be sync over an async core, in scripts and notebooks alike.
+
+Others, by name, where a verifier waits for a policy of its own: see ``verifiers/judge.py``.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,44 @@ import atexit
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="sharpen-loop", daemon=True)
-    thread.start()
-    atexit.register(loop.call_soon_threadsafe, loop.stop)
-    return loop
+MAIN = "sharpen-loop"
+VERIFIERS = "sharpen-verifiers"  # where verifiers wait for policies and servers of their own
+THREADS = 64
+_loops: dict[str, asyncio.AbstractEventLoop] = {}
+_lock = threading.Lock()
 
 
-def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start ``work`` and return at once."""
-    return asyncio.run_coroutine_threadsafe(work, _loop())
+@atexit.register  # when this module is imported, so that whatever closes engines on a loop at exit, registered later, runs before
+def _stop() -> None:
+    for loop in _loops.values():
+        loop.call_soon_threadsafe(loop.stop)
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def _loop(name: str) -> asyncio.AbstractEventLoop:
+    with _lock:
+        if name not in _loops:
+            loop = _loops[name] = asyncio.new_event_loop()
+            # Verdicts wait in threads, for a sandbox or a judge: the default of a few more than there are cores would hold them up.
+            loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix=name))
+            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+        return _loops[name]
+
+
+def submit(work: Coroutine[Any, Any, T], on: str = MAIN) -> Future[T]:
+    """Start ``work`` and return at once. ``on`` names another loop, in a thread of its own: for work that a thread of this one waits for."""
+    return asyncio.run_coroutine_threadsafe(work, _loop(on))
+
+
+def run(work: Coroutine[Any, Any, T], on: str = MAIN) -> T:
     """Wait for ``work``. An interrupt cancels it and waits until it has put everything away."""
-    future = submit(work)
+    future = submit(work, on)
     try:
         return future.result()
     except KeyboardInterrupt:

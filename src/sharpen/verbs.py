@@ -45,6 +45,7 @@ from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
+from sharpen.verifiers.base import close
 from sharpen.verifiers.run import judge
 
 
@@ -157,18 +158,21 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
         verdicts = Segments(work / "verdicts", Verdict)
         _mend(watch.say, trajectories, verdicts)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
-        for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
-            meter.check()
-            if key.task not in known:
-                raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
-            verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
-            verdicts.append(verdict)
-            counts[verdict.outcome] += 1
-            watch.listen(
-                Progress(
-                    what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]
+        try:
+            for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
+                meter.check()
+                if key.task not in known:
+                    raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
+                verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
+                verdicts.append(verdict)
+                counts[verdict.outcome] += 1
+                watch.listen(
+                    Progress(
+                        what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]
+                    )
                 )
-            )
+        finally:
+            close(verifier)
         verdicts.seal(trajectories.records)
     return counts
 
@@ -271,6 +275,7 @@ def _tries(
             meter.write()
             for policy in policies:
                 loop.run(policy.close())
+            close(verifier)
             trajectories.close()
             verdicts.close()
             if considered is not None:

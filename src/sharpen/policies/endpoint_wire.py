@@ -93,7 +93,7 @@ def request(model: str, conversation: Conversation, sampling: Sampling, limit_fi
     """The body of a request. A null in ``extra`` takes the field of that name out."""
     body = {
         "model": model,
-        "messages": [_plain(message) for message in conversation.messages],
+        "messages": [plain(message) for message in conversation.messages],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         limit_field: sampling.max_tokens,
@@ -129,6 +129,11 @@ def read(url: str, status: int, headers: Mapping[str, str], content: bytes, key:
                 said = f"{_one_line(str(error), key)}: {_one_line(content[:2000].decode(errors='replace'), key)[:100]}"
                 return malformed(f"{url} answered with something else than a chat completion: {said}")
             status = inner
+    return trouble(url, status, headers, content, key)
+
+
+def trouble(url: str, status: int, headers: Mapping[str, str], content: bytes, key: str = "") -> Trouble:
+    """What an answer with another status than 200 means, whatever was asked."""
     text = _words(content)
     line = f"{url} answered {status}: {_one_line(text, key) or 'no message'}"
     if status in (400, 413, 422, 500) and _OVERFLOW.search(text):
@@ -243,7 +248,7 @@ def _arguments(call: _Call) -> str:
     return given if isinstance(given, str) else msgspec.json.encode(given or {}).decode()
 
 
-def _plain(message: Message) -> dict[str, Any]:
+def plain(message: Message) -> dict[str, Any]:
     """A message as the API takes it. Earlier reasoning stays home: servers refuse it or drop it."""
     plain: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:

@@ -14,8 +14,8 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
     """The verdict on ``trajectory``. Never raises.
 
     Broken or cancelled episodes are ``error`` and those that ran out of turns, tokens or context are ``fail``, both without asking the
-    verifier. A verifier that raises, returns no verdict or is not back after ``timeout_s`` seconds gives ``error``; its thread cannot
-    be ended and is left behind (it does not keep the process alive), so code that may hang belongs in a sandbox.
+    verifier. A verifier that raises, returns no verdict or is not back after ``timeout_s`` seconds, or its own ``timeout_s`` where that is more,
+    gives ``error``; its thread cannot be ended and is left behind (it does not keep the process alive), so code that may hang belongs in a sandbox.
     """
 
     def verdict(outcome: str, reason: str) -> Verdict:
@@ -37,6 +37,7 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
 
     thread = threading.Thread(target=ask, name=f"verifier {verifier.name}", daemon=True)
     thread.start()
+    timeout_s = max(timeout_s, getattr(verifier, "timeout_s", 0.0))
     thread.join(timeout_s)
     if not answers:
         return verdict("error", f"the verifier was not back after {timeout_s:g} s")

@@ -112,12 +112,16 @@ def _structs(hint: Any) -> list[type[msgspec.Struct]]:
 def _spread(data: Any, hint: Any, place: str) -> Any:
     """Check keys against the types, with the nearest right key in the error, and spell out tags given alone."""
     structs = _structs(hint)
+    if get_origin(hint) is tuple and isinstance(data, list | tuple) and _structs(get_args(hint)[0]):
+        return [_spread(item, get_args(hint)[0], f"{place}[{at}]") for at, item in enumerate(data)]
     if not structs:
         _check_choice(data, hint, place)
         return data
     tag_field = structs[0].__struct_config__.tag_field
     tags = {struct.__struct_config__.tag: struct for struct in structs}
     if tag_field is not None:
+        if isinstance(data, str) and data not in tags and str in get_args(hint):
+            return data  # the name of a user's own
         if isinstance(data, str):
             data = {tag_field: data}
         elif isinstance(data, dict) and "" in data:

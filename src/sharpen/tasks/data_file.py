@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from sharpen import plugins
 from sharpen.environments.load import EnvironmentSettings, load_environment
 from sharpen.environments.single_turn import SingleTurnSettings
 from sharpen.errors import SettingsError, TaskError, nearest
@@ -26,8 +25,8 @@ class OwnData(Record, frozen=True, kw_only=True):
 
     ``verifier`` is one of ``VerifierSettings``, such as ``{verifier: numeric, tolerance: 0.01}``; its tag alone, such as ``math`` or
     ``environment`` (that one's own word); ``module:function`` or ``file.py:function`` (see ``FunctionVerifier``; its code runs here); None for
-    tasks that only demonstrate. ``threshold`` and ``exact`` here are those of a verifier given by its name alone; elsewhere they stand with
-    it. ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``;
+    tasks that only demonstrate. ``threshold`` and ``exact`` belong to the verifier's own settings; here they do for one that is given by its name.
+    ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``;
     leave it out where the rows name their splits. ``max_overlap`` (over 0, up to 1) is the share of a judging question's 8-grams that
     one teaching question may hold; 1 lets near duplicates through, equal questions never.
     """
@@ -156,21 +155,21 @@ def load(settings: Jsonl | Parquet | Dataset) -> TaskSet:
 
 
 def verifier_of(settings: OwnData) -> Described | None:
-    """The verifier that the settings name. SettingsError where it cannot be had, or where ``threshold`` or ``exact`` stand outside of it."""
+    """The verifier that the settings name. SettingsError where it cannot be had, or does not take ``threshold`` or ``exact``."""
     chosen = settings.verifier
     if chosen is None:
         return None
-    outside = {"threshold": settings.threshold, "exact": settings.exact or None}
-    given = {key: value for key, value in outside.items() if value is not None}
     if isinstance(chosen, str):
         chosen = named(chosen)
-        if given and not isinstance(chosen, Outcome):
-            try:
-                chosen = msgspec.convert({**msgspec.to_builtins(chosen), **given}, VerifierSettings)
-            except msgspec.ValidationError:
-                raise SettingsError(f"verifier {settings.verifier!r} has no {' and no '.join(given)}; take it out") from None
-    elif given:
-        raise SettingsError(f"{' and '.join(given)} stand beside a verifier that has settings of its own; move them into it")
+    beside = {"threshold": settings.threshold, "exact": settings.exact or None}
+    for key, value in beside.items():
+        if value is None or isinstance(chosen, Outcome):
+            continue
+        if key not in chosen.__struct_fields__:
+            raise SettingsError(f"{key} is set, but the verifier {chosen.__struct_config__.tag} has none; take it out")
+        if getattr(chosen, key) not in (None, False, value):
+            raise SettingsError(f"{key} is {value} beside the verifier and {getattr(chosen, key)} in it; take one out")
+        chosen = msgspec.structs.replace(chosen, **{key: value})
     return load_verifier(chosen)
 
 

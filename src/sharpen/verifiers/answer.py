@@ -52,7 +52,9 @@ class ExactVerifier:
         except SettingsError as error:
             return str(error)
         empty = [text for text in right if not normal(text, self._settings.ignore)]
-        return f"has the reference {shown(empty[0])}, of which nothing is left once {self.name} has ignored what it ignores" if empty else ""
+        return (
+            f"has the reference {shown(empty[0])}, of which nothing is left once {self.name} has ignored what it ignores" if empty else ""
+        )
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         right = {normal(text, self._settings.ignore) for text in texts(task)}
@@ -63,7 +65,9 @@ class ExactVerifier:
         return says(self.name, trajectory, passed, missing or f"{shown(said)} is not the reference")
 
 
-_PUNCTUATION = re.compile(r"(?![-+.,/:](?=[0-9]))(?!(?<=[0-9])%)[!\"#%&'()*,\-./:;?@\[\\\]{}«»‘’“”„‹›…–—¿¡·、。「」《》]")
+_PUNCTUATION = re.compile(
+    r"(?![-+.,/:](?=[0-9]))(?!(?<=[0-9])%)[!\"#%&'()*,\-./:;?@\[\\\]{}\u00ab\u00bb\u2018-\u201e\u2039\u203a\u2026\u2013\u2014\u00bf\u00a1\u00b7\u3001\u3002\u300a-\u300d]"
+)
 
 
 def normal(text: str, ignore: tuple[str, ...] = ()) -> str:
@@ -142,7 +146,7 @@ class NumericVerifier:
 
 _DIGITS = r"[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+"
 _PLAIN = rf"(?:{_DIGITS})(?:[eE][-+]?[0-9]+)?"
-_TIMES = r"\s?(?:[x×*]|\\times|\\cdot)\s?10\s?\^\s?\{?\s?(?P<power>[-+]?[0-9]{1,5})\s?\}?"
+_TIMES = r"\s?(?:[x\u00d7*]|\\times|\\cdot)\s?10\s?\^\s?\{?\s?(?P<power>[-+]?[0-9]{1,5})\s?\}?"
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]}.])[-+])?[$€£¥]?"
     r"(?:\\d?frac\s?\{(?P<top>[-+]?[0-9]{1,400})\}\s?\{(?P<bottom>[0-9]{1,400})\}"
@@ -252,7 +256,9 @@ class ChoiceVerifier:
         return says(self.name, trajectory, letter == task.reference.strip().strip("().").upper(), reason)
 
 
-_NOT = re.compile(r"(?:\bnot|n['’]t|\bnever|\bneither|\bnor|\bexcept|\bcannot be|\brather than)\s+(?:be\s+|option\s+|choice\s+)?[(\[*\"'`]*$", re.I)
+_NOT = re.compile(
+    r"(?:\bnot|n['\u2019]t|\bnever|\bneither|\bnor|\bexcept|\bcannot be|\brather than)\s+(?:be\s+|option\s+|choice\s+)?[(\[*\"'`]*$", re.I
+)
 _ARTICLE = re.compile(r"\s+(?!because|since|as\b|is\b|or\b|and\b)[a-z]")
 
 
@@ -277,7 +283,7 @@ def chosen(text: str, letters: str) -> str | None:
     if len(bare) == 1 and bare.upper() in letters:
         return bare.upper()
     named: set[str] = set()
-    for found in re.finditer(rf"(?<![\w'’])([{letters}])(?![\w'’])", place):
+    for found in re.finditer(rf"(?<![\w'\u2019])([{letters}])(?![\w'\u2019])", place):
         if found[1] in "AI" and _ARTICLE.match(place, found.end()):
             continue
         named.add(found[1])

@@ -99,7 +99,7 @@ def texts(task: Task) -> tuple[str, ...]:
         for item in (given if isinstance(given, list | tuple) else [given])
         if isinstance(item, str | int | float) and not isinstance(item, bool)
     )
-    if not found or isinstance(given, list | tuple) and len(found) < len(given):
+    if not found or (isinstance(given, list | tuple) and len(found) < len(given)):
         raise SettingsError(f"has the reference {shown(given)}, but it must be a text or number, or a list of them; write it so")
     if not all(text.strip() for text in found):
         raise SettingsError("has an empty reference, which an empty answer would equal; fill it in or drop the row")

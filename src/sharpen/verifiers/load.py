@@ -17,7 +17,7 @@ from sharpen.records import Record
 from sharpen.verifiers.answer import Choice, ChoiceVerifier, Exact, ExactVerifier, Numeric, NumericVerifier
 from sharpen.verifiers.base import Described
 from sharpen.verifiers.combine import Combination
-from sharpen.verifiers.function import Function, FunctionVerifier, function_verifier
+from sharpen.verifiers.function import Function, function_verifier
 from sharpen.verifiers.json import Json, JsonVerifier
 from sharpen.verifiers.math import Math, MathVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome

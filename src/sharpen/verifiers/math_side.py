@@ -29,7 +29,7 @@ def wrong(references: list[str], answer: str) -> str:
 def _gold(reference: str) -> list[Any]:
     found = _parse(reference if DELIMITED.search(reference) else f"${reference}$")
     if not found:
-        raise ValueError(f"the reference {ascii(reference[:80])} is no mathematics")
+        raise ValueError(f"the reference {reference[:80]!a} is no mathematics")
     return found
 
 

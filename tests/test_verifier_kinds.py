@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sqlite3
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def verdict(verifier: Any, reference: Any, answer: str) -> Verdict:
 @pytest.mark.parametrize(
     ("settings", "reference", "right", "wrong"),
     [
-        ({}, "Paris", ["Paris", "  Paris\n"], ["paris", "Paris.", "It is Paris", "", "Pariѕ", "Par\x00is"]),
+        ({}, "Paris", ["Paris", "  Paris\n"], ["paris", "Paris.", "It is Paris", "", "Pari\u0455", "Par\x00is"]),
         ({}, ["yes", "y"], ["yes", "y"], ["no", "yes y"]),
         ({}, 4, ["4"], ["4.0", "٤"]),
         ({}, "é", ["e\u0301"], ["e"]),
@@ -87,7 +86,7 @@ def test_exact(settings: dict[str, Any], reference: Any, right: list[str], wrong
         ({}, 0.5, ["1/2", r"\frac{1}{2}", "50%", r"$50\%$", ".5", "0.50"], ["50", "1/0", "5/10/2024", "½"]),
         ({"percent": "as_written"}, 50, ["50%", "50"], ["0.5"]),
         ({}, -3, ["-3", "x = -3", "\u22123", "-$3"], ["3", "10-3", "5 - 3", "x-3", "--3²"]),
-        ({}, "10", ["10 km", "10km", "**10**", "7 + 3 = 10"], ["٣ 1٠", "10 then 11", "1e999999999999", "9" * 5000, "2^10", "0x10", "1.5e10"]),
+        ({}, "10", ["10 km", "10km", "**10**", "7 + 3 = 10"], ["\u0663 1\u0660", "10 then 11", "1e999999999999", "9" * 5000, "2^10", "0x10", "1.5e10"]),
         ({"take": "only"}, 7, ["7", " $7$ ", "7."], ["7 km", "it is 7", "7 7"]),
         ({"tolerance": 0.01}, 3.14159, ["3.14", "3.15"], ["3.1", "1e400", "NaN"]),
         ({"relative": 0.1}, -100, ["-90", "-110"], ["100", "-89.9", "-110.1"]),
@@ -107,7 +106,7 @@ def test_choice() -> None:
     ]  # fmt: skip
     wrong = [
         "A or B", "B or A", "not A", "The answer is not A", "It can't be A", "A dog", "The answer is A dog", "A, B", "A and B", "B, not A", "A/B/C/D",
-        "", "ABCD", "answer: a or b", r"\boxed{A} \boxed{B}", "The answer is A\nThe answer is B", "А", "E", "I think", "answer", "neither A nor B",
+        "", "ABCD", "answer: a or b", r"\boxed{A} \boxed{B}", "The answer is A\nThe answer is B", "\u0410", "E", "I think", "answer", "neither A nor B",
     ]  # fmt: skip
     verifier = made("choice")
     assert [answer for answer in right if not verdict(verifier, "A", answer)] == []
@@ -181,7 +180,9 @@ def test_mathematics_in_many_threads() -> None:  # math-verify's issues 42 and 5
 
 
 @math_verify
-@pytest.mark.parametrize("answer", [r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}}", "$9^{9^{9}}$", r"$(10^{10})!$"])
+@pytest.mark.parametrize(
+    "answer", [r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}}", "$9^{9^{9}}$", r"$(10^{10})!$"]
+)
 def test_mathematics_that_hangs_is_an_error_and_nothing_else(answer: str) -> None:  # math-verify's issue 65
     verifier = made({"verifier": "math", "timeout_s": 1.0})
     assert verdict(verifier, "4", "4")
@@ -212,7 +213,8 @@ def sql(query: str = "SELECT a, b FROM t", **more: Any) -> dict[str, Any]:
     [
         (
             "SELECT a, b FROM t",
-            ["select a AS n, b from t order by a desc;", "```sql\nSELECT * FROM t\n```", "WITH x AS (SELECT * FROM t) SELECT * FROM x", "SELECT a*1.0, b FROM t"],
+            ["select a AS n, b from t order by a desc;", "SELECT a*1.0, b FROM t",
+             "```sql\nSELECT * FROM t\n```", "WITH x AS (SELECT * FROM t) SELECT * FROM x"],
             ["SELECT DISTINCT a, b FROM t", "SELECT b, a FROM t", "SELECT a FROM t", "SELECT a, b FROM t LIMIT 4", "SELECT a, b FROM t; SELECT 1", "",
              "SELECT a || '', b FROM t", "I do not know", "\x00", "SELECT a, b FROM t WHERE", "-- nothing", "(" * 3000],
         ),
@@ -252,7 +254,11 @@ def test_sql_can_only_select(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "why"),
-    [(sql("SELECT a FROM t WHERE a > 9"), "no row on any database"), (sql("SELECT c FROM t"), "no such column"), (sql(scripts=["nonsense"]), "cannot be opened")],
+    [
+        (sql("SELECT a FROM t WHERE a > 9"), "no row on any database"),
+        (sql("SELECT c FROM t"), "no such column"),
+        (sql(scripts=["nonsense"]), "cannot be opened"),
+    ],
 )
 def test_what_a_wrong_reference_gives_is_an_error(reference: Any, why: str) -> None:
     said = verdict("sql", reference, "SELECT 1 WHERE 0")
@@ -322,12 +328,12 @@ def test_many_verdicts_leave_nothing_behind() -> None:
     try:
         with ThreadPoolExecutor(8) as threads:
             assert sum(threads.map(lambda n: pool.call("operator:add", n, 1, timeout_s=60), range(300))) == sum(range(1, 301))
-        files = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+        files = psutil.Process().num_fds()
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 pool.call("time:sleep", 30, timeout_s=0.05)
         assert len(psutil.Process().children()) <= 4  # this pool's and the shared one's
-        assert not files or len(os.listdir("/proc/self/fd")) <= files
+        assert psutil.Process().num_fds() <= files
     finally:
         pool.close()
 
@@ -404,7 +410,7 @@ def test_a_reference_of_the_wrong_type_is_told_in_one_line(kind: str, reference:
     if kind == "regex" and reference == " ":
         assert problem == ""
         return
-    assert problem and "\n" not in problem and ";" in problem + ";" * (kind == "numeric")
+    assert "; " in problem and "\n" not in problem  # what is wrong; what to do
     assert judge(task(reference), tried("4"), verifier).outcome in ("error", "fail")
     assert not judge(task(reference), tried(""), verifier)
 

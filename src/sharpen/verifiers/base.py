@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -97,10 +98,10 @@ def texts(task: Task) -> tuple[str, ...]:
     found = tuple(
         str(item)
         for item in (given if isinstance(given, list | tuple) else [given])
-        if isinstance(item, str | int | float) and not isinstance(item, bool)
+        if isinstance(item, str | int | float) and not isinstance(item, bool) and item not in (math.inf, -math.inf) and item == item
     )
     if not found or (isinstance(given, list | tuple) and len(found) < len(given)):
-        raise SettingsError(f"has the reference {shown(given)}, but it must be a text or number, or a list of them; write it so")
+        raise SettingsError(f"has the reference {shown(given)}, but it must be a text or finite number, or a list of them; write it so")
     if not all(text.strip() for text in found):
         raise SettingsError("has an empty reference, which an empty answer would equal; fill it in or drop the row")
     return found

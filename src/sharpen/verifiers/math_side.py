@@ -28,7 +28,7 @@ def wrong(references: list[str], answer: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def _gold(reference: str) -> list[Any]:
     found = _parse(reference if DELIMITED.search(reference) else f"${reference}$")
-    if not found:
+    if all(isinstance(reading, str) for reading in found):
         raise ValueError(f"the reference {reference[:80]!a} is no mathematics")
     return found
 

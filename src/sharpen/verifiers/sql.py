@@ -80,7 +80,9 @@ class SqlVerifier:
         try:
             wanted = Wanted(query=given) if isinstance(given, str) else msgspec.convert(given, Wanted)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"has the reference {shown(given)}, but sql needs a query, or {', '.join(FIELDS)} ({error})") from None
+            raise SettingsError(
+                f"has the reference {shown(given)}, but sql needs a query, or {', '.join(FIELDS)} ({error}); write it so"
+            ) from None
         if not wanted.query.strip():
             raise SettingsError("has an empty query for a reference; write the right one")
         if not wanted.databases and not wanted.scripts:

@@ -1,7 +1,7 @@
 """Which verifier judges: one tagged union, one function.
 
 A new kind takes a settings record (a ``Common``, ``tag_field="verifier"``), a class with ``name``, ``exact``, ``properties``, ``problem`` and
-``verify``, a place in ``VerifierSettings`` and a line in ``load_verifier``.
+``verify``, a place in ``VerifierSettings``, a line in ``PROPERTIES`` and one in ``load_verifier``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sharpen import plugins
 from sharpen.errors import SettingsError, nearest
 from sharpen.records import Record
 from sharpen.verifiers.answer import Choice, ChoiceVerifier, Exact, ExactVerifier, Numeric, NumericVerifier
-from sharpen.verifiers.base import Described
-from sharpen.verifiers.combine import Combination
-from sharpen.verifiers.function import Function, function_verifier
+from sharpen.verifiers.base import Described, Properties
+from sharpen.verifiers.combine import KINDS, Combination
+from sharpen.verifiers.function import Function, FunctionVerifier, function_verifier
 from sharpen.verifiers.json import Json, JsonVerifier
 from sharpen.verifiers.math import Math, MathVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome
@@ -59,6 +59,22 @@ class KOf(Combined, frozen=True, kw_only=True, tag_field="verifier", tag="k_of")
 
 
 VerifierSettings = Outcome | Function | Exact | Numeric | Choice | Json | Regex | Math | Sql | All | AnyOf | KOf
+
+# What each says of itself, by its tag: the table in docs/verifiers.md.
+PROPERTIES: dict[str, Properties] = {
+    "environment": EnvironmentOutcome.properties,
+    "function": FunctionVerifier.properties,
+    "exact": ExactVerifier.properties,
+    "numeric": NumericVerifier.properties,
+    "choice": ChoiceVerifier.properties,
+    "json": JsonVerifier.properties,
+    "regex": RegexVerifier.properties,
+    "math": MathVerifier.properties,
+    "sql": SqlVerifier.properties,
+    "all": KINDS,
+    "any": KINDS,
+    "k_of": KINDS,
+}
 
 
 def load_verifier(settings: VerifierSettings | str) -> Described:

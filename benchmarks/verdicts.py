@@ -1,8 +1,9 @@
 """How fast verdicts come, and what a hanging answer costs: ``python benchmarks/verdicts.py --answers 2000``.
 
 Three parts. (1) Mathematics: the same answers through ``judge`` and the pool, and through math-verify called directly in as many plain processes, in
-turns; prints verdicts/s and the ratio. (2) Hanging answers among others: what each costs beside its time limit. (3) ``--many`` verdicts of cheap
-kinds, in this process (numeric) and in the pool (regex): memory, processes and open files before and after.
+turns; prints verdicts/s, processor time (which a busy machine distorts less) and the ratios. (2) A hanging answer, alone and among others: what it
+costs beside its time limit. (3) ``--many`` verdicts of cheap kinds, in this process (numeric) and in the pool (regex): memory, processes and
+open files after a tenth of them and after all.
 """
 
 from __future__ import annotations
@@ -75,19 +76,27 @@ def pooled(judged: object, lot: list[tuple[str, str]], threads: ThreadPoolExecut
     return time.perf_counter() - started, said
 
 
+def used(processes: list[psutil.Process]) -> float:
+    """Processor seconds that these have taken so far."""
+    return sum(sum(one.cpu_times()[:2]) for one in processes)
+
+
 def mathematics(answers: int, lots: int) -> None:
     judged = verifier(verifier="math")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}  # as the pool starts its own
     plain = [subprocess.Popen([sys.executable, "-c", PLAIN], **pipes) for _ in range(CPUS)]
-    ours, theirs, ratios = 0.0, 0.0, []
+    ours, theirs, ratios, cpu = 0.0, 0.0, [], {"ours": 0.0, "theirs": 0.0}
+    them = [psutil.Process(one.pid) for one in plain]
     with ThreadPoolExecutor(4 * CPUS) as threads:
         pooled(judged, pairs(8 * CPUS, -1), threads)  # everything is imported
         for one in plain:
             one.stdout.readline()
         for number in range(lots):
             lot = pairs(answers // lots, number)
+            us = [one for one in [psutil.Process(), *psutil.Process().children()] if one not in them]
             parts = [lot[at::CPUS] for at in range(CPUS)]
             for turn in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
+                before = used(us if turn == "ours" else them)
                 if turn == "ours":
                     mine, said = pooled(judged, lot, threads)
                 else:
@@ -97,6 +106,7 @@ def mathematics(answers: int, lots: int) -> None:
                         one.stdin.flush()
                     passed = sum(msgspec.json.decode(one.stdout.readline())[1] for one in plain)
                     other = time.perf_counter() - started
+                cpu[turn] += used(us if turn == "ours" else them) - before
             ours, theirs, ratios = ours + mine, theirs + other, [*ratios, other / mine]
             if said.count("pass") != passed or "error" in said:
                 print(f"lot {number}: {said.count('pass')} pass here and {passed} there, {said.count('error')} errors")
@@ -107,7 +117,13 @@ def mathematics(answers: int, lots: int) -> None:
     print(
         f"mathematics, {CPUS} processes, {total} answers in {lots} lots: {total / ours:.0f} verdicts/s, math-verify alone {total / theirs:.0f}/s,"
     )
-    print(f"  ratio {theirs / ours:.2f} (median of lots {sorted(ratios)[lots // 2]:.2f}, {min(ratios):.2f} to {max(ratios):.2f})")
+    each = {turn: seconds / total * 1000 for turn, seconds in cpu.items()}
+    print(
+        f"  processor time a verdict {each['ours']:.1f} ms, math-verify alone {each['theirs']:.1f} ms, ratio {each['theirs'] / each['ours']:.2f};"
+    )
+    print(
+        f"  by the clock: ratio {theirs / ours:.2f} (median of lots {sorted(ratios)[lots // 2]:.2f}, {min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 def hanging(limit: float) -> None:
@@ -137,8 +153,12 @@ def many(number: int) -> None:
             ("regex", verifier(verifier="regex", match="search"), "[0-9]+ is 7"),
         ):
             for part in (number // 10, number - number // 10):
-                seconds, said = pooled(judged, [(reference, f"{n} is {n % 10}") for n in range(part)], threads)
-                print(f"{name}: {part} verdicts, {part / seconds:.0f}/s, {said.count('pass')} pass, {said.count('error')} errors: {held()}")
+                started, passed = time.perf_counter(), 0
+                for begin in range(0, part, 1000):
+                    _, said = pooled(judged, [(reference, f"{n} is {n % 10}") for n in range(begin, min(part, begin + 1000))], threads)
+                    passed += said.count("pass")
+                seconds = time.perf_counter() - started
+                print(f"{name}: {part} verdicts, {part / seconds:.0f}/s, {passed} pass: {held()}", flush=True)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from sharpen.errors import SettingsError, TaskError
 from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
-from sharpen.settings import convert
+from sharpen.settings import convert, to_yaml
 from sharpen.tasks.load import load_tasks
 from sharpen.testing import check_verifier
 from sharpen.verifiers.base import Described, Properties
@@ -476,6 +476,10 @@ def test_names_follow_settings_and_old_yaml_works(tmp_path: Path) -> None:
     assert names[:2] == ["exact", "numeric"] and names[4] == old
     assert name("numeric", exact=True) == "numeric" and name({"verifier": "numeric", "exact": True}) == "numeric"
     assert name(old, exact=True, threshold=0.5) == name({"verifier": "function", "function": old, "threshold": 0.5}) == names[5]
+    kept = [
+        to_yaml(convert({"name": "x", "tasks": {"source": "jsonl", "path": "t", "verifier": one}}, "x")) for one in ("environment", old)
+    ]
+    assert "  verifier: environment\n" in kept[0] and f"  verifier: {old}\n" in kept[1]  # runs of older versions go on
     with pytest.raises(SettingsError, match="the verifier numeric has none"):
         name("numeric", threshold=0.5)
     with pytest.raises(SettingsError, match="take one out"):

@@ -120,8 +120,8 @@ def _spread(data: Any, hint: Any, place: str) -> Any:
     tag_field = structs[0].__struct_config__.tag_field
     tags = {struct.__struct_config__.tag: struct for struct in structs}
     if tag_field is not None:
-        if isinstance(data, str) and data not in tags and str in get_args(hint):
-            return data  # the name of a user's own
+        if isinstance(data, str) and str in get_args(hint) and not (data in tags and tags[data].__struct_fields__):
+            return data  # the name of a user's own, or a tag without settings to spell out
         if isinstance(data, str):
             data = {tag_field: data}
         elif isinstance(data, dict) and "" in data:

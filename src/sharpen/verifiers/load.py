@@ -7,7 +7,7 @@ A new kind takes a settings record (a ``Common``, ``tag_field="verifier"``), a c
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 
@@ -113,11 +113,12 @@ def load_verifier(settings: VerifierSettings | str) -> Described:
 
 def named(name: str) -> VerifierSettings:
     """The settings that a name alone stands for: a tag's defaults, or a function."""
-    tags = {str(kind.__struct_config__.tag): kind for kind in VerifierSettings.__args__}
+    tags = {str(kind.__struct_config__.tag): kind for kind in get_args(VerifierSettings)}
     offered = {point.name for point in importlib.metadata.entry_points(group=plugins.GROUPS["verifier"])}
     if name in tags:
         try:
-            return msgspec.convert({"verifier": name}, VerifierSettings)
+            alone: VerifierSettings = msgspec.convert({"verifier": name}, VerifierSettings)
+            return alone
         except msgspec.ValidationError as error:
             raise SettingsError(f"verifier {name!r} needs more than its name: {error}") from None
     if ":" not in name and name not in offered:

@@ -45,3 +45,6 @@ def _equal(gold: list[Any], answer: list[Any]) -> bool:
         raise
     except Exception:  # what sympy raises of one pair; the others, such as the texts, may be equal
         return bool(verify(gold, answer, timeout_seconds=None))
+
+
+wrong(["1"], r"$\frac{2}{2}$ or $x + 50\%$")  # sympy imports much of itself when first used, which is no answer's time

@@ -43,11 +43,12 @@ class Job(msgspec.Struct, tag=True):
 
 
 class Done(msgspec.Struct, tag=True):
-    """What came of a Load or a Job. ``tired`` asks to be replaced."""
+    """What came of a Load or a Job. ``tired`` asks to be replaced; ``cpu_s`` is the processor time that the worker has taken so far."""
 
     value: Any = None
     error: str = ""
     tired: bool = False
+    cpu_s: float = 0.0
 
 
 def main() -> None:
@@ -70,6 +71,7 @@ def main() -> None:
                 if os.getpid() != own:  # a verifier forked and came back twice: only the first of them answers
                     os._exit(0)
                 done.tired = done.tired or _held() > TIRED * memory or _has_children()
+                done.cpu_s = time.process_time()
                 try:
                     write_frame(out, done)
                 except (TypeError, ValueError, OverflowError) as error:

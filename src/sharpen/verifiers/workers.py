@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from sharpen.frames import Frames, write_frame
 from sharpen.verifiers.worker import Done, Job, Limits, Load
 
 START_S = 120.0  # for starting Python and importing, on a busy machine
+PATIENCE = 6  # time limits by the clock for a worker that wants to compute but gets no processor on a busy machine
 MEMORY_MB = 2048  # address space of a worker
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -44,7 +46,8 @@ class Pool:
     def call(self, function: str, *arguments: Any, timeout_s: float) -> Any:
         """What ``module:function`` returns for ``arguments``, all plain data. The module is imported before the clock starts.
 
-        TimeoutError after ``timeout_s`` seconds; RuntimeError, one line, where the function raises or its process dies.
+        TimeoutError after ``timeout_s`` seconds, of processor time where the machine is too busy to let it run (Linux; at most ``PATIENCE`` times
+        as long by the clock), so that load makes no errors; RuntimeError, one line, where the function raises or its process dies.
         """
         module = function.partition(":")[0]
         with self._turns:
@@ -73,6 +76,7 @@ class Pool:
                 worker = self._idle.pop(at)
                 if worker.alive():
                     return worker
+                worker.kill()
         return _Worker(self._memory_mb)
 
     def _give(self, worker: _Worker, whole: bool) -> None:
@@ -110,6 +114,7 @@ class _Worker:
         self.modules: list[str] = []
         self._loading = 0
         self._arrived: list[Done] = []
+        self._cpu_s = 0.0
         with contextlib.suppress(OSError):
             write_frame(self._stdin.fileno(), Limits(memory_mb))
 
@@ -131,9 +136,7 @@ class _Worker:
         while self._loading:
             self._loading -= 1
             if error := self._reply(START_S, "no verifier process").error:
-                self.modules.clear()
-                self._loading = 0
-                self.kill()
+                self.modules.clear()  # not to be tried again in its successor
                 raise RuntimeError(error)
 
     def ask(self, job: Job, timeout_s: float) -> Done:
@@ -152,11 +155,15 @@ class _Worker:
         self._stdout.close()
 
     def _reply(self, seconds: float, what: str) -> Done:
-        deadline = time.monotonic() + seconds
+        now = time.monotonic()
+        deadline, latest = now + seconds, now + PATIENCE * seconds
         while not self._arrived:
             left = deadline - time.monotonic()
             if left <= 0 or not self._poll.poll(left * 1000):
-                raise TimeoutError(f"{what} within {seconds:g} s")
+                deadline = min(latest, time.monotonic() + self._starved_of(seconds))
+                if deadline <= time.monotonic():
+                    raise TimeoutError(f"{what} within {seconds:g} s")
+                continue
             try:
                 frames = self._frames.read()
             except (msgspec.DecodeError, OSError) as error:
@@ -164,7 +171,19 @@ class _Worker:
             if frames is None:
                 raise RuntimeError(self._died())
             self._arrived += frames
-        return self._arrived.pop(0)
+        done = self._arrived.pop(0)
+        self._cpu_s = done.cpu_s
+        return done
+
+    def _starved_of(self, seconds: float) -> float:
+        """How much of ``seconds`` of processor time the worker has not had since its last word, though it wants to; 0 where it waits for something."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        had = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") - self._cpu_s
+        missing = seconds - had
+        return missing if fields[0] == "R" and missing > 0.05 * seconds else 0.0
 
     def _died(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -169,7 +169,10 @@ class _Worker:
             except (msgspec.DecodeError, OSError) as error:
                 raise RuntimeError(f"the verifier process sent nonsense: {error}") from None
             if frames is None:
-                raise RuntimeError(self._died())
+                died = self._died()
+                if self._process.returncode == -signal.SIGXCPU:  # its own limit, which comes first where this process is kept waiting
+                    raise TimeoutError(f"{what} within {seconds:g} s")
+                raise RuntimeError(died)
             self._arrived += frames
         done = self._arrived.pop(0)
         self._cpu_s = done.cpu_s

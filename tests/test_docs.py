@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from sharpen.policies.scripted import scripted_model
 from sharpen.records import Lineage, Model
 from sharpen.settings import convert, known_keys, load_settings
 from sharpen.tasks.load import load_tasks
+from sharpen.verifiers.load import PROPERTIES, VerifierSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,6 +43,25 @@ def test_every_example_is_valid(example: Path) -> None:
 def test_every_verb_is_documented_as_it_is() -> None:
     shown = subprocess.run([sys.executable, str(ROOT / "scripts/cli_docs.py"), "--check"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
+
+
+def test_the_table_of_verifiers_is_what_they_say_of_themselves() -> None:
+    shown = subprocess.run([sys.executable, str(ROOT / "scripts/verifier_docs.py"), "--check"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    kinds = {str(kind.__struct_config__.tag) for kind in get_args(VerifierSettings)}
+    assert kinds == set(PROPERTIES)
+
+
+def test_the_verifiers_settings_on_the_page_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/verifiers.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```\n", page, flags=re.DOTALL)
+    given = [yaml.safe_load(line)["verifier"] for line in blocks[0].splitlines()] + [
+        yaml.safe_load(line) for line in blocks[1].splitlines()
+    ]
+    assert len(given) == 15
+    for one in given:
+        convert({"name": "x", "tasks": {"source": "jsonl", "path": "x", "verifier": one}}, "docs/verifiers.md")
 
 
 def test_the_flat_ladder_is_short_and_runs(tmp_path: Path) -> None:

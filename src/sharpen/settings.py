@@ -129,14 +129,16 @@ def _spread(data: Any, hint: Any, place: str) -> Any:
     if get_origin(hint) is dict and isinstance(data, dict):
         return {key: _spread(value, get_args(hint)[1], f"{place}.{key}") for key, value in data.items()}
     structs = _structs(hint)
+    if get_origin(hint) is tuple and isinstance(data, list | tuple) and _structs(get_args(hint)[0]):
+        return [_spread(item, get_args(hint)[0], f"{place}[{at}]") for at, item in enumerate(data)]
     if not structs:
         _check_choice(data, hint, place)
         return data
-    if get_origin(hint) is tuple:
-        return [_spread(item, structs[0], f"{place}[{at}]") for at, item in enumerate(data)] if isinstance(data, list | tuple) else data
     tag_field = structs[0].__struct_config__.tag_field
     tags = {struct.__struct_config__.tag: struct for struct in structs}
     if tag_field is not None:
+        if isinstance(data, str) and str in get_args(hint) and not (data in tags and tags[data].__struct_fields__):
+            return data  # the name of a user's own, or a tag without settings to spell out
         if isinstance(data, str):
             data = {tag_field: data}
         elif isinstance(data, dict) and "" in data:

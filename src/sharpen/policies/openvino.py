@@ -18,11 +18,12 @@ from msgspec.structs import replace
 
 from sharpen.chat.template import ChatTemplate
 from sharpen.errors import ModelError, PolicyError
+from sharpen.frames import Frames, write_frame
 from sharpen.models import read_config
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
 from sharpen.policies.futures import settle
 from sharpen.policies.gguf_file import why_not, write_gguf
-from sharpen.policies.openvino_engine import Cancel, Frames, Ready, Request, Result, Setup, write_frame
+from sharpen.policies.openvino_engine import Cancel, Ready, Request, Result, Setup
 from sharpen.policies.tokens import prompt_of, turn_of
 from sharpen.records import Model, Record
 

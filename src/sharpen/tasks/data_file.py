@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from sharpen import plugins
 from sharpen.environments.load import EnvironmentSettings, load_environment
 from sharpen.environments.single_turn import SingleTurnSettings
 from sharpen.errors import SettingsError, TaskError, nearest
@@ -16,23 +15,23 @@ from sharpen.records import Message, Record, Task
 from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
 from sharpen.tasks.overlap import MAX_OVERLAP, check_share
-from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.base import Described, Verifier
 from sharpen.verifiers.function import FunctionVerifier
-from sharpen.verifiers.outcome import EnvironmentOutcome
+from sharpen.verifiers.load import Outcome, VerifierSettings, load_verifier, named
 
 
 class OwnData(Record, frozen=True, kw_only=True):
     """What holds for tasks made of a user's own data, whatever it is.
 
-    ``verifier`` is ``module:function`` or
-    ``file.py:function`` (see ``FunctionVerifier``; its code runs here), ``environment`` for the
-    environment's own word, None for tasks that only demonstrate; ``threshold`` and
-    ``exact`` are that verifier's; ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``;
+    ``verifier`` is one of ``VerifierSettings``, such as ``{verifier: numeric, tolerance: 0.01}``; its tag alone, such as ``math`` or
+    ``environment`` (that one's own word); ``module:function`` or ``file.py:function`` (see ``FunctionVerifier``; its code runs here); None for
+    tasks that only demonstrate. ``threshold`` and ``exact`` belong to the verifier's own settings; here they do for one that is given by its name.
+    ``environment`` is where the tasks are played. ``splits`` counts families, drawn with ``seed``;
     leave it out where the rows name their splits. ``max_overlap`` (over 0, up to 1) is the share of a judging question's 8-grams that
     one teaching question may hold; 1 lets near duplicates through, equal questions never.
     """
 
-    verifier: str | None = None
+    verifier: VerifierSettings | str | None = None
     threshold: float | None = None
     exact: bool = False
     environment: EnvironmentSettings = SingleTurnSettings()
@@ -136,6 +135,8 @@ def load(settings: Jsonl | Parquet | Dataset) -> TaskSet:
         task = _task(raw, settings.columns, place)
         if (other := places.get(task.key)) is not None:
             raise TaskError(f"{place} has the key {task.key!r} of {other.unit} {other.number}; drop one row or give it another key")
+        if verifier is not None and (problem := verifier.problem(task)):
+            raise TaskError(f"{place}: task {task.key!r} {problem}")
         tasks[task.key], places[task.key] = task, place
         bare = bare or (place if task.reference is None else None)
     if not tasks:
@@ -153,14 +154,23 @@ def load(settings: Jsonl | Parquet | Dataset) -> TaskSet:
     return bind(settings, source, list(tasks.values()), verifier)
 
 
-def verifier_of(settings: OwnData) -> FunctionVerifier | EnvironmentOutcome | None:
-    """The verifier that the settings name. SettingsError where it cannot be had."""
-    if settings.verifier is None:
+def verifier_of(settings: OwnData) -> Described | None:
+    """The verifier that the settings name. SettingsError where it cannot be had, or does not take ``threshold`` or ``exact``."""
+    chosen = settings.verifier
+    if chosen is None:
         return None
-    if settings.verifier == "environment":
-        return EnvironmentOutcome()
-    fn = plugins.load(settings.verifier, "verifier")
-    return FunctionVerifier(fn, settings.verifier, threshold=settings.threshold, exact=settings.exact)
+    if isinstance(chosen, str):
+        chosen = named(chosen)
+    beside = {"threshold": settings.threshold, "exact": settings.exact or None}
+    for key, value in beside.items():
+        if value is None or isinstance(chosen, Outcome):
+            continue
+        if key not in chosen.__struct_fields__:
+            raise SettingsError(f"{key} is set, but the verifier {chosen.__struct_config__.tag} has none; take it out")
+        if getattr(chosen, key) not in (None, False, value):
+            raise SettingsError(f"{key} is {value} beside the verifier and {getattr(chosen, key)} in it; take one out")
+        chosen = msgspec.structs.replace(chosen, **{key: value})
+    return load_verifier(chosen)
 
 
 def bind(settings: OwnData, source: str, tasks: list[Task], verifier: Verifier | None) -> TaskSet:

@@ -15,6 +15,7 @@ from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Message, Record, Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.tasks.base import Splits, TaskSet, split_by_family
+from sharpen.verifiers.base import Properties
 from sharpen.verifiers.function import answer_of
 
 TRIES = 20  # questions drawn for each one wanted before giving up: small generators repeat themselves
@@ -78,6 +79,19 @@ class ReasoningGymScorer:
 
     name = "reasoning_gym"
     exact = True
+    properties = Properties(
+        needs="params of a task that the source `reasoning_gym` made",
+        exact="always",
+        cost="cpu",
+        own_limit=False,
+        gameable="where the data set's own scorer is",
+        fails="any score under 1",
+        errors="the scorer raises; another version of reasoning-gym makes other questions",
+    )
+
+    def problem(self, task: Task) -> str:
+        """Why the scorer cannot know the task."""
+        return "" if {"origin", "index"} <= task.params.keys() else "was not made by the source reasoning_gym, whose scorer judges no other"
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         dataset = _dataset(msgspec.json.encode(task.params["origin"], order="deterministic"))

@@ -62,6 +62,10 @@ def load(settings: Traces) -> TaskSet:
         tries[key].append(trace)
     taskset = bind(settings, settings.path, [_task(settings, key, prompts[key], tries[key]) for key in tries], verifier)
     shown = put_under((task, trace) for task in taskset.tasks if task.split == "demo" for trace in tries[task.key])
+    for task in taskset.tasks:
+        if verifier is not None and (problem := verifier.problem(task)):
+            how = "" if settings.gold else " (traces give tasks a reference with gold: true)"
+            raise TaskError(f"{settings.path}: task {task.key!r} {problem}{how}")
     left_out = Counter(reading.imported.left_out)
     for task in taskset.tasks:
         if task.split != "demo":

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
-from sharpen.records import Task, Trajectory, Verdict
+import msgspec
+
+from sharpen.errors import SettingsError
+from sharpen.records import Record, Task, Trajectory, Verdict
+from sharpen.store.files import digest
+
+COSTS = ("free", "cpu", "model", "money")  # from cheap to dear
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
 
 class Verifier(Protocol):
-    """``name`` is written on every verdict. ``exact`` says that the verifier *is* the definition of success
-    (an environment's own state, a set's own scorer), so that it needs no labels, only gold and no-op checks.
+    """``name`` is written on every verdict, and a stored verdict is used again as long as it is the same: let it change with whatever changes
+    verdicts. ``exact`` says that the verifier *is* the definition of success (an environment's own state, a set's own scorer), so that it
+    needs no labels, only gold and no-op checks.
 
     Two things a verifier may have beside: ``timeout_s``, the seconds that one verdict may take where that is longer than usual (an engine has to start),
     and ``close()``, which gives engines back; the next verdict opens them again.
@@ -30,3 +39,79 @@ def close(verifier: Verifier | None) -> None:
     """Give back what the verifier holds, where it holds anything."""
     if (give_back := getattr(verifier, "close", None)) is not None:
         give_back()
+
+
+class Properties(Record, frozen=True, kw_only=True):
+    """What anybody should know of a verifier before trusting it: a line of the table in ``docs/verifiers.md``.
+
+    ``needs`` of the task. ``exact``: always, never, or as the settings claim. ``deterministic``: the same input gives the same verdict (a time
+    limit aside). ``cost`` of a verdict. ``own_limit``: it always comes back, by its own time limit where there is one, so that nobody need watch it.
+    ``gameable``: what passes and should not. ``fails`` and ``errors``: what is which, beside what holds for all (see ``judge``).
+    """
+
+    needs: str
+    exact: Literal["always", "as set", "never"] = "as set"
+    deterministic: bool = True
+    cost: Literal["free", "cpu", "model", "money"]
+    own_limit: bool = True
+    gameable: str
+    fails: str
+    errors: str
+
+
+@runtime_checkable
+class Described(Verifier, Protocol):
+    """A verifier that comes with sharpen: it says what it is and what it needs. A plugin's has no duty to."""
+
+    @property
+    def properties(self) -> Properties: ...
+
+    def problem(self, task: Task) -> str:
+        """Why ``task`` cannot be judged (its reference is missing, of the wrong type, empty), with what to do; "" where it can."""
+        ...
+
+
+class Common(Record, frozen=True, kw_only=True):
+    """What all settings of verifiers share. ``exact`` claims that this verifier *is* the definition of success in these tasks."""
+
+    exact: bool = False
+
+
+def name_of(settings: Common, *also: Any) -> str:
+    """The verifier's tag, and 8 hex digits of whatever is set otherwise than by default, so that no verdict outlives a change.
+
+    ``also`` is what changes verdicts beside the settings, such as the content of a file that they name. ``exact`` changes none.
+    """
+    kind = type(settings)
+    fresh = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    changed = {key: value for key, value in msgspec.structs.asdict(settings).items() if value != fresh[key] and key != "exact"}
+    tag = str(kind.__struct_config__.tag)
+    return f"{tag}-{digest([changed, *also])[:8]}" if changed or also else tag
+
+
+def says(name: str, trajectory: Trajectory, passed: bool, reason: str = "") -> Verdict:
+    """A pass, or a fail with its reason."""
+    return Verdict(key=trajectory.key, outcome="pass" if passed else "fail", reason="" if passed else reason, verifier=name)
+
+
+def shown(text: object) -> str:
+    """The beginning of something in one line of plain characters, for a reason: any JSON can hold it."""
+    short = ascii(text if not isinstance(text, str) else text[:80])
+    return short if len(short) <= 100 else f"{short[:100]}..."
+
+
+def texts(task: Task) -> tuple[str, ...]:
+    """The reference as the texts that are right: one string or number, or a list of them. SettingsError, one line, where it is neither."""
+    given = task.reference
+    if given is None:
+        raise SettingsError("has no reference, which the answer is compared with; fill it in or drop the row")
+    found = tuple(
+        str(item)
+        for item in (given if isinstance(given, list | tuple) else [given])
+        if isinstance(item, str | int | float) and not isinstance(item, bool) and item not in (math.inf, -math.inf) and item == item
+    )
+    if not found or (isinstance(given, list | tuple) and len(found) < len(given)):
+        raise SettingsError(f"has the reference {shown(given)}, but it must be a text or finite number, or a list of them; write it so")
+    if not all(text.strip() for text in found):
+        raise SettingsError("has an empty reference, which an empty answer would equal; fill it in or drop the row")
+    return found

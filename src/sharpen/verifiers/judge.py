@@ -27,6 +27,7 @@ from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.records import Interval, Message, Record, Task, Trajectory, Verdict
 from sharpen.stats import clopper_pearson
 from sharpen.store.files import digest
+from sharpen.verifiers.base import Properties
 from sharpen.verifiers.function import answer_of
 from sharpen.verifiers.shown import Quoted, code_of, parts, quoted, said_anything, spoken, visible, written
 
@@ -180,6 +181,15 @@ class LLMJudge:
     """
 
     exact = False
+    properties = Properties(
+        needs="nothing; a reference is shown to the judge where there is one",
+        exact="never",
+        cost="money",
+        own_limit=False,
+        gameable="by what persuades the judge, and by what stands where `max_chars` cuts",
+        fails="more than half of the votes say so; there is no answer",
+        errors="too many votes cannot be read or had, the engine is broken, or the work does not fit",
+    )
 
     def __init__(self, settings: Judge, policy: Policy | None = None) -> None:
         self.settings = settings
@@ -197,6 +207,9 @@ class LLMJudge:
             if isinstance(scale, PassFail)
             else _form(f'"Score: " and a number from {scale.lowest:g} to {scale.highest:g}', r"Score: *(-?\d+(?:\.\d+)?)")
         )
+
+    def problem(self, task: Task) -> str:
+        return ""
 
     @property
     def tally(self) -> Tally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sharpen.records import Task, Trajectory, Verdict
+from sharpen.verifiers.base import Properties
 
 
 class EnvironmentOutcome:
@@ -14,6 +15,18 @@ class EnvironmentOutcome:
 
     name = "environment_outcome"
     exact = True
+    properties = Properties(
+        needs="an environment that says `won` or `success`",
+        exact="always",
+        cost="free",
+        gameable="where the environment's own rules are",
+        fails="not won, lost, out of turns",
+        errors="none of its own",
+    )
+
+    def problem(self, task: Task) -> str:
+        """Nothing: the environment knows."""
+        return ""
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         outcome = trajectory.outcome

@@ -19,6 +19,7 @@ from sharpen.errors import PolicyError, SettingsError, SharpenError, nearest
 from sharpen.models import load_model, read_config
 from sharpen.records import Message, Record, Task, Trajectory, Verdict
 from sharpen.store.files import digest
+from sharpen.verifiers.base import Properties
 from sharpen.verifiers.calibration import Calibration, calibrate
 from sharpen.verifiers.classifier import Classifier, ClassifierScorer
 from sharpen.verifiers.pooling import Pooling, PoolingScorer
@@ -64,6 +65,15 @@ class RewardModelVerifier:
     """``RewardModel`` at work. The model is loaded on the first call, and again after ``close``; many threads may ask at once."""
 
     exact = False
+    properties = Properties(
+        needs="nothing",
+        exact="never",
+        cost="model",
+        own_limit=False,
+        gameable="by whatever its training data rewarded by mistake: length, tone, form",
+        fails="a score under `threshold`; there is no answer",
+        errors="no finite score, the try is too long, or no `threshold` was calibrated",
+    )
     timeout_s = SECONDS
 
     def __init__(self, settings: RewardModel) -> None:
@@ -86,6 +96,9 @@ class RewardModelVerifier:
         self.name = f"reward model {self._model.name if self._model else settings.model} {digest([settings, identity])[:8]}"
         self._scorer: Scorer | None = None
         self._lock = threading.Lock()
+
+    def problem(self, task: Task) -> str:
+        return ""
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         """A pass at the threshold or over. A try that says nothing fails; ``error`` where there is no finite score, or no threshold."""

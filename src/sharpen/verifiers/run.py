@@ -7,7 +7,9 @@ import threading
 from msgspec.structs import replace
 
 from sharpen.records import Task, Trajectory, Verdict
-from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.base import Described, Verifier
+
+_LATE = object()
 
 
 def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: float = 60.0) -> Verdict:
@@ -15,7 +17,8 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
 
     Broken or cancelled episodes are ``error`` and those that ran out of turns, tokens or context are ``fail``, both without asking the
     verifier. A verifier that raises, returns no verdict or is not back after ``timeout_s`` seconds, or its own ``timeout_s`` where that is more,
-    gives ``error``; its thread cannot be ended and is left behind (it does not keep the process alive), so code that may hang belongs in a sandbox.
+    gives ``error``; its thread cannot be ended and is left behind (it does not keep the process alive), so code that may hang belongs in a process of
+    its own. Verifiers that hold a limit of their own (``Properties.own_limit``) are asked directly: waiting for a free process is then nobody's time.
     """
 
     def verdict(outcome: str, reason: str) -> Verdict:
@@ -27,6 +30,28 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
     if trajectory.stop != "done":
         return verdict("fail", f"the episode ended by {trajectory.stop}")
 
+    timeout_s = max(timeout_s, getattr(verifier, "timeout_s", 0.0))
+    own_limit = isinstance(verifier, Described) and verifier.properties.own_limit
+    answer = _ask(verifier, task, trajectory) if own_limit else _watched(verifier, task, trajectory, timeout_s)
+    if answer is _LATE:
+        return verdict("error", f"the verifier was not back after {timeout_s:g} s")
+    if isinstance(answer, BaseException):
+        return verdict("error", f"the verifier raised {type(answer).__name__}: {answer}")
+    if not isinstance(answer, Verdict):
+        return verdict("error", f"the verifier returned {type(answer).__name__}, not a Verdict")
+    return replace(answer, key=trajectory.key)  # a verdict is on this trajectory, whatever its author wrote
+
+
+def _ask(verifier: Verifier, task: Task, trajectory: Trajectory) -> object:
+    """What the verifier returns, or what it raises."""
+    try:
+        return verifier.verify(task, trajectory)
+    except Exception as error:
+        return error
+
+
+def _watched(verifier: Verifier, task: Task, trajectory: Trajectory, timeout_s: float) -> object:
+    """The same, in a thread of its own; ``_LATE`` where it is not back in time."""
     answers: list[object] = []
 
     def ask() -> None:
@@ -37,13 +62,5 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
 
     thread = threading.Thread(target=ask, name=f"verifier {verifier.name}", daemon=True)
     thread.start()
-    timeout_s = max(timeout_s, getattr(verifier, "timeout_s", 0.0))
     thread.join(timeout_s)
-    if not answers:
-        return verdict("error", f"the verifier was not back after {timeout_s:g} s")
-    answer = answers[0]
-    if isinstance(answer, BaseException):
-        return verdict("error", f"the verifier raised {type(answer).__name__}: {answer}")
-    if not isinstance(answer, Verdict):
-        return verdict("error", f"the verifier returned {type(answer).__name__}, not a Verdict")
-    return replace(answer, key=trajectory.key)  # a verdict is on this trajectory, whatever its author wrote
+    return answers[0] if answers else _LATE

@@ -1,0 +1,61 @@
+"""Several verifiers as one: all of them, any, or k."""
+
+from __future__ import annotations
+
+from sharpen.records import Task, Trajectory, Verdict
+from sharpen.store.files import digest
+from sharpen.verifiers.base import COSTS, Described, Properties
+from sharpen.verifiers.run import judge
+
+
+class Combination:
+    """Passes where at least ``k`` of ``members`` pass, fails where so many fail that ``k`` cannot, and is an error where errors leave it open.
+
+    So ``all`` (k is their number) fails where one fails, even beside an error, and ``any`` (k is 1) passes where one passes: an error never counts
+    as a fail or a pass. The cheap are asked before the dear (free, cpu, model, money; else as listed), and nobody once it is settled.
+    """
+
+    def __init__(self, kind: str, members: tuple[Described, ...], k: int) -> None:
+        self._members = sorted(members, key=lambda member: COSTS.index(member.properties.cost))
+        self._k = k
+        self.name = f"{kind}-{digest([k, sorted(member.name for member in members)])[:8]}"
+        self.exact = all(member.exact for member in members)
+        said = [member.properties for member in members]
+        self.properties = Properties(
+            needs="; ".join(f"{member.name}: {member.properties.needs}" for member in members),
+            exact="always" if self.exact else "never",
+            deterministic=all(one.deterministic for one in said),
+            cost=max((one.cost for one in said), key=COSTS.index),
+            own_limit=all(one.own_limit for one in said),
+            gameable="; ".join(f"{member.name}: {member.properties.gameable}" for member in members),
+            fails=f"fewer than {k} of {len(members)} can pass",
+            errors="errors leave it open",
+        )
+
+    def problem(self, task: Task) -> str:
+        """What the first member lacks that lacks something."""
+        return next((f"{problem} (for {member.name})" for member in self._members if (problem := member.problem(task))), "")
+
+    def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+        passed: list[str] = []
+        failed: list[str] = []
+        broken: list[str] = []
+        for member in self._members:
+            verdict = judge(task, trajectory, member)
+            said = f"{member.name}: {verdict.reason or verdict.outcome}"
+            {"pass": passed, "fail": failed, "error": broken}[verdict.outcome].append(said)
+            if len(passed) >= self._k:
+                return Verdict(key=trajectory.key, outcome="pass", verifier=self.name)
+            if len(failed) > len(self._members) - self._k:
+                return Verdict(key=trajectory.key, outcome="fail", reason="; ".join(failed), verifier=self.name)
+        return Verdict(key=trajectory.key, outcome="error", reason="; ".join(broken), verifier=self.name)
+
+
+# What the kinds are, for the table: a combination's own properties are its members'.
+KINDS = Properties(
+    needs="what its members need",
+    cost="free",
+    gameable="`all`: where all members are; `any`: where one is; `k_of`: where k are",
+    fails="so many members fail that it cannot pass",
+    errors="errors of members leave it open; an error never counts as a fail",
+)

@@ -288,6 +288,109 @@ class Parting(Record, frozen=True, kw_only=True):
     ways: tuple[tuple[str, int], ...]
 
 
+class Label(Record, frozen=True, kw_only=True):
+    """What one person said of one trajectory. One line of a labels file, which outlives runs.
+
+    ``digest`` names what the trajectory says (``labels.content``), so that a label never speaks for another text under the same key; ``trajectory``
+    is a copy without token ids, to be judged again when the run is gone. ``withdrawn`` takes back what the labeller said before. ``seconds`` is how long
+    it took, ``at`` the UTC time. ``why`` it was shown: drawn at ``random`` from a population, or from the ``stratum`` of it where two verifiers
+    ``disagree``; ``of`` counts the rows of the stratum, ``inclusion`` is the chance, in (0, 1], that one of them was drawn; ``population`` names the rows.
+    """
+
+    key: SampleKey
+    digest: str
+    label: Literal["good", "bad", "unsure", "withdrawn"]
+    labeller: str
+    at: str
+    seconds: float
+    why: Literal["random", "disagreement"] = "random"
+    stratum: str = "all"
+    of: int
+    inclusion: float
+    population: str
+    trajectory: Trajectory
+
+
+class Purity(Record, frozen=True, kw_only=True):
+    """How much of what a selection keeps is truly good, by labels on a sample of it.
+
+    ``share`` has the one-sided lower bound at its level (Clopper-Pearson; by stratum where labels were drawn by disagreement); ``unsure`` counts as
+    not good. ``clears``: the bound is at ``bar`` or over. ``below``: surely not, and more labels would not help. ``open`` until one of them holds;
+    ``missing`` is how many labels more, all good, would clear. ``notes`` say which labels were not used, and why.
+    """
+
+    rows: int
+    good: int
+    bad: int
+    unsure: int
+    share: Interval
+    bar: float
+    outcome: Literal["clears", "below", "open"]
+    missing: int
+    notes: tuple[str, ...] = ()
+
+
+class RoundPurity(Record, frozen=True, kw_only=True):
+    """``purity.json`` of a rung: its purity, and ``kept``, the rows it is of, in the random order in which they are to be labelled."""
+
+    purity: Purity
+    kept: tuple[SampleKey, ...]
+
+
+class Agreement(Record, frozen=True, kw_only=True):
+    """How far labellers agree on ``n`` trajectories that two or more of them called good or bad: share of agreeing pairs, and Krippendorff's alpha."""
+
+    labellers: tuple[str, ...]
+    n: int
+    raw: float
+    alpha: float
+
+
+class Probe(Record, frozen=True, kw_only=True):
+    """One kind of made-up answer on ``tried`` tasks: a verifier must ``pass`` or ``fail`` it. ``right`` verdicts, ``errors``, the first wrong one."""
+
+    kind: str
+    must: Literal["pass", "fail"]
+    tried: int
+    right: int
+    errors: int
+    example: str = ""
+
+
+class Confusion(Record, frozen=True, kw_only=True):
+    """A verifier held against ``truth`` (labels, or a second verifier). Of ``passes`` the share that is not good is ``false_passes`` (1 - purity), of
+    ``good`` the share that fails ``false_fails``; two-sided, Clopper-Pearson. ``unused`` counts errors on either side and labels that are unsure."""
+
+    truth: str
+    n: int
+    passes: int
+    good: int
+    false_passes: Interval
+    false_fails: Interval
+    unused: int = 0
+
+
+class Audit(Record, frozen=True, kw_only=True):
+    """What is known of a verifier: what it says of made-up answers, whether it says the same twice, and how often it is wrong.
+
+    ``unstable`` of ``repeated`` inputs got two verdicts. ``forecast`` is the purity to be expected of what a selection keeps, from the error rates and
+    the observed pass rate (``stats.purity_forecast``); NaN where they do not tell. ``limits`` says what could not be looked at.
+    """
+
+    verifier: str
+    exact: bool
+    probes: tuple[Probe, ...]
+    repeated: int
+    unstable: int
+    unstable_example: str = ""
+    confusions: tuple[Confusion, ...] = ()
+    agreement: Agreement | None = None
+    purity: Purity | None = None
+    forecast: float = float("nan")
+    limits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class DemonstrationQuality(Record, frozen=True, kw_only=True):
     """What the demonstrations are worth, before any is left out.
 

@@ -120,6 +120,17 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument("--split", default="dev", metavar="NAME", help="demo, train, dev or test (default: dev)")
 
+    audited = on_files(
+        "audit", _audit, "find out what a verifier is worth",
+        "Try the tasks' verifier on gold solutions, empty, broken-off and cheating answers, ask everything twice, and hold it against labels\n"
+        "(--labels FILE, from sharpen label) and a second verifier. What is found lies in WORK/audit.json; of a run its page shows it.",
+        "sharpen audit run.yaml runs/mine",
+    )  # fmt: skip
+    audited.add_argument("--second", metavar="NAME", help="another verifier to hold it against: file.py:function, or environment")
+    audited.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="how many tasks, and tries, it is asked about twice (default: 20)"
+    )
+
     imported = verb(
         "import", _import, "bring trajectories from files", "Bring chat files and agent logs into WORK: TRL, OpenAI, ShareGPT, ATIF, Inspect, verifiers.",
         "sharpen import traces.jsonl work/traces --tasks run.yaml", settings=False,
@@ -269,6 +280,18 @@ def _eval(arguments: argparse.Namespace) -> None:
         print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
     if evaluation.errors:
         print(f"{evaluation.errors} tries ended in an error and count neither way")
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    if arguments.limit < 1:
+        raise SettingsError(f"--limit is {arguments.limit}, but must be at least 1")
+    from rich.console import Console
+
+    from sharpen import verbs
+    from sharpen.report.terminal import audit_text
+
+    found = verbs.audit_(_settings(arguments), arguments.work, second=arguments.second, limit=arguments.limit)
+    Console(width=None if sys.stdout.isatty() else 140).print(audit_text(found), soft_wrap=True)
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import weigh
+from sharpen.labels import BAR
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
@@ -31,6 +32,9 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     ``delta`` is the smallest gain of interest in pass@1, ``alpha`` the chance of keeping something no better, shared among all tries of the
     ladder and all looks at each. ``panel`` are tasks outside the run's own, all of whose splits every rung is also evaluated on: a rung that is
     surely worse there than the bare model, by more than ``panel_drop``, has forgotten too much and is rolled back.
+
+    ``purity`` is the bar for what a verifier that is not exact keeps: the lower bound of the share that people call good must be at it or over.
+    ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.
     """
 
     rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling")
@@ -40,6 +44,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     alpha: float = 0.05
     panel: TaskSource | None = None
     panel_drop: float = 0.0
+    purity: float = BAR
+    trust_unaudited_verifier: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -50,6 +56,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(f"delta is {self.delta}, but must be 0 or more")
         if not 0 <= self.panel_drop < 1:
             raise SettingsError(f"panel_drop is {self.panel_drop}, but must be 0 or more and under 1")
+        if not 0 < self.purity < 1:
+            raise SettingsError(f"purity is {self.purity}, but must be between 0 and 1")
 
     @property
     def tries(self) -> int:

@@ -358,8 +358,11 @@ class Probe(Record, frozen=True, kw_only=True):
 
 
 class Confusion(Record, frozen=True, kw_only=True):
-    """A verifier held against ``truth`` (labels, or a second verifier). Of ``passes`` the share that is not good is ``false_passes`` (1 - purity), of
-    ``good`` the share that fails ``false_fails``; two-sided, Clopper-Pearson. ``unused`` counts errors on either side and labels that are unsure."""
+    """A verifier held against ``truth`` (labels, or a second verifier): intervals are two-sided, Clopper-Pearson.
+
+    Of ``passes`` the share that is not good is ``false_passes`` (1 - purity), of ``good`` the share that fails ``false_fails``, of the bad ones the
+    share that passes ``bad_passes``. ``unused`` counts errors on either side and labels that are unsure.
+    """
 
     truth: str
     n: int
@@ -367,6 +370,7 @@ class Confusion(Record, frozen=True, kw_only=True):
     good: int
     false_passes: Interval
     false_fails: Interval
+    bad_passes: Interval
     unused: int = 0
 
 

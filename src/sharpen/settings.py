@@ -29,7 +29,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
 
     ``template`` replaces the model's chat template: ``hermes`` (with tools) or a ``.jinja`` file; "" keeps the model's own.
     ``harness`` is an outside program that plays the tasks in the place of their environment. ``demonstrations`` are recorded trajectories that
-    demonstrate the demo split, in the place of the tasks' own expert.
+    demonstrate the demo split, in the place of the tasks' own expert. ``labels`` is the file, or folder of files, of what people say of trajectories; ""
+    means ``labels/NAME.jsonl``.
     """
 
     name: str
@@ -46,6 +47,11 @@ class RunSettings(Record, frozen=True, kw_only=True):
     evaluation: EvaluationSettings = EvaluationSettings()
     few_shot: FewShot = FewShot()
     ladder: LadderSettings = LadderSettings()
+    labels: str = ""
+
+    @property
+    def labels_place(self) -> Path:
+        return Path(self.labels or f"labels/{self.name}.jsonl")
 
 
 def load_settings(path: Path, overrides: Mapping[str, str]) -> RunSettings:

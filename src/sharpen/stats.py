@@ -230,6 +230,23 @@ def stratified_bound(strata: Sequence[tuple[int, int, int]], level: float = 0.95
     return Interval(value=value, low=low, high=high, n=n, level=level, method=method if open_ else "every row labelled")
 
 
+def weighted_share(hits: Sequence[bool], weights: Sequence[float], level: float = 0.95) -> Interval:
+    """The share of ``hits`` by ``weights`` (Hajek 1971: one over the chance of being drawn), with a two-sided interval. NaN without any.
+
+    Clopper-Pearson at Kish's effective size (sum w)^2 / sum w^2 (1965), as Korn and Graubard (1998) do for surveys: with equal weights it is
+    Clopper-Pearson itself, and it does not degenerate at 0 or all. ``Interval.n`` counts the hits and misses, not the effective size.
+    """
+    _check_level(level)
+    w = np.asarray(weights, dtype=float)
+    if not len(w):
+        return _undefined(0, level)
+    share, size, tail = float(w[np.asarray(hits, dtype=bool)].sum() / w.sum()), float(w.sum() ** 2 / (w * w).sum()), (1 - level) / 2
+    x = share * size
+    low = 0.0 if not any(hits) else float(betaincinv(x, size - x + 1, tail))
+    high = 1.0 if all(hits) else float(betaincinv(x + 1, size - x, 1 - tail))
+    return Interval(value=share, low=low, high=high, n=len(w), level=level, method="Clopper-Pearson at the effective n")
+
+
 def labels_needed(strata: Sequence[tuple[int, int, int]], bar: float, level: float = 0.95) -> int | None:
     """How many labels more, all good, put the lower bound of ``stratified_bound`` at ``bar`` or over: 0 where it is there, None where none would.
 

@@ -17,16 +17,18 @@ from msgspec.structs import replace
 
 from sharpen import loop
 from sharpen.agents.choose import make_agent, most_turns
+from sharpen.audit import AUDIT, TASKS, audit, tries_in
 from sharpen.budget import Adaptive, terms
 from sharpen.chat.load import load_template
 from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import MAX_BYTES, Exported, Imported
 from sharpen.formats.load import FORMATS, read, write
+from sharpen.labels import read_labels
 from sharpen.methods.base import heard, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
 from sharpen.policies.choose import open_policy
-from sharpen.records import Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import Audit, Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
@@ -37,6 +39,7 @@ from sharpen.store.files import digest, read_json, replacing, write_json
 from sharpen.store.run import SETTINGS, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
+from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
@@ -198,6 +201,22 @@ def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: List
     evaluation = evaluate(pool, tasks.split(split).tasks, settings.model, split, settings.evaluation, settings.seed)
     write_json(work / "evaluation.json", evaluation)
     return evaluation
+
+
+def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limit: int = TASKS) -> Audit:
+    """What is known of the tasks' verifier, from made-up answers, from the tries in ``work`` (a work folder or a run) and from the settings' labels.
+
+    ``second`` names another verifier to hold it against, as ``tasks.verifier`` does. Written to ``work/audit.json``.
+    """
+    tasks = load_tasks(settings.tasks)
+    required(tasks)
+    other = verifier_of(OwnData(verifier=second)) if second is not None else None
+    with _held(work):
+        labels = read_labels(settings.labels_place)
+        bar, timeout_s = settings.ladder.purity, settings.sampling.verifier_timeout_s
+        found = audit(tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s)
+        write_json(work / AUDIT, found)
+    return found
 
 
 def _tries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 
@@ -10,8 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sharpen.records import Interval, Message
-from sharpen.report.page import RunView, SampleView, count, largest, many_tries, minutes, numbers, outcome
+from sharpen.labels import says
+from sharpen.records import Agreement, Audit, Interval, Message
+from sharpen.report.page import RunView, SampleView, count, largest, many_tries, minutes, numbers, outcome, rate
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -78,6 +80,44 @@ def trajectory_text(sample: SampleView) -> RenderableType:
             row.append(f"«{_clean(text)}»" if trained else _clean(text), style="green" if trained else "dim")
         parts.append(row)
     return Group(*parts)
+
+
+def audit_text(audit: Audit) -> RenderableType:
+    """What an audit found: a line for each kind of made-up answer, then error rates, purity, and what could not be looked at."""
+    exact = "exact: it is the definition of success" if audit.exact else "not exact: what it keeps must be shown to be pure"
+    parts: list[RenderableType] = [Text.assemble((_clean(audit.verifier), "bold"), f"  {exact}")]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+    for header in ("made-up answer", "must", "tasks", "right", "errors"):
+        table.add_column(header, justify="left" if header in ("made-up answer", "must") else "right")
+    for probe in audit.probes:
+        style = "" if probe.right == probe.tried else "bold red"
+        table.add_row(_plain(probe.kind), probe.must, str(probe.tried), str(probe.right), str(probe.errors), style=style)
+    parts.append(table)
+    parts += [_plain(f"wrong: {probe.kind}: {probe.example}") for probe in audit.probes if probe.example]
+    same = f"asked twice: {audit.repeated - audit.unstable} of {audit.repeated} inputs got the same verdict again"
+    parts.append(_plain(f"{same}; {audit.unstable_example}" if audit.unstable else same))
+    for found in audit.confusions:
+        parts.append(_plain(
+            f"by {found.truth} ({found.n} tries): of what passes {rate(found.false_passes)} is not good; of what is good {rate(found.false_fails)} fails; "
+            f"of what is not good {rate(found.bad_passes)} passes (95 %)" + (f"; {found.unused} not used: errors, or nobody is sure" if found.unused else "")
+        ))  # fmt: skip
+    if audit.forecast == audit.forecast:
+        parts.append(_plain(f"forecast: {audit.forecast:.1%} of what is kept will be good"))
+    if (agreed := audit.agreement) is not None and len(agreed.labellers) > 1:
+        parts.append(_plain(agreement_line(agreed)))
+    if audit.purity is not None:
+        parts.append(_plain(f"purity: {says(audit.purity)}"))
+    parts += [_plain(f"not looked at: {limit}") for limit in audit.limits]
+    parts += [_plain(f"note: {note}") for note in audit.notes]
+    return Group(*parts)
+
+
+def agreement_line(agreed: Agreement) -> str:
+    """How far labellers agree, in a line."""
+    if not agreed.n:
+        return f"labellers {', '.join(agreed.labellers)}: no trajectory has two sure labels, so nothing says how far they agree"
+    alpha = "undefined, since all labels are the same" if math.isnan(agreed.alpha) else f"{agreed.alpha:.2f}"
+    return f"labellers {', '.join(agreed.labellers)} agree on {agreed.raw:.1%} of pairs, Krippendorff's alpha {alpha}, n {agreed.n} trajectories"
 
 
 def why_line(sample: SampleView) -> Text:

@@ -69,7 +69,8 @@ def test_a_good_verifier_gets_every_made_up_answer_right() -> None:
 
 
 def test_a_verifier_that_looks_for_the_answer_anywhere_is_fooled_by_lists() -> None:
-    assert wrong_kinds(somewhere) == {"every answer listed", "one answer after the other"}
+    # the question of task 0 holds its own answer: that kind is shown, and judged by who reads it
+    assert wrong_kinds(somewhere) == {"every answer listed", "one answer after the other", "the question repeated"}
 
 
 def test_a_verifier_that_passes_anything_fails_every_cheat_but_the_empty_one() -> None:
@@ -90,7 +91,7 @@ def test_choices_are_named_all_at_once() -> None:
     )
     found = audit(TaskSet("choices", tasks, SingleTurn(), FunctionVerifier(choice, "v")), Tries(), Labels())
     wrong = {probe.kind for probe in found.probes if probe.right < probe.tried}
-    assert wrong == {"every choice named", "every answer listed", "one answer after the other", "asks to be passed"}
+    assert wrong == {"every choice named", "every answer listed", "one answer after the other"}
 
 
 def test_a_verifier_brings_its_own_cheats() -> None:
@@ -144,7 +145,9 @@ def label(one: Trajectory, said: str, inclusion: float = 1.0) -> Label:
 def test_error_rates_by_labels_have_intervals_and_weights() -> None:
     tasks = taskset(somewhere, 100)
     right, fooled, fails = range(30), range(30, 40), range(40, 80)
-    answers = {n: f"The answer is {n + 40}." for n in right} | {n: f"{n + 40} or so, or 7" for n in fooled} | {n: "No idea." for n in fails}
+    answers = (
+        {n: f"The answer is {n + 40}." for n in right} | {n: f"{n + 40} or so, or 7" for n in fooled} | dict.fromkeys(fails, "No idea.")
+    )
     made = tries(tasks, answers)
     verdicts = {key: tasks.verifier.verify(next(t for t in tasks.tasks if t.key == key.task), one) for key, one in made.items()}  # type: ignore[union-attr]
     number = {key: int(key.task[1:]) for key in made}
@@ -227,7 +230,7 @@ def test_the_verb_prints_a_table_and_leaves_a_record(tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "every answer listed" in printed and "not exact" in printed and "there are no tries" in printed
     found = read_json(tmp_path / "work/audit.json", Audit)
-    assert {probe.kind for probe in found.probes if probe.right < probe.tried} == {"every answer listed", "one answer after the other"}
+    assert {"every answer listed", "one answer after the other"} < {probe.kind for probe in found.probes if probe.right < probe.tried}
 
 
 @pytest.mark.parametrize(

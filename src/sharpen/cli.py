@@ -87,6 +87,11 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("settings", type=Path, nargs="?", metavar="SETTINGS", help="a YAML file, such as examples/textworld/quickstart.yaml")
     run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders lie (default: runs)")
     run.add_argument("--fork", metavar="NEW", help="copy the run under a new name and go on with the settings given now")
+    run.add_argument(
+        "--trust-unaudited-verifier",
+        action="store_true",
+        help="train on what a verifier keeps that is neither exact nor audited; all that is made says so",
+    )
     run.add_argument("--keys", action="store_true", help="list every setting with its default, and stop")
 
     sample = on_files(
@@ -228,7 +233,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise SettingsError("name a settings file, for example: sharpen run examples/textworld/quickstart.yaml")
     from sharpen.run import climb
 
-    climb(_settings(arguments), arguments.runs, arguments.fork)
+    climb(_settings(arguments), arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier)
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -262,5 +262,5 @@ def says(purity: Purity) -> str:
         case "clears":
             return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"
         case "below":
-            return f"{seen}: surely under the bar of {purity.bar:.0%}, and more labels would not help; mend the verifier"
+            return f"{seen}: surely under the bar of {purity.bar:.0%}, and more labels would not help"
     return f"{seen}; {purity.missing} more of these {purity.rows} rows, all good, would clear the bar of {purity.bar:.0%}"

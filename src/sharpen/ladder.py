@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -10,14 +11,15 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import weigh
-from sharpen.labels import BAR
+from sharpen.labels import BAR, Labels, content, measure, read_labels, says, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solutions
 from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Measurements, Record
+from sharpen.records import Decision, Evaluation, Measurements, Record, RoundPurity, Selection
 from sharpen.sampling import Pool
+from sharpen.selection import select
 from sharpen.stats import paired_gain, shared_level
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
@@ -82,7 +84,11 @@ class Rung:
 
 @dataclass
 class Ladder:
-    """The rungs climbed so far, and the one that stands."""
+    """The rungs climbed so far, and the one that stands.
+
+    ``labels`` is where people's labels lie; ``trust`` goes on with a verifier that is neither exact nor audited; ``waiting`` says that a rung was left out
+    for want of labels.
+    """
 
     bench: Bench
     settings: LadderSettings
@@ -90,6 +96,9 @@ class Ladder:
     survivors: tuple[Sourced, ...] = ()
     seen: Measurements = field(default_factory=Measurements)
     panel: TaskSet | None = None
+    labels: Path | None = None
+    trust: bool = False
+    waiting: bool = False
 
     @property
     def standing(self) -> Rung:
@@ -108,7 +117,10 @@ class Ladder:
             for _ in range(rounds):
                 if self._try(method).decision.outcome != "keep":
                     break  # a round that was not better leaves the next one the same prior: the plateau, or nothing provable here
-        self._open_test()
+        if self.waiting:
+            self.bench.say("the test split stays closed: with the labels that are missing, another rung may ship")
+        else:
+            self._open_test()
         return self.standing
 
     def look(self) -> Measurements:
@@ -175,7 +187,7 @@ class Ladder:
         return expert_iteration(bench, name, standing, self.survivors)
 
     def _sampled(self, method: advisor.Method, name: str, standing: Prompted) -> None:
-        """Make the round's tries, and ask the advisor whether they hold anything to keep."""
+        """Make the round's tries, and ask the advisor whether they hold anything to keep, and whether what is kept may be trusted."""
         tasks, known = self.bench.tasks.split("train").tasks, solutions(self.survivors)
         pool = self.bench.sample(f"{name}/sampling", standing, tasks, self.bench.sampling, known=known)
         first = pool.first_wave
@@ -190,6 +202,31 @@ class Ladder:
         decision = advisor.after_sampling(method, seen)
         if decision.outcome == "refuse":
             raise Refused(decision.reasons[0])
+        self._gate(method, name, pool, select(pool, self.bench.selection, self.bench.seed, known))
+
+    def _gate(self, method: advisor.Method, name: str, pool: Pool, kept: Selection) -> None:
+        """Measure the purity of what is kept by the labels there are, and refuse what neither they nor the verifier's exactness vouch for.
+
+        A rung that was once trained on trust keeps its banner: labels that come later do not change how it was made.
+        """
+        run = self.bench.run
+        trusted = any(line.get("event") == "trusted" and line.get("rung") == name for line in run.ledger())
+        labels = read_labels(self.labels) if self.labels is not None else Labels()
+        purity = measure({key: content(pool.trajectories[key]) for key in kept.kept}, labels, self.settings.purity)
+        write_json(run.folder / name / "purity.json", RoundPurity(purity=purity, kept=tuple(shuffled(kept.kept, self.bench.seed))))
+        seen = replace(self.seen, purity=purity, trusted_unaudited=self.trust or self.settings.trust_unaudited_verifier or trusted)
+        decision = advisor.gate(method, seen, f"sharpen label {run.folder}")
+        if not seen.verifier_exact or purity.share.n:
+            self.bench.say(f"{name.removeprefix('rungs/')}: {says(purity)}")
+        for note in purity.notes if purity.share.n or not seen.verifier_exact else ():
+            self.bench.say(f"labels: {note}")
+        if decision.outcome == "refuse":
+            self.waiting = self.waiting or purity.outcome == "open"
+            raise Refused(decision.reasons[0])
+        banners = (advisor.unaudited(seen.verifier),) if trusted else decision.banners
+        if banners and not trusted:
+            run.note({"event": "trusted", "rung": name, "verifier": seen.verifier})
+        self.bench.banners = tuple(dict.fromkeys((*self.bench.banners, *banners)))
 
     def _decide(self, rung: Rung) -> Rung:
         """Compare with what stands on the same dev tasks; where that stays undecided, look again with more tries of both."""
@@ -244,6 +281,7 @@ class Ladder:
         return f"rungs/{len([rung for rung in self.rungs if not rung.control]):03d}-{method}"
 
     def _add(self, rung: Rung) -> Rung:
+        rung.decision = replace(rung.decision, banners=self.bench.banners)
         self.rungs.append(rung)
         folder = self.bench.run.folder / rung.name
         folder.mkdir(parents=True, exist_ok=True)

@@ -60,12 +60,16 @@ class Task(Record, frozen=True, kw_only=True):
 
 
 class Lineage(Record, frozen=True, kw_only=True):
-    """Where weights come from: the base they started at, the model trained from, what it was trained on and how."""
+    """Where weights come from: the base they started at, the model trained from, what it was trained on and how.
+
+    ``banners`` are warnings that whatever is made of these weights inherits, such as that nobody audited the verifier.
+    """
 
     base: str
     parent: str | None = None
     training_set: str | None = None
     settings: dict[str, Any] = {}
+    banners: tuple[str, ...] = ()
 
 
 class Model(Record, frozen=True, kw_only=True):
@@ -221,13 +225,14 @@ class RowCounts(Record, frozen=True, kw_only=True):
 
 
 class Selection(Record, frozen=True, kw_only=True):
-    """Which trajectories train, and why each of the others does not. ``rows`` is there once rows were made of them."""
+    """Which trajectories train, and why each of the others does not. ``rows`` is there once rows were made of them. ``banners`` as in Lineage."""
 
     kept: tuple[SampleKey, ...]
     left_out: tuple[LeftOut, ...]
     counts: dict[str, int]
     settings: dict[str, Any] = {}
     rows: RowCounts | None = None
+    banners: tuple[str, ...] = ()
 
 
 class TrainingReport(Record, frozen=True, kw_only=True):
@@ -435,19 +440,20 @@ class Gain(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """The next step, or a refusal, or what became of a rung, with the numbers that forced it."""
+    """The next step, or a refusal, or what became of a rung, with the numbers that forced it. ``banners`` as in Lineage."""
 
     outcome: Literal["keep", "plateau", "undecided", "worse", "refuse", "proceed", "baseline"]
     action: str
     reasons: tuple[str, ...]
     gain: Gain | None = None
+    banners: tuple[str, ...] = ()
 
 
 class Measurements(Record, frozen=True, kw_only=True):
     """All that the advisor may know. ``None`` means not measured.
 
     ``samples_per_task``, ``tasks_solved`` and ``tasks_mixed`` are of tries fixed beforehand; ``solved_later`` counts the tasks that only an adaptive
-    budget's later waves solved.
+    budget's later waves solved. ``purity`` is that of what this round would keep, by labels; ``trusted_unaudited`` says that the user goes on without.
     """
 
     demonstrations: int = 0
@@ -461,3 +467,5 @@ class Measurements(Record, frozen=True, kw_only=True):
     tasks_solved: int | None = None
     tasks_mixed: int | None = None
     solved_later: int = 0
+    purity: Purity | None = None
+    trusted_unaudited: bool = False

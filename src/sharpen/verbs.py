@@ -25,7 +25,7 @@ from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import MAX_BYTES, Exported, Imported
 from sharpen.formats.load import FORMATS, read, write
 from sharpen.labels import read_labels
-from sharpen.methods.base import heard, required, write_rows
+from sharpen.methods.base import heard, inherit, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
 from sharpen.policies.choose import open_policy
 from sharpen.records import Audit, Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
@@ -191,7 +191,8 @@ def train(settings: RunSettings, work: Path, out: Path, *, listen: Listener = si
             )
         write_rows(work, rows)
         training = replace(settings.training, seed=settings.training.seed + settings.seed, start="base")
-        return trainer_for(model)(rows, model, training, out, on_progress=heard(listen, "train"))
+        trained, report = trainer_for(model)(rows, model, training, out, on_progress=heard(listen, "train"))
+        return inherit(trained, model, selection.banners), report
 
 
 def eval_(settings: RunSettings, work: Path, split: str = "dev", *, listen: Listener = silent) -> Evaluation:

@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sharpen.labels import says
 from sharpen.records import (
+    Audit,
     Decision,
     DemonstrationQuality,
     Evaluation,
     Gain,
     Interval,
+    Purity,
     Record,
     Selection,
     TaskResult,
@@ -35,7 +38,7 @@ class SampleView(Record, frozen=True, kw_only=True):
 
 class RungView(Record, frozen=True, kw_only=True):
     """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it; ``budget`` says what
-    became of an adaptive one."""
+    became of an adaptive one; ``purity`` is by labels on what a rung that samples would keep."""
 
     name: str
     method: str
@@ -52,6 +55,7 @@ class RungView(Record, frozen=True, kw_only=True):
     control: bool = False
     shipped: bool = False
     budget: str = ""
+    purity: Purity | None = None
     samples: tuple[SampleView, ...] = ()
 
 
@@ -62,6 +66,7 @@ class RunView(Record, frozen=True, kw_only=True):
     settings_yaml: str
     rungs: tuple[RungView, ...]
     demonstrations: DemonstrationQuality | None = None
+    audit: Audit | None = None
     banners: tuple[str, ...] = ()
     hardware: str = ""
     commit: str = ""
@@ -78,7 +83,15 @@ def render(view: RunView) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": rate, "points": points, "turns": turns, "count": count, "minutes": minutes, "outcome": outcome}
+    environment.filters |= {
+        "rate": rate,
+        "points": points,
+        "turns": turns,
+        "count": count,
+        "minutes": minutes,
+        "outcome": outcome,
+        "says": says,
+    }
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
         ("sampling", view.seconds_in_engine),

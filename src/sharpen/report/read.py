@@ -9,13 +9,26 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sharpen.audit import AUDIT
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import pieces
 from sharpen.errors import RunError, SharpenError
 from sharpen.formats.base import RECORDED
 from sharpen.ladder import DEMONSTRATIONS
 from sharpen.models import load_model
-from sharpen.records import Decision, DemonstrationQuality, Evaluation, Row, SampleKey, Selection, TrainingReport, Trajectory, Verdict
+from sharpen.records import (
+    Audit,
+    Decision,
+    DemonstrationQuality,
+    Evaluation,
+    RoundPurity,
+    Row,
+    SampleKey,
+    Selection,
+    TrainingReport,
+    Trajectory,
+    Verdict,
+)
 from sharpen.report.page import RungView, RunView, SampleView, render
 from sharpen.sampling import WAVES, Waves
 from sharpen.store.files import read_json, write_atomic
@@ -51,7 +64,8 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         settings_yaml=settings_yaml,
         rungs=tuple(rungs),
         demonstrations=_read(folder / DEMONSTRATIONS, DemonstrationQuality),
-        banners=tuple(_banners(notes)),
+        audit=_read(folder / AUDIT, Audit),
+        banners=tuple(_banners(notes, rungs)),
         hardware=str(started.get("hardware", "")),
         commit=str(started.get("commit", "")),
         engine=next((str(note["engine"]) for note in reversed(notes) if note.get("event") == "engine"), ""),
@@ -102,6 +116,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         minutes=sum(stage.seconds for stage in stages) / 60,
         control=path.name.endswith(CONTROL),
         budget=waves.says if waves is not None else "",
+        purity=round_.purity if (round_ := _read(path / "purity.json", RoundPurity)) is not None else None,
         samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
     )
 
@@ -162,7 +177,8 @@ def _template(folder: Path) -> Any:
     return None
 
 
-def _banners(notes: list[dict[str, Any]]) -> Iterator[str]:
+def _banners(notes: list[dict[str, Any]], rungs: list[RungView]) -> Iterator[str]:
+    yield from dict.fromkeys(banner for rung in rungs if rung.decision for banner in rung.decision.banners)
     opened = {note["agent"] for note in notes if note.get("event") == "test opened"}
     if len(opened) > 2:
         yield f"the test split was opened for {len(opened)} different models: its numbers are no longer those of a split seen once"

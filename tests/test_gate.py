@@ -174,11 +174,10 @@ def test_an_exact_verifier_needs_no_labels_and_theirs_are_shown(project: Path) -
     assert "3 of 3 labelled rows are good" in Path("runs/mine/report.html").read_text()
 
 
-def test_labels_of_another_run_are_counted_and_clear_nothing(project: Path) -> None:
+def test_labels_outlive_their_run_and_speak_for_the_same_texts_in_another(project: Path) -> None:
     assert run() == 0
     label_kept(Path("runs/mine/rungs/001-rejection-sampling"), 40)
     assert run("--name", "other", "--seed", "9", "--labels", "labels/mine.jsonl") == 0
-    decision = read_json(Path("runs/other/rungs/001-rejection-sampling/decision.json"), Decision)
-    notes = read_json(Path("runs/other/rungs/001-rejection-sampling/purity.json"), RoundPurity).purity.notes
-    assert decision.outcome == "refuse" and "are not among these rows" in notes[0]
+    purity = read_json(Path("runs/other/rungs/001-rejection-sampling/purity.json"), RoundPurity).purity
+    assert 29 <= purity.good < 40 and "are not among these rows and say nothing of them" in purity.notes[0]
     assert len(read_labels(Path("labels/mine.jsonl")).lines) == 40

@@ -284,7 +284,11 @@ def _eval(arguments: argparse.Namespace) -> None:
     for k, at in evaluation.pass_at.items():
         print(f"pass@{k} on {evaluation.split}: {at.value:.1%} [{at.low:.1%}, {at.high:.1%}], 95 % over {at.n} families ({at.method})")
     if evaluation.errors:
-        print(f"{evaluation.errors} tries ended in an error and count neither way")
+        from sharpen.report.page import error_range
+
+        print(
+            f"{evaluation.errors} tries ended in an error and are in no rate; pass@1 is {error_range(evaluation)} with them as fails, then as passes"
+        )
 
 
 def _audit(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@
     │   └── ContentFiltered          a server's filter stopped what the policy said: the policy's failure, so a ``fail``
     ├── EnvironmentFault             the environment raised or hung: an ``error``
     ├── TrainingError                the training process died, or the loss is NaN; the run can be resumed
+    ├── TooManyErrors                more of a stage's tries, or of its verdicts, ended in an error than a setting allows
     └── Refused                      the advisor refuses a method, and says what would lift the refusal
 
 A bad rollout is data, not a crash: ``sampling.py`` turns PolicyError and EnvironmentFault into trajectories with ``stop="error"``
@@ -96,6 +97,10 @@ class EnvironmentFault(SharpenError):
 
 class TrainingError(SharpenError):
     """The training process died or its loss is not a number. Nothing earlier is lost; the same command resumes."""
+
+
+class TooManyErrors(SharpenError):
+    """More tries or verdicts of a stage ended in an error than ``sampling.max_errors`` allows. The message counts them by class."""
 
 
 class Refused(SharpenError):

@@ -150,7 +150,8 @@ class Trajectory(Record, frozen=True, kw_only=True):
     (empty for demonstrations: only text exists). Where there were several conversations, these are the longest one's, and the others
     are ``threads``. ``actions`` is what the environment understood, the unit of
     de-duplication. ``outcome`` is what the environment itself says at the end (``won``, ``score`` and the like).
-    ``agent`` names who made it (a model's name, ``expert``, ...).
+    ``agent`` names who made it (a model's name, ``expert``, ...). Of a try that broken infrastructure ended, ``error`` is what was said and ``fault`` its
+    class: one of ``errors.Failure``, ``environment`` or ``timeout``.
     """
 
     key: SampleKey
@@ -163,6 +164,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     outcome: dict[str, Any] = {}
     cost: Cost = Cost()
     error: str | None = None
+    fault: str | None = None
     threads: tuple[Thread, ...] = ()
 
 

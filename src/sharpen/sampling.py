@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from sharpen.agents.base import Agent
 from sharpen.budget import LEVEL, Adaptive, Budget, SetAside, Terms, Try, Uniform, next_wave
-from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError
+from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError, TooManyErrors
 from sharpen.policies.base import Sampling
 from sharpen.records import Cost, Record, SampleKey, Task, Trajectory, Verdict
 from sharpen.store.files import digest, read_json, write_blob
@@ -33,6 +33,7 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
     """How tries are made for training. ``n`` tries of every task, at most ``concurrency`` episodes at once.
 
     With ``budget: adaptive`` as many tries in all, but more of them where they bring something (``budget.Adaptive``).
+    Where more than the share ``max_errors`` of a stage's tries, or of its verdicts, ends in an error, the stage stops (``Tolerance``).
     METHODS: n of 8 to 32 and a temperature of 0.7 to 1.0 are where to start.
     """
 
@@ -44,12 +45,15 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
     concurrency: int = 64
     episode_timeout_s: float = 600.0
     verifier_timeout_s: float = 60.0
+    max_errors: float = 0.05
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise SettingsError(f"n is {self.n}, but must be at least 1")
         if self.temperature == 0 and self.n > 1:
             raise SettingsError(f"temperature 0 gives the same try {self.n} times; set n: 1 or raise temperature")
+        if not 0 <= self.max_errors <= 1:
+            raise SettingsError(f"max_errors is {self.max_errors}, but must be between 0 and 1")
         if self.concurrency < 1:
             raise SettingsError(f"concurrency is {self.concurrency}, but must be at least 1")
         if isinstance(self.budget, Adaptive) and self.budget.tokens is None and self.budget.first > self.n:
@@ -61,7 +65,7 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
     @property
     def limits(self) -> dict[str, Any]:
         """What ``collect`` is held to."""
-        return {name: getattr(self, name) for name in ("concurrency", "verifier_timeout_s", "episode_timeout_s")}
+        return {name: getattr(self, name) for name in ("concurrency", "verifier_timeout_s", "episode_timeout_s", "max_errors")}
 
     def turn(self, seed: int) -> Sampling:
         """What the policy is told, with the run's seed."""
@@ -185,6 +189,7 @@ async def collect(
     concurrency: int,
     verifier_timeout_s: float = 60.0,
     episode_timeout_s: float = 600.0,
+    max_errors: float = 1.0,
     what: str = "sampling",
     listen: Listener = silent,
 ) -> AsyncIterator[tuple[Trajectory, Verdict | None]]:
@@ -192,17 +197,18 @@ async def collect(
 
     A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given. Closing the
     iterator cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where
-    that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade.
+    that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the
+    share ``max_errors`` of all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
     """
     wanted = list(wanted)
     watch = _Watch(what, len(wanted), listen)
     queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception] = asyncio.Queue(maxsize=max(concurrency, 1))
-    streak = _Streak(BROKEN)
+    streak, tolerance = _Streak(BROKEN), Tolerance(what, len(wanted), max_errors)
 
     async def judged(task: Task, trajectory: Trajectory) -> Verdict | None:
         if verifier is None:
             return None
-        if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name:
+        if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name and known.outcome != "error":
             return known
         verdict = await asyncio.to_thread(judge, task, trajectory, verifier, verifier_timeout_s)
         await verdicts.add(verdict)
@@ -210,13 +216,14 @@ async def collect(
 
     async def one(task: Task, index: int) -> tuple[Trajectory, Verdict | None]:
         stored = trajectories.records.get(agent.key(task, index))
-        if stored is None:
+        if stored is None or stored.stop == "error":
             trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
             await trajectories.add(trajectory)
         else:
             trajectory = stored
         verdict = await judged(task, trajectory)
-        watch.saw(trajectory, verdict, fresh=stored is None)
+        watch.saw(trajectory, verdict, fresh=trajectory is not stored)
+        tolerance.saw(trajectory, verdict)
         return trajectory, verdict
 
     jobs = iter(wanted)
@@ -255,6 +262,7 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
                 break
         except TimeoutError:
             error = EnvironmentFault(f"task {task.key}: no end after {timeout_s:g} s")
+            error.__cause__ = TimeoutError()
         else:
             streak.reset()
             return trajectory
@@ -265,7 +273,46 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
 
 def broken(key: SampleKey, agent: str, task: Task, error: SharpenError, seconds: float = 0.0) -> Trajectory:
     """The trajectory of a try that infrastructure broke."""
-    return Trajectory(key=key, agent=agent, messages=task.prompt, stop="error", error=str(error), cost=Cost(seconds=round(seconds, 3)))
+    cost = Cost(seconds=round(seconds, 3))
+    return Trajectory(key=key, agent=agent, messages=task.prompt, stop="error", error=str(error), fault=_fault(error), cost=cost)
+
+
+def _fault(error: SharpenError) -> str:
+    """The class that a broken try is counted under."""
+    if isinstance(error, PolicyError):
+        return error.failure or "policy"
+    return "timeout" if isinstance(error.__cause__, TimeoutError) else "environment"
+
+
+class Tolerance:
+    """Counts the tries and the verdicts of a stage that end in an error, by class, and stops it where they are over a share of ``total``.
+
+    One error is always let pass: it is no share of anything. The two are counted apart: a try that broke was never judged. What a server's filter
+    refuses is not counted: it will say the same again, of that task only.
+    """
+
+    def __init__(self, what: str, total: int, limit: float) -> None:
+        self.what, self.total, self.limit = what, total, limit
+        self.tries, self.verdicts = Counter[str](), Counter[str]()
+
+    def saw(self, trajectory: Trajectory, verdict: Verdict | None) -> None:
+        """Count one try. TooManyErrors where there are too many."""
+        if trajectory.stop == "error":
+            if trajectory.fault == "content_filter":
+                return
+            self.tries[trajectory.fault or "unknown"] += 1
+            self._check(self.tries, "tries", trajectory.error or "no reason given")
+        elif verdict is not None and verdict.outcome == "error":
+            self.verdicts[verdict.reason.partition(":")[0] or "no reason given"] += 1
+            self._check(self.verdicts, "verdicts", verdict.reason)
+
+    def _check(self, classes: Counter[str], of: str, last: str) -> None:
+        if (count := classes.total()) > max(self.limit * self.total, 1):
+            by_class = ", ".join(f"{n} {name}" for name, n in classes.most_common())
+            raise TooManyErrors(
+                f"{self.what}: {count} of {self.total} {of} ended in an error ({by_class}), over sampling.max_errors {self.limit:g}; "
+                f"the last: {' '.join(last.split())[:200]}; mend the cause and give the same command again: errors are made again, the rest is kept"
+            )
 
 
 class _Streak:

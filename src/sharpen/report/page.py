@@ -91,6 +91,7 @@ def render(view: RunView) -> str:
         "minutes": minutes,
         "outcome": outcome,
         "says": says,
+        "error_range": error_range,
     }
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
@@ -132,6 +133,14 @@ def rate(interval: Interval | None) -> str:
 def points(interval: Interval | None) -> str:
     """A gain in points: ``+16.2 [+8.1, +24.0], n 60``."""
     return _with_bounds(interval, numbers(interval, signed=True), "")
+
+
+def error_range(evaluation: Evaluation) -> str:
+    """pass@1 with every error counted as a fail, then as a pass: ``41.0 to 46.2 %``; "" where nothing ended in an error."""
+    if not evaluation.errors:
+        return ""
+    low, high = pass_range_with_errors(evaluation.tasks)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def turns(interval: Interval) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sharpen.labels import says
 from sharpen.records import Agreement, Audit, Interval, Message
-from sharpen.report.page import RunView, SampleView, count, largest, many_tries, minutes, numbers, outcome, rate
+from sharpen.report.page import RunView, SampleView, count, error_range, largest, many_tries, minutes, numbers, outcome, rate
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -169,4 +169,10 @@ def _caption(view: RunView) -> Text:
         ns = {i.n for e in evaluations if e for i in e.pass_at.values()}
         if ns:
             said.append(f"{split} n = {min(ns) if len(ns) == 1 else f'{min(ns)} to {max(ns)}'} families")
+    for rung in view.rungs:
+        for e in (rung.dev, rung.test, rung.panel):
+            if e and e.errors:
+                said.append(
+                    f"{rung.name}, {e.split}: {e.errors} errors, in no rate; pass@1 is {error_range(e)} with them as fails, then as passes"
+                )
     return Text("; ".join([*said, *(_clean(banner) for banner in view.banners)]))

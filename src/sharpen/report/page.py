@@ -25,6 +25,7 @@ from sharpen.records import (
     Trajectory,
     Verdict,
 )
+from sharpen.stats import pass_range_with_errors
 
 
 class SampleView(Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from sharpen import stats
 from sharpen.errors import FormatError
 from sharpen.labels import Shown, content, copy_of, draw, measure, read_labels, says, shuffled, write_label
 from sharpen.records import Label, Message, SampleKey, Trajectory, TurnTokens
+from sharpen.store.segments import order
 
 
 def key(number: int, sampling: str = "s") -> SampleKey:
@@ -162,14 +163,14 @@ def test_labels_on_other_texts_are_counted_and_not_used(file: Path) -> None:
 
 def test_rows_are_drawn_the_same_way_whatever_order_they_come_in() -> None:
     keys = list(rows(50))
-    assert shuffled(keys, 3) == shuffled(keys[::-1], 3) != shuffled(keys, 4)
-    shown = draw(shuffled(keys, 3), 29)
+    assert shuffled(keys) == shuffled(keys[::-1]) != sorted(keys, key=order)
+    shown = draw(shuffled(keys), 29)
     assert {one.inclusion for one in shown} == {29 / 50} and len(shown) == 50
 
 
 def test_disagreements_come_first_and_are_weighed_down_again(file: Path) -> None:
     keys, suspects = rows(100), {key(number) for number in range(10)}
-    shown = draw(shuffled(keys, 1), 30, suspects)
+    shown = draw(shuffled(keys), 30, suspects)
     assert len(shown) == 100 and sum(one.key in suspects for one in shown[:20]) == 10
     assert {(one.stratum, one.of, round(one.inclusion, 3)) for one in shown} == {("disagreed", 10, 1.0), ("agreed", 90, 0.222)}
     for one in shown[:40]:  # all ten disagreements, and they are bad; thirty of the others, and they are good

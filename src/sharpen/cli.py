@@ -136,6 +136,28 @@ def make_parser() -> argparse.ArgumentParser:
         "--limit", type=int, default=20, metavar="N", help="how many tasks, and tries, it is asked about twice (default: 20)"
     )
 
+    label = verb(
+        "label", _label, "say of trajectories whether they are good",
+        "Show tries one at a time, task and reference beside each, and append what you say of them to a labels file, which outlives the run.\n"
+        "Keys: g good, b bad, u unsure, s skip, z undo, q quit; over a pipe, one a line. What the verifier said is shown after the answer. It asks\n"
+        "until the purity of what is kept is settled; given again it goes on where you stopped, and another labeller's agreement is reported.",
+        "sharpen label runs/mine --labeller ann", settings=False,
+    )  # fmt: skip
+    label.add_argument("folder", type=Path, metavar="FOLDER", help="a run, or a work folder with tries")
+    label.add_argument(
+        "--labels", type=Path, metavar="FILE", help="a file, or a folder of them (default: as the settings say, labels/NAME.jsonl)"
+    )
+    label.add_argument("--labeller", metavar="NAME", help="who says so (default: your user name)")
+    label.add_argument("--settings", type=Path, metavar="SETTINGS", help="of a work folder: the settings, to show references")
+    label.add_argument("--rung", metavar="NAME", help="of a run: which rung's tries (default: the last that sampled)")
+    label.add_argument("--among", choices=["kept", "passed", "failed", "all"], default="kept", help="which tries (default: kept)")
+    label.add_argument(
+        "--by", choices=["random", "disagreement"], default="random",
+        help="how they are drawn: at random, or first where --second says otherwise (without it: where scores are low), with weights that undo it",
+    )  # fmt: skip
+    label.add_argument("--second", metavar="NAME", help="another verifier, for --by disagreement: file.py:function, or environment")
+    label.add_argument("--limit", type=int, metavar="N", help="ask for N labels, whatever is settled")
+
     imported = verb(
         "import", _import, "bring trajectories from files", "Bring chat files and agent logs into WORK: TRL, OpenAI, ShareGPT, ATIF, Inspect, verifiers.",
         "sharpen import traces.jsonl work/traces --tasks run.yaml", settings=False,
@@ -289,6 +311,21 @@ def _eval(arguments: argparse.Namespace) -> None:
         print(
             f"{evaluation.errors} tries ended in an error and are in no rate; pass@1 is {error_range(evaluation)} with them as fails, then as passes"
         )
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise SettingsError(f"--limit is {arguments.limit}, but must be at least 1")
+    if arguments.labeller is not None and not arguments.labeller.strip():
+        raise SettingsError("--labeller is empty; name who labels")
+    if arguments.second is not None and arguments.by != "disagreement":
+        raise SettingsError("--second is for --by disagreement; add it, or leave out --second")
+    from sharpen.labelling import label
+
+    label(
+        arguments.folder, settings=arguments.settings, labels=arguments.labels, labeller=arguments.labeller, rung=arguments.rung,
+        among=arguments.among, by=arguments.by, second=arguments.second, limit=arguments.limit,
+    )  # fmt: skip
 
 
 def _audit(arguments: argparse.Namespace) -> None:

@@ -156,10 +156,10 @@ def population(keys: Collection[SampleKey]) -> str:
     return digest(sorted(keys, key=order))
 
 
-def shuffled(keys: Collection[SampleKey], seed: int) -> list[SampleKey]:
-    """The rows in the order in which they are to be labelled: any beginning of it is a simple random sample of all of them."""
+def shuffled(keys: Collection[SampleKey]) -> list[SampleKey]:
+    """The rows in the order in which they are to be labelled, always the same: any beginning of it is a simple random sample of all of them."""
     drawn = sorted(keys, key=order)
-    random.Random(f"{seed}/labels").shuffle(drawn)
+    random.Random(f"labels/{population(drawn)}").shuffle(drawn)
     return drawn
 
 

@@ -113,6 +113,8 @@ class Ladder:
         self.panel = load_tasks(self.settings.panel) if self.settings.panel is not None else None
         self._baseline()
         for method in self.settings.rungs:
+            if self.waiting:
+                break  # what would come next samples from what these labels decide on
             rounds = self.settings.rounds if method == "expert-iteration" else 1
             for _ in range(rounds):
                 if self._try(method).decision.outcome != "keep":
@@ -213,9 +215,9 @@ class Ladder:
         trusted = any(line.get("event") == "trusted" and line.get("rung") == name for line in run.ledger())
         labels = read_labels(self.labels) if self.labels is not None else Labels()
         purity = measure({key: content(pool.trajectories[key]) for key in kept.kept}, labels, self.settings.purity)
-        write_json(run.folder / name / "purity.json", RoundPurity(purity=purity, kept=tuple(shuffled(kept.kept, self.bench.seed))))
+        write_json(run.folder / name / "purity.json", RoundPurity(purity=purity, kept=tuple(shuffled(kept.kept))))
         seen = replace(self.seen, purity=purity, trusted_unaudited=self.trust or self.settings.trust_unaudited_verifier or trusted)
-        decision = advisor.gate(method, seen, f"sharpen label {run.folder}")
+        decision = advisor.gate(method, seen, f"sharpen label {run.folder} --rung {name.removeprefix('rungs/')}")
         if not seen.verifier_exact or purity.share.n:
             self.bench.say(f"{name.removeprefix('rungs/')}: {says(purity)}")
         for note in purity.notes if purity.share.n or not seen.verifier_exact else ():

@@ -6,13 +6,14 @@ import math
 import re
 import textwrap
 
+import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sharpen.labels import says
-from sharpen.records import Agreement, Audit, Interval, Message
+from sharpen.records import Agreement, Audit, Interval, Message, Task, Trajectory, Verdict
 from sharpen.report.page import RunView, SampleView, count, error_range, largest, many_tries, minutes, numbers, outcome, rate
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
@@ -110,6 +111,33 @@ def audit_text(audit: Audit) -> RenderableType:
     parts += [_plain(f"not looked at: {limit}") for limit in audit.limits]
     parts += [_plain(f"note: {note}") for note in audit.notes]
     return Group(*parts)
+
+
+def question_text(trajectory: Trajectory, task: Task | None, left: int) -> RenderableType:
+    """A trajectory to be labelled: its task, the reference beside it, the conversation. Nothing of what a verifier said, nor who made it."""
+    head = Text.assemble(
+        ("\n" + "-" * 60 + "\n", "dim"), (_clean(trajectory.key.task), "bold"), f"  try {trajectory.key.index}, stopped: {trajectory.stop}"
+    )
+    head.append(f"  {left} to go" if left else "")
+    parts: list[RenderableType] = [head]
+    for message in trajectory.messages:
+        parts += _message(message)
+    for thread in trajectory.threads:
+        parts.append(Text("\nanother conversation of the same try", style="bold cyan"))
+        for message in thread.messages:
+            parts += _message(message)
+    if task is not None:
+        reference = task.reference if isinstance(task.reference, str) else msgspec.json.encode(task.reference).decode()
+        parts += [Text("\nreference", style="bold cyan"), _plain(reference if task.reference is not None else "none")]
+    return Group(*parts, Text())
+
+
+def said_text(verdict: Verdict | None) -> Text:
+    """What the verifier said, for after the answer."""
+    if verdict is None:
+        return Text("the verifier has not judged it")
+    reason = f": {_clean(verdict.reason)}" if verdict.reason else ""
+    return Text.assemble("the verifier said ", (verdict.outcome, _VERDICT_STYLE[verdict.outcome]), reason)
 
 
 def agreement_line(agreed: Agreement) -> str:

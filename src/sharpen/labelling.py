@@ -85,7 +85,7 @@ class _Asking:
     @property
     def file(self) -> Path:
         """Where this labeller's labels go: the file itself, or one of theirs in the folder."""
-        return self.place / f"{re.sub(r'[^\w.-]', '_', self.labeller)}.jsonl" if self.place.is_dir() else self.place
+        return self.place / (re.sub(r"[^\w.-]", "_", self.labeller) + ".jsonl") if self.place.is_dir() else self.place
 
     def read(self) -> Labels:
         return read_labels(self.place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import select
@@ -41,6 +42,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     verdicts.seal(verdicts.records)
     write_json(folder / "selection.json", Selection(kept=tuple(key(n) for n in range(COUNT)), left_out=(), counts={}))
     return folder
+
+
+def write_tasks() -> None:
+    rows = [{"key": f"t{n:02}", "prompt": f"question {n}", "reference": f"THE-REFERENCE-{n}", "split": "train"} for n in range(COUNT)]
+    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def say(lines: str, *flags: str, monkeypatch: pytest.MonkeyPatch, by: str = "ann") -> int:
@@ -118,11 +124,7 @@ def test_disagreement_first_by_score_and_by_a_second_verifier(work: Path, monkey
     assert {line.of for line in lines if line.stratum == "disagreed"} == {14}  # every third of forty
     Path("other.py").write_text("def verify(task, trajectory):\n    return trajectory.key.task not in ('t03', 't05')\n")
     Path("run.yaml").write_text("tasks: {source: jsonl, path: tasks.jsonl}\n")
-    Path("tasks.jsonl").write_text(
-        "".join(
-            f'{{"key": "t{n:02}", "prompt": "question {n}", "reference": "THE-REFERENCE-{n}", "split": "train"}}\n' for n in range(COUNT)
-        )
-    )
+    write_tasks()
     flags = ["--by", "disagreement", "--second", "other.py:verify", "--settings", "run.yaml", "--labels", "mine.jsonl", "--limit", "2"]
     assert say("b\ng\n", *flags, monkeypatch=monkeypatch) == 0
     first, second = read_labels(Path("mine.jsonl")).lines
@@ -131,11 +133,7 @@ def test_disagreement_first_by_score_and_by_a_second_verifier(work: Path, monkey
 
 def test_the_reference_stands_beside_the_task(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.yaml").write_text("tasks: {source: jsonl, path: tasks.jsonl}\n")
-    Path("tasks.jsonl").write_text(
-        "".join(
-            f'{{"key": "t{n:02}", "prompt": "question {n}", "reference": "THE-REFERENCE-{n}", "split": "train"}}\n' for n in range(COUNT)
-        )
-    )
+    write_tasks()
     assert say("q\n", "--settings", "run.yaml", monkeypatch=monkeypatch) == 0
     assert "THE-REFERENCE-" in capsys.readouterr().out
     Path("tasks.jsonl").unlink()

@@ -287,8 +287,7 @@ def _fault(error: SharpenError) -> str:
 class Tolerance:
     """Counts the tries and the verdicts of a stage that end in an error, by class, and stops it where they are over a share of ``total``.
 
-    One error is always let pass: it is no share of anything. The two are counted apart: a try that broke was never judged. What a server's filter
-    refuses is not counted: it will say the same again, of that task only.
+    One error is always let pass: it is no share of anything. The two are counted apart: a try that broke was never judged.
     """
 
     def __init__(self, what: str, total: int, limit: float) -> None:
@@ -298,8 +297,6 @@ class Tolerance:
     def saw(self, trajectory: Trajectory, verdict: Verdict | None) -> None:
         """Count one try. TooManyErrors where there are too many."""
         if trajectory.stop == "error":
-            if trajectory.fault == "content_filter":
-                return
             self.tries[trajectory.fault or "unknown"] += 1
             self._check(self.tries, "tries", trajectory.error or "no reason given")
         elif verdict is not None and verdict.outcome == "error":
@@ -311,7 +308,8 @@ class Tolerance:
             by_class = ", ".join(f"{n} {name}" for name, n in classes.most_common())
             raise TooManyErrors(
                 f"{self.what}: {count} of {self.total} {of} ended in an error ({by_class}), over sampling.max_errors {self.limit:g}; "
-                f"the last: {' '.join(last.split())[:200]}; mend the cause and give the same command again: errors are made again, the rest is kept"
+                f"the last: {' '.join(last.split())[:200]}; mend the cause, or raise the setting, "
+                "and give the same command again: errors are made again, the rest is kept"
             )
 
 

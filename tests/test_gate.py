@@ -179,3 +179,23 @@ def test_labels_outlive_their_run_and_speak_for_the_same_texts_in_another(projec
     purity = read_json(Path("runs/other/rungs/001-rejection-sampling/purity.json"), RoundPurity).purity
     assert 29 <= purity.good < 40 and "are not among these rows and say nothing of them" in purity.notes[0]
     assert len(read_labels(Path("labels/mine.jsonl")).lines) == 40
+
+
+def test_the_steps_by_hand_carry_the_banner_too_until_labels_take_it_away(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (["sample"], ["verify"], ["select"]):
+        assert main([*verb, "mine.yaml", "w"]) == 0
+    assert "nobody audited the verifier v.py:verify" in capsys.readouterr().out
+    assert main(["train", "mine.yaml", "w", "--out", "w/model"]) == 0
+    assert open_folder(Path("w/model")).lineage.banners == read_json(Path("w/selection.json"), Selection).banners != ()
+    tries = tries_in(Path("w"))
+    for key in tries.kept or ():
+        one = tries.trajectories[key]
+        label = Label(
+            key=key, digest=content(one), label="good", labeller="ann", at="", seconds=1.0, of=9, inclusion=0.3, population="p",
+            trajectory=copy_of(one),
+        )  # fmt: skip
+        write_label(Path("labels/mine.jsonl"), label)
+    assert main(["select", "mine.yaml", "w"]) == 0
+    assert read_json(Path("w/selection.json"), Selection).banners == ()
+    assert main(["audit", "mine.yaml", "w"]) == 0
+    assert "every row labelled" in Path("w/audit.json").read_text() and "no more labels are needed" in capsys.readouterr().out

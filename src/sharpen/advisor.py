@@ -67,7 +67,7 @@ def gate(method: Method, seen: Measurements, ask: str) -> Decision:
 
 def unaudited(verifier: str | None) -> str:
     """The banner on everything that is made of what an unaudited verifier kept."""
-    return f"nobody audited the verifier {verifier}: how much of what it kept is truly good is not known (--trust-unaudited-verifier)"
+    return f"nobody audited the verifier {verifier}: how much of what it kept is truly good is not known"
 
 
 def judge_gain(gain: Gain, delta: float) -> Decision:

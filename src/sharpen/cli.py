@@ -286,6 +286,8 @@ def _select(arguments: argparse.Namespace) -> None:
     selection = verbs.select_(_settings(arguments), arguments.work)
     for reason, count in sorted(selection.counts.items(), key=lambda item: -item[1]):
         print(f"{count:>7}  {reason}")
+    for banner in selection.banners:
+        print(banner)
 
 
 def _train(arguments: argparse.Namespace) -> None:

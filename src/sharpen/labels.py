@@ -202,6 +202,9 @@ def measure(rows: Mapping[SampleKey, str], labels: Labels, bar: float = BAR) -> 
 
     Random labels estimate by themselves; those drawn by disagreement do so with the weights of their strata, if they were drawn from these very rows.
     The two kinds are not mixed: whichever are more decide.
+
+    The bound is that of labels whose number was fixed beforehand, as the first look at 29 is. Whoever goes on labelling until it clears gets it wrong
+    more often: ``benchmarks/labels.py`` measures how much.
     """
     notes = list(labels.notes)
     standing = labels.standing()

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
+from sharpen.advisor import unaudited
 from sharpen.agents.choose import make_agent, most_turns
 from sharpen.audit import AUDIT, TASKS, audit, tries_in
 from sharpen.budget import Adaptive, terms
@@ -24,7 +25,7 @@ from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import MAX_BYTES, Exported, Imported
 from sharpen.formats.load import FORMATS, read, write
-from sharpen.labels import read_labels
+from sharpen.labels import content, measure, read_labels
 from sharpen.methods.base import heard, inherit, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
 from sharpen.policies.choose import open_policy
@@ -159,9 +160,11 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
 def select_(settings: RunSettings, work: Path) -> Selection:
     """Choose what trains from the judged tries in ``work``, and write ``selection.json``, with the reason for every try left out.
 
-    Tries of dev and test tasks are left out, whatever they did: what judges must not teach.
+    Tries of dev and test tasks are left out, whatever they did: what judges must not teach. Where the verifier is not exact and the settings' labels do
+    not show that what is kept is pure, the selection, and what is trained on it, carry a banner that says so.
     """
-    judging = {task.key: task.split for task in load_tasks(settings.tasks).tasks if task.split in ("dev", "test")}
+    tasks = load_tasks(settings.tasks)
+    judging = {task.key: task.split for task in tasks.tasks if task.split in ("dev", "test")}
     with _held(work):
         pool = _pool(work)
         aside = tuple(
@@ -170,6 +173,10 @@ def select_(settings: RunSettings, work: Path) -> Selection:
         teaching = replace_fields(pool, wanted=tuple(key for key in pool.wanted if key.task not in judging))
         chosen = select(teaching, settings.selection, settings.seed)
         chosen = merge([Selection(kept=(), left_out=aside, counts={}), chosen])
+        if tasks.verifier is not None and not tasks.verifier.exact:
+            kept = {key: content(pool.trajectories[key]) for key in chosen.kept}
+            purity = measure(kept, read_labels(settings.labels_place), settings.ladder.purity)
+            chosen = replace(chosen, banners=() if purity.outcome == "clears" else (unaudited(tasks.verifier.name),))
         write_json(work / "selection.json", chosen)
     return chosen
 

@@ -296,7 +296,7 @@ class Bench(AbstractContextManager["Bench"]):
         if stage.done():
             return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
         stage.begin()
-        write_json(folder / "selection.json", replace(selection, banners=self.banners))
+        write_json(folder / "selection.json", replace(selection, banners=tuple(dict.fromkeys((*self.banners, *selection.banners)))))
         write_rows(folder, rows)
         self._rest()
         train, short = trainer_for(start), name.removeprefix("rungs/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ def label_kept(rung: Path, how_many: int, said: str = "good") -> None:
         write_label(Path("labels/mine.jsonl"), label)
 
 
-def test_refused_then_labelled_the_same_command_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_then_labelled_the_same_command_goes_on(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run() == 0
     rung = Path("runs/mine/rungs/001-rejection-sampling")
     decision = read_json(rung / "decision.json", Decision)
@@ -118,7 +121,9 @@ def test_refused_then_labelled_the_same_command_goes_on(project: Path, capsys: p
     label_kept(rung, 28)
     assert run() == 0
     assert "1 more of these" in read_json(rung / "decision.json", Decision).reasons[0]
-    label_kept(rung, 29)
+    monkeypatch.setattr("sys.stdin", io.StringIO("g\n" * 9))
+    assert main(["label", "runs/mine", "--labeller", "ann"]) == 0  # the command that the refusal names
+    assert "1 labels by ann: labels/mine.jsonl" in capsys.readouterr().out
     assert run() == 0
     decision = read_json(rung / "decision.json", Decision)
     assert decision.outcome == "keep" and decision.banners == ()
@@ -128,6 +133,11 @@ def test_refused_then_labelled_the_same_command_goes_on(project: Path, capsys: p
     view = read_run(Path("runs/mine"))
     assert view.banners == () and Path("runs/mine/rungs/000-base/evaluation-test.json").exists()  # opened once, for these two
     assert "lower bound 90.2%" in Path("runs/mine/report.html").read_text()
+
+
+def test_a_rung_further_on_waits_with_the_one_that_waits_for_labels(project: Path) -> None:
+    assert run("--ladder.rungs", "[rejection-sampling, expert-iteration]") == 0
+    assert sorted(path.name for path in Path("runs/mine/rungs").iterdir()) == ["000-base", "001-rejection-sampling"]
 
 
 def test_bad_labels_refuse_for_good_and_the_run_ends(project: Path) -> None:

@@ -218,3 +218,12 @@ def test_agreement_of_labellers(file: Path) -> None:
 @pytest.mark.parametrize("change", [{"agent": "another"}, {"turns": ()}])
 def test_content_is_what_is_said_and_not_who_or_in_which_tokens(change: dict[str, object]) -> None:
     assert content(replace(tried(1), **change)) == content(tried(1)) != content(tried(1, "else"))
+
+
+def test_a_stratum_without_a_label_leaves_the_estimate_undefined_and_the_bound_honest(file: Path) -> None:
+    keys, suspects = rows(100), {key(number) for number in range(10)}
+    first = draw(shuffled(keys), 30, suspects)[0]  # a disagreement; nothing of the other ninety
+    write_label(file, label(int(first.key.task[1:]), shown=first))
+    purity = measure(keys, read_labels(file))
+    assert math.isnan(purity.share.value) and 0 <= purity.share.low < 0.1 and purity.outcome == "open"
+    assert "purity undefined, lower bound" in says(purity) and "nan" not in says(purity)

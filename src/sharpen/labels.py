@@ -6,6 +6,7 @@ A label speaks for the text it was given on (``content``), wherever that turns u
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import random
 from collections import Counter, defaultdict
@@ -260,7 +261,8 @@ def says(purity: Purity) -> str:
     unsure = f", {purity.unsure} unsure and not counted as good" if purity.unsure else ""
     seen = f"{purity.good} of {labelled} labelled rows are good{unsure}" if labelled else "no row is labelled"
     if labelled:
-        seen += f": purity {purity.share.value:.1%}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided)"
+        value = "undefined" if math.isnan(purity.share.value) else f"{purity.share.value:.1%}"
+        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided)"
     match purity.outcome:
         case "clears":
             return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"

@@ -10,8 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from sharpen import stats
+from sharpen.advisor import purity_line
 from sharpen.errors import FormatError
-from sharpen.labels import Shown, content, copy_of, draw, measure, read_labels, says, shuffled, write_label
+from sharpen.labels import Shown, content, copy_of, draw, measure, read_labels, shuffled, write_label
 from sharpen.records import Label, Message, SampleKey, Trajectory, TurnTokens
 from sharpen.store.segments import order
 
@@ -114,7 +115,7 @@ def test_labellers_who_disagree_are_reported_and_a_tie_is_not_good(file: Path) -
 def test_zero_labels_need_29_and_29_good_ones_settle_it(file: Path) -> None:
     none = measure(rows(400), read_labels(file))
     assert (none.outcome, none.missing) == ("open", 29) and math.isnan(none.share.value)
-    assert says(none) == "no row is labelled; 29 more of these 400 rows, all good, would clear the bar of 90%"
+    assert purity_line(none) == "no row is labelled; 29 more of these 400 rows, all good, would clear the bar of 90%"
     for number in range(28):
         write_label(file, label(number))
     assert measure(rows(400), read_labels(file)).missing == 1
@@ -147,7 +148,7 @@ def test_a_verifier_surely_under_the_bar_asks_for_no_more_labels(file: Path) -> 
     for number in range(30):
         write_label(file, label(number, "bad" if number % 2 else "good"))
     purity = measure(rows(4000), read_labels(file))
-    assert (purity.outcome, purity.missing) == ("below", 0) and "more labels would not help" in says(purity)
+    assert (purity.outcome, purity.missing) == ("below", 0) and "more labels would not help" in purity_line(purity)
 
 
 def test_labels_on_other_texts_are_counted_and_not_used(file: Path) -> None:
@@ -182,7 +183,7 @@ def test_disagreements_come_first_and_are_weighed_down_again(file: Path) -> None
     assert measure(rows(90), read_labels(file)).share.n == 0  # drawn from other rows: no weights, no estimate
 
 
-def test_the_stratified_bound_holds_at_least_as_often_as_it_says() -> None:
+def test_the_stratified_bound_holds_at_least_as_often_as_it_purity_line() -> None:
     draw_, truth, covered, trials = random.Random(1), (0.5 * 20 + 0.95 * 180) / 200, 0, 400
     for _ in range(trials):
         strata = [
@@ -226,4 +227,4 @@ def test_a_stratum_without_a_label_leaves_the_estimate_undefined_and_the_bound_h
     write_label(file, label(int(first.key.task[1:]), shown=first))
     purity = measure(keys, read_labels(file))
     assert math.isnan(purity.share.value) and 0 <= purity.share.low < 0.1 and purity.outcome == "open"
-    assert "purity undefined, lower bound" in says(purity) and "nan" not in says(purity)
+    assert "purity undefined, lower bound" in purity_line(purity) and "nan" not in purity_line(purity)

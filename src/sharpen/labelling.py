@@ -15,9 +15,10 @@ from typing import Literal, TextIO
 
 from rich.console import Console
 
+from sharpen.advisor import purity_line
 from sharpen.audit import Tries, tries_in
 from sharpen.errors import RunError, SettingsError, SharpenError
-from sharpen.labels import Labels, Shown, content, copy_of, draw, measure, read_labels, says, shuffled, write_label
+from sharpen.labels import Labels, Shown, content, copy_of, draw, measure, read_labels, shuffled, write_label
 from sharpen.records import Label, Purity, SampleKey, Task
 from sharpen.report.terminal import agreement_line, question_text, said_text
 from sharpen.settings import RunSettings, load_settings
@@ -160,7 +161,7 @@ class _Asking:
         lines += [agreement_line(agreement)] if len(agreement.labellers) > 1 else []
         purity = measure(self.rows, labels, self.bar)
         exact = " (the verifier is exact: this is for the record)" if verifier is not None and verifier.exact else ""
-        lines += [says(purity) + exact, *(f"note: {note}" for note in purity.notes)]
+        lines += [purity_line(purity) + exact, *(f"note: {note}" for note in purity.notes)]
         for line in lines:
             self.console.print(line, markup=False, soft_wrap=True)
 

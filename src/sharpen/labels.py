@@ -6,7 +6,6 @@ A label speaks for the text it was given on (``content``), wherever that turns u
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import random
 from collections import Counter, defaultdict
@@ -253,19 +252,3 @@ def measure(rows: Mapping[SampleKey, str], labels: Labels, bar: float = BAR) -> 
         rows=len(rows), good=total["good"], bad=total["bad"], unsure=total["unsure"], share=share, bar=bar,
         outcome=outcome, missing=0 if outcome != "open" else missing or 0, notes=tuple(notes),
     )  # fmt: skip
-
-
-def says(purity: Purity) -> str:
-    """Purity in a line: the estimate with its bound and n, or what is missing."""
-    labelled = purity.good + purity.bad + purity.unsure
-    unsure = f", {purity.unsure} unsure and not counted as good" if purity.unsure else ""
-    seen = f"{purity.good} of {labelled} labelled rows are good{unsure}" if labelled else "no row is labelled"
-    if labelled:
-        value = "undefined" if math.isnan(purity.share.value) else f"{purity.share.value:.1%}"
-        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided)"
-    match purity.outcome:
-        case "clears":
-            return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"
-        case "below":
-            return f"{seen}: surely under the bar of {purity.bar:.0%}, and more labels would not help"
-    return f"{seen}; {purity.missing} more of these {purity.rows} rows, all good, would clear the bar of {purity.bar:.0%}"

@@ -11,7 +11,7 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import weigh
-from sharpen.labels import BAR, Labels, content, measure, read_labels, says, shuffled
+from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
@@ -219,7 +219,7 @@ class Ladder:
         seen = replace(self.seen, purity=purity, trusted_unaudited=self.trust or self.settings.trust_unaudited_verifier or trusted)
         decision = advisor.gate(method, seen, f"sharpen label {run.folder} --rung {name.removeprefix('rungs/')}")
         if not seen.verifier_exact or purity.share.n:
-            self.bench.say(f"{name.removeprefix('rungs/')}: {says(purity)}")
+            self.bench.say(f"{name.removeprefix('rungs/')}: {advisor.purity_line(purity)}")
         for note in purity.notes if purity.share.n or not seen.verifier_exact else ():
             self.bench.say(f"labels: {note}")
         if decision.outcome == "refuse":

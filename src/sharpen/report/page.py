@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sharpen.labels import says
+from sharpen.advisor import purity_line
 from sharpen.records import (
     Audit,
     Decision,
@@ -91,7 +91,7 @@ def render(view: RunView) -> str:
         "count": count,
         "minutes": minutes,
         "outcome": outcome,
-        "says": says,
+        "says": purity_line,
         "error_range": error_range,
     }
     known = view.seconds_in_engine + view.seconds_in_training

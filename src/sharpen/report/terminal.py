@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sharpen.labels import says
+from sharpen.advisor import purity_line
 from sharpen.records import Agreement, Audit, Interval, Message, Task, Trajectory, Verdict
 from sharpen.report.page import RunView, SampleView, count, error_range, largest, many_tries, minutes, numbers, outcome, rate
 
@@ -107,7 +107,7 @@ def audit_text(audit: Audit) -> RenderableType:
     if (agreed := audit.agreement) is not None and len(agreed.labellers) > 1:
         parts.append(_plain(agreement_line(agreed)))
     if audit.purity is not None:
-        parts.append(_plain(f"purity: {says(audit.purity)}"))
+        parts.append(_plain(f"purity: {purity_line(audit.purity)}"))
     parts += [_plain(f"not looked at: {limit}") for limit in audit.limits]
     parts += [_plain(f"note: {note}") for note in audit.notes]
     return Group(*parts)

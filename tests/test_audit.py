@@ -135,9 +135,9 @@ def tries(tasks: TaskSet, answers: dict[int, str]) -> dict[SampleKey, Trajectory
     return {one.key: one for one in made}
 
 
-def label(one: Trajectory, said: str, inclusion: float = 1.0) -> Label:
+def label(one: Trajectory, said: str, of: int = 10, population: str = "p") -> Label:
     return Label(
-        key=one.key, digest=content(one), label=said, labeller="ann", at="", seconds=1.0, of=10, inclusion=inclusion, population="p",  # type: ignore[arg-type]
+        key=one.key, digest=content(one), label=said, labeller="ann", at="", seconds=1.0, of=of, inclusion=0.5, population=population,  # type: ignore[arg-type]
         trajectory=copy_of(one),
     )  # fmt: skip
 
@@ -152,7 +152,10 @@ def test_error_rates_by_labels_have_intervals_and_weights() -> None:
     verdicts = {key: tasks.verifier.verify(next(t for t in tasks.tasks if t.key == key.task), one) for key, one in made.items()}  # type: ignore[union-attr]
     number = {key: int(key.task[1:]) for key in made}
     labels = Labels(
-        [label(one, "good" if number[key] in right else "bad", 0.5 if number[key] in fails else 1.0) for key, one in made.items()]
+        [
+            label(one, "good" if number[key] in right else "bad", *((80, "fails") if number[key] in fails else (40, "passes")))
+            for key, one in made.items()
+        ]
     )
     found = audit(tasks, Tries(made, verdicts), labels)
     (held,) = found.confusions
@@ -174,6 +177,15 @@ def test_labels_outlive_their_run_and_are_judged_as_the_verifier_judges_today() 
     (held,) = found.confusions
     assert (held.passes, held.good) == (1, 2) and held.false_fails.value == 0.5
     assert found.purity is None and found.forecast == 1.0
+
+
+def test_labels_on_passing_tries_alone_say_nothing_of_what_fails() -> None:
+    tasks = taskset(somewhere)
+    made = tries(tasks, {n: f"The answer is {n + 40}." for n in range(5)})
+    found = audit(tasks, Tries(), Labels([label(one, "good") for one in made.values()]))
+    (held,) = found.confusions
+    assert held.false_passes.value == 0.0 and math.isnan(held.false_fails.value) and math.isnan(held.bad_passes.value)
+    assert any("--among failed" in limit for limit in found.limits)
 
 
 def test_unsure_labels_and_errors_count_neither_way() -> None:

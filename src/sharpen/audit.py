@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,10 @@ def audit(
     verdicts = {key: tries.verdicts[key] for key in here if key in tries.verdicts and tries.verdicts[key].verifier == verifier.name}
     by_labels = _by_labels(known, labels, asked)
     confusions = [by_labels] if by_labels.n else []
+    if by_labels.n and by_labels.n == by_labels.passes:
+        limits.append(
+            "the labels are on passing tries alone: how often the verifier fails good ones is not known; sharpen label --among failed asks"
+        )
     forecast = _forecast(by_labels, verdicts)
     if second is not None:
         pairs = [(asked.once(known[key.task], one), judge(known[key.task], one, second, timeout_s)) for key, one in here.items()]
@@ -267,15 +272,23 @@ def _near(gold: str) -> list[str]:
 
 
 def _by_labels(known: Mapping[str, Task], labels: Labels, asked: _Asked) -> Confusion:
-    """The verifier on the labelled copies, as it judges today, weighed by one over the chance that each was drawn."""
+    """The verifier on the labelled copies, as it judges today. Each stands for as many rows of its stratum as there are for one label.
+
+    Labels on passing tries alone say nothing of what fails: the rates that need both are then undefined.
+    """
+    firsts = {name: next(iter(said_.values())) for name, said_ in labels.standing().items()}
+    labelled = Counter((first.population, first.stratum) for first in firsts.values())
     judged = []
-    for said_ in labels.standing().values():
-        first = next(iter(said_.values()))
+    for name, said_ in labels.standing().items():
+        first = firsts[name]
         if (task := known.get(first.key.task)) is not None:
-            word_ = settled(said_.values())
-            good = {"good": True, "bad": False, "unsure": None}[word_]
-            judged.append((asked.once(task, first.trajectory), good, 1 / first.inclusion))
-    return _held_against("labels", judged)
+            good = {"good": True, "bad": False, "unsure": None}[settled(said_.values())]
+            weight = max(first.of / labelled[first.population, first.stratum], 1.0)
+            judged.append((asked.once(task, first.trajectory), good, weight))
+    found = _held_against("labels", judged)
+    if any(verdict.outcome == "fail" for verdict, _, _ in judged):
+        return found
+    return replace(found, false_fails=weighted_share([], []), bad_passes=weighted_share([], []))
 
 
 def _good(verdict: Verdict) -> bool | None:

@@ -207,8 +207,8 @@ def measure(rows: Mapping[SampleKey, str], labels: Labels, bar: float = BAR) -> 
     more often: ``benchmarks/labels.py`` measures how much.
     """
     notes = list(labels.notes)
-    standing = labels.standing()
-    here = {name: said for name, said in standing.items() if name in set(rows.values())}
+    standing, texts = labels.standing(), set(rows.values())
+    here = {name: said for name, said in standing.items() if name in texts}
     if others := len(standing) - len(here):
         elsewhere = {line.key for name, said in standing.items() if name not in here for line in said.values()}
         same = len(elsewhere & rows.keys())

@@ -33,7 +33,7 @@ from sharpen.records import Audit, Evaluation, LeftOut, Model, Selection, Task, 
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
-from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, fill, fill_adaptively, silent
+from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Tolerance, fill, fill_adaptively, silent
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_json
@@ -133,7 +133,8 @@ def sample(settings: RunSettings, work: Path, split: str = "train", *, listen: L
 def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> dict[str, int]:
     """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before. Returns how many pass, fail and err.
 
-    TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier.
+    TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier; TooManyErrors where more than the share
+    ``sampling.max_errors`` of the verdicts are errors.
     """
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
@@ -142,12 +143,15 @@ def verify(settings: RunSettings, work: Path, *, listen: Listener = silent) -> d
         trajectories = _trajectories(work)
         verdicts = Segments(work / "verdicts", Verdict)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
+        tolerance = Tolerance("verify", len(trajectories.records), settings.sampling.max_errors)
         for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
             if key.task not in known:
                 raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
             verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
             verdicts.append(verdict)
             counts[verdict.outcome] += 1
+            if trajectory.stop != "error":  # which was no fault of the verifier's
+                tolerance.saw(trajectory, verdict)
             listen(
                 Progress(
                     what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]

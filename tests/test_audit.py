@@ -15,13 +15,15 @@ from sharpen import loop, stats
 from sharpen.agents.recorded import replay
 from sharpen.audit import Tries, audit
 from sharpen.cli import main
+from sharpen.environments.base import Step
 from sharpen.environments.single_turn import SingleTurn
-from sharpen.errors import TaskError
+from sharpen.errors import EnvironmentFault, TaskError
 from sharpen.labels import Labels, content, copy_of
 from sharpen.records import Label, Message, SampleKey, Task, Trajectory, Verdict
 from sharpen.store.files import read_json
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.function import FunctionVerifier
+from sharpen.verifiers.outcome import EnvironmentOutcome
 
 
 def taskset(
@@ -114,6 +116,55 @@ def test_two_verdicts_on_one_input_are_counted() -> None:
 def test_a_verifier_that_returns_no_verdict_errs_and_is_not_called_unstable(given: object) -> None:
     found = audit(taskset(lambda answer, reference: given), Tries(), Labels())
     assert all(probe.errors == probe.tried and probe.right == 0 for probe in found.probes) and found.unstable == 0
+
+
+class Door:
+    """Opened by two words in order, each task's own."""
+
+    name, max_turns = "door", 3
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+
+    async def start(self, task: Task) -> tuple[Any, tuple[Message, ...]]:
+        if self.broken:
+            raise EnvironmentFault("the door is stuck")
+        return DoorPlay(task), (Message(role="user", content="A door."),)
+
+    def expert(self, task: Task) -> tuple[str, ...]:
+        return (f"knock {task.key}", f"push {task.key}")
+
+
+class DoorPlay:
+    tools = ()
+
+    def __init__(self, task: Task) -> None:
+        self.left = [f"knock {task.key}", f"push {task.key}"]
+
+    async def step(self, message: Message) -> Step:
+        if self.left and message.content == self.left[0]:
+            self.left.pop(0)
+        return Step(
+            messages=(Message(role="user", content="..."),), action=message.content, done=not self.left, outcome={"won": not self.left}
+        )
+
+    async def close(self) -> None: ...
+
+
+def test_an_environments_own_word_is_audited_over_whole_episodes() -> None:
+    tasks = tuple(Task(key=f"d{n}", family=f"d{n}", split="train", reference=n) for n in range(3))
+    found = audit(TaskSet("doors", tasks, Door(), EnvironmentOutcome()), Tries(), Labels())
+    assert {probe.kind for probe in found.probes} == {
+        "gold",
+        "empty",
+        "off-task",
+        "gold cut in half",
+        "another task's gold",
+        "asks to be passed",
+    }
+    assert all(probe.right == probe.tried == 3 for probe in found.probes) and found.exact
+    stuck = audit(TaskSet("doors", tasks, Door(broken=True), EnvironmentOutcome()), Tries(), Labels())
+    assert all(probe.errors == 3 and probe.right == 0 and "the door is stuck" in probe.example for probe in stuck.probes)
 
 
 def test_what_cannot_be_looked_at_is_said() -> None:

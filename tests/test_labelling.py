@@ -68,6 +68,12 @@ def test_labels_over_a_pipe_are_written_one_by_one(work: Path, monkeypatch: pyte
     assert (line.why, line.of, line.inclusion, line.seconds >= 0) == ("random", COUNT, 29 / COUNT, True)
 
 
+def test_what_is_no_text_is_no_answer(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n\x00\ng\n\x1b[B\n"), encoding="utf-8"))
+    assert main(["label", "work", "--labeller", "ann"]) == 0
+    assert kept() == [("ann", "good")]
+
+
 def test_the_verdict_is_hidden_until_the_answer(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert say("g\n", monkeypatch=monkeypatch) == 0
     first, after = capsys.readouterr().out.split("uit > ", 1)

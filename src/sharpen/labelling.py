@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import io
 import os
 import re
 import sys
@@ -51,6 +52,8 @@ def label(
     Without ``limit`` it asks until the purity of what is shown is settled. What this labeller has labelled is not shown again. ``settings`` are only
     needed for a work folder, to show the reference; a run has its own. RunError where there is nothing to label.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is no text is no answer either
     labeller = labeller or getpass.getuser()
     given = _settings(folder, settings)
     place = labels or (given.labels_place if given is not None else Path(f"labels/{folder.resolve().name}.jsonl"))

@@ -228,3 +228,40 @@ def test_a_stratum_without_a_label_leaves_the_estimate_undefined_and_the_bound_h
     purity = measure(keys, read_labels(file))
     assert math.isnan(purity.share.value) and 0 <= purity.share.low < 0.1 and purity.outcome == "open"
     assert "purity undefined, lower bound" in purity_line(purity) and "nan" not in purity_line(purity)
+
+
+@pytest.mark.parametrize("strata", [[(0, 0, 5000)], [(28, 29, 5000)], [(5, 5, 5), (20, 20, 400)], [(3, 9, 12), (10, 10, 300)]])
+def test_the_labels_needed_are_the_fewest_that_clear(strata: list[tuple[int, int, int]]) -> None:
+    needed = stats.labels_needed(strata, 0.9)
+    assert needed is not None
+
+    def then(more: int) -> float:
+        added, room = [0] * len(strata), [rows - labels for _, labels, rows in strata]
+        for _ in range(more):
+            at = min((at for at in range(len(strata)) if added[at] < room[at]), key=lambda at: (added[at], room[at]))
+            added[at] += 1
+        return stats.stratified_bound([(good + m, n + m, rows) for (good, n, rows), m in zip(strata, added, strict=True)]).low
+
+    assert then(needed) >= 0.9 and not then(needed - 1) >= 0.9
+
+
+def test_no_number_of_labels_clears_what_is_known_to_be_impure() -> None:
+    assert stats.labels_needed([(3, 10, 50)], 0.9) is None
+    assert stats.labels_needed([(5, 5, 5)], 0.9) == 0
+    for wrong in ([(2, 1, 5)], [(1, 6, 5)], [(-1, 1, 5)]):
+        with pytest.raises(ValueError, match="each must be at most the next"):
+            stats.stratified_bound(wrong)
+    for bar in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            stats.labels_needed([(1, 1, 5)], bar)
+
+
+def test_a_weighted_share_with_equal_weights_is_clopper_pearson_and_unequal_ones_widen_it() -> None:
+    hits = [True] * 7 + [False] * 33
+    plain, weighted = stats.clopper_pearson(7, 40), stats.weighted_share(hits, [2.5] * 40)
+    assert (weighted.value, weighted.low, weighted.high) == pytest.approx((plain.value, plain.low, plain.high))
+    uneven = stats.weighted_share(hits, [1.0] * 7 + [1.0] * 20 + [4.0] * 13)
+    assert uneven.value == pytest.approx(7 / 79) and uneven.low < uneven.value < uneven.high
+    none, all_ = stats.weighted_share([False] * 5, [1.0, 9, 1, 1, 1]), stats.weighted_share([True] * 5, [1.0, 9, 1, 1, 1])
+    assert (none.low, all_.high) == (0.0, 1.0) and none.high > 0.5 > all_.low  # no certainty from five, let alone from uneven ones
+    assert math.isnan(stats.weighted_share([], []).low)

@@ -209,3 +209,20 @@ def test_the_steps_by_hand_carry_the_banner_too_until_labels_take_it_away(projec
     assert read_json(Path("w/selection.json"), Selection).banners == ()
     assert main(["audit", "mine.yaml", "w"]) == 0
     assert "every row labelled" in Path("w/audit.json").read_text() and "no more labels are needed" in capsys.readouterr().out
+
+
+def test_a_verifier_that_breaks_stops_the_run_in_one_line_and_mended_it_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    well = Path("v.py").read_text()
+    Path("v.py").write_text(
+        "def verify(answer, reference):\n    return {}[reference] if int(reference) % 2 else answer.strip() == reference\n"
+    )
+    assert run("--tasks.exact", "true") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "verdicts ended in an error (" in last and "the verifier raised KeyError" in last and "sampling.max_errors 0.05" in last
+    assert not Path("runs/mine/rungs/000-base/evaluation.json").exists()  # no rate was made of it
+    made = sum(len(path.read_bytes().splitlines()) for path in Path("runs/mine/rungs/000-base/dev/trajectories").glob("*.jsonl"))
+    assert made > 0
+    Path("v.py").write_text(well)
+    assert run("--tasks.exact", "true") == 0
+    evaluation = json.loads(Path("runs/mine/rungs/000-base/evaluation.json").read_text())
+    assert evaluation["errors"] == 0 and sum(task["samples"] for task in evaluation["tasks"]) == 160

@@ -18,10 +18,9 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.checks import NOOPS, short, spread, word
-from sharpen.agents.recorded import replay
+from sharpen.agents.checks import NOOPS, attempt, short, spread, word
 from sharpen.chat.base import said
-from sharpen.errors import RunError, SharpenError, TaskError
+from sharpen.errors import RunError, TaskError
 from sharpen.formats.base import RECORDED
 from sharpen.labels import BAR, Labels, content, measure, settled
 from sharpen.records import Audit, Confusion, Message, Probe, RoundPurity, SampleKey, Selection, Task, Trajectory, Verdict
@@ -188,7 +187,7 @@ def _probes(taskset: TaskSet, tasks: Sequence[Task], asked: _Asked, limits: list
     for task in tasks:
         for kind, answer in _made_up(taskset, task, tasks, golds):
             must = "pass" if kind == "gold" else "fail"
-            verdict = _play(taskset, task, answer, asked)
+            verdict = asked.twice(task, loop.run(attempt(taskset, task, answer)))
             before = found.get(kind) or Probe(kind=kind, must=must, tried=0, right=0, errors=0)  # type: ignore[arg-type]
             wrong = f"task {task.key!r}: {short(answer)} got {word(verdict)}" if verdict.outcome != must else ""
             found[kind] = replace(
@@ -199,15 +198,6 @@ def _probes(taskset: TaskSet, tasks: Sequence[Task], asked: _Asked, limits: list
                 example=before.example or wrong,
             )
     return tuple(found.values())
-
-
-def _play(taskset: TaskSet, task: Task, actions: Turns, asked: _Asked) -> Verdict:
-    try:
-        trajectory = loop.run(replay(task, taskset.environment, actions))
-    except SharpenError as error:
-        key = SampleKey(model="expert", task=task.key, environment=taskset.environment.name, sampling=RECORDED, index=0)
-        return Verdict(key=key, outcome="error", reason=str(error), verifier=asked.verifier.name)
-    return asked.twice(task, trajectory)
 
 
 def _made_up(taskset: TaskSet, task: Task, tasks: Sequence[Task], golds: Mapping[str, Turns]) -> Iterator[tuple[str, Turns]]:

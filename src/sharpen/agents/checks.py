@@ -9,7 +9,7 @@ from sharpen.agents.recorded import replay
 from sharpen.chat.base import said
 from sharpen.errors import SharpenError, TaskError
 from sharpen.formats.base import RECORDED
-from sharpen.records import Message, Record, SampleKey, Task, Verdict
+from sharpen.records import Message, Record, SampleKey, Task, Trajectory, Verdict
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.run import judge
 
@@ -67,14 +67,18 @@ async def gold_and_noop(taskset: TaskSet, limit: int = 20, timeout_s: float = 60
 
 
 async def played(taskset: TaskSet, task: Task, actions: tuple[str | Message, ...], timeout_s: float) -> Verdict:
-    """The verdict on one replay; an error where the environment breaks."""
+    """The verdict on one replay."""
     assert taskset.verifier is not None
+    return judge(task, await attempt(taskset, task, actions), taskset.verifier, timeout_s)
+
+
+async def attempt(taskset: TaskSet, task: Task, actions: tuple[str | Message, ...]) -> Trajectory:
+    """One replay; an errored trajectory where the environment breaks."""
     try:
-        trajectory = await replay(task, taskset.environment, actions)
+        return await replay(task, taskset.environment, actions)
     except SharpenError as error:
         key = SampleKey(model="expert", task=task.key, environment=taskset.environment.name, sampling=RECORDED, index=0)
-        return Verdict(key=key, outcome="error", reason=str(error), verifier=taskset.verifier.name)
-    return judge(task, trajectory, taskset.verifier, timeout_s)
+        return Trajectory(key=key, agent="expert", messages=task.prompt, stop="error", error=str(error))
 
 
 def spread(taskset: TaskSet, limit: int) -> list[Task]:

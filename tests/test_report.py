@@ -14,6 +14,9 @@ from msgspec.structs import replace
 from rich.console import Console, RenderableType
 
 from sharpen.records import (
+    Agreement,
+    Audit,
+    Confusion,
     Cost,
     Decision,
     Evaluation,
@@ -21,6 +24,8 @@ from sharpen.records import (
     Interval,
     LeftOut,
     Message,
+    Probe,
+    Purity,
     SampleKey,
     Selection,
     TaskResult,
@@ -31,8 +36,8 @@ from sharpen.records import (
     Verdict,
 )
 from sharpen.report.page import RungView, RunView, SampleView, heat_map, numbers, outcome, plot, render
-from sharpen.report.terminal import ladder_table, trajectory_text
-from sharpen.stats import paired_gain, pass_interval
+from sharpen.report.terminal import audit_text, ladder_table, trajectory_text
+from sharpen.stats import clopper_pearson, paired_gain, pass_interval
 
 NAN = math.nan
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> [bold]\x1b[2J\u202e"
@@ -228,6 +233,53 @@ def test_hostile_text_stays_text(place: str) -> None:
     shown = text_of(ladder_table(view)) + "".join(text_of(trajectory_text(s)) for s in rung.samples)
     assert "\x1b" not in shown and "\u202e" not in shown
     assert "[bold]" in shown  # not read as markup
+
+
+def audited(text: str) -> Audit:
+    rate = clopper_pearson(3, 40)
+    share = clopper_pearson(27, 29, sided="lower")
+    purity = Purity(rows=300, good=27, bad=1, unsure=1, share=share, bar=0.9, outcome="open", missing=42, notes=(text,))
+    return Audit(
+        verifier=text, exact=False, repeated=40, unstable=2, unstable_example=text, purity=purity, forecast=0.93, limits=(text,), notes=(text,),
+        probes=(Probe(kind=text, must="fail", tried=20, right=19, errors=0, example=text),),
+        confusions=(Confusion(truth=text, n=60, passes=40, good=50, false_passes=rate, false_fails=rate, bad_passes=rate, unused=2),),
+        agreement=Agreement(labellers=(text, "bea"), n=12, raw=0.9, alpha=0.7),
+    )  # fmt: skip
+
+
+def test_an_audit_is_on_the_page_and_in_the_terminal_and_its_text_stays_text() -> None:
+    for text in ("every answer listed", HOSTILE):
+        view = RunView(
+            name="r",
+            settings_yaml="",
+            rungs=(RungView(name="003-rs", method="rs", dev=None, purity=audited(text).purity),),
+            audit=audited(text),
+        )
+        page, shown = render(view), text_of(audit_text(audited(text)), width=200)
+        for words in (
+            "The verifier",
+            "27 of 29 labelled rows are good, 1 unsure",
+            "42 more of these 300 rows, all good",
+            "7.5 % [1.6, 20.4], n 40",
+            "93.0 %",
+        ):
+            assert words in page, words
+        assert "27 of 29" in shown and "agree on 90.0% of pairs, Krippendorff's alpha 0.70, n 12" in shown and "forecast: 93.0%" in shown
+        tags = Tags(page)
+        assert tags.open == [] and not tags.names & {"script", "img"} and "onerror" not in tags.attributes
+        assert "\x1b" not in shown and "\u202e" not in shown
+    assert "[bold]" in shown
+
+
+def test_rates_are_shown_with_errors_counted_both_ways_where_there_are_any() -> None:
+    counts = (TaskResult(task="a", family="a", samples=10, passes=4, errors=2), TaskResult(task="b", family="b", samples=10, passes=6))
+    dev = Evaluation(model="m", split="dev", sampling={}, tasks=counts, pass_at={1: pass_interval(counts, 1)}, cost=Cost(), errors=2)
+    rung = RungView(name="000-base", method="base", dev=dev)
+    view = RunView(name="r", settings_yaml="", rungs=(rung,))
+    said = "2 tries ended in an error and are in no rate; pass@1 is 50.0 to 60.0 % with all of them counted as fails, then as passes"
+    assert said in render(view) and "2 errors, in no rate; pass@1 is 50.0 to 60.0 %" in " ".join(text_of(ladder_table(view)).split())
+    clean = replace(rung, dev=replace(dev, errors=0))
+    assert "counted as fails" not in render(replace(view, rungs=(clean,)))
 
 
 def test_no_rungs() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from sharpen.records import Decision, Gain, Measurements
+from sharpen.records import Decision, Gain, Measurements, Purity
 from sharpen.stats import decide
 
 Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration"]
@@ -38,6 +38,51 @@ def after_sampling(method: Method, seen: Measurements) -> Decision:
     if seen.solved_later:
         reason += f"; later waves solved {seen.solved_later} more"
     return Decision(outcome="proceed", action=f"train on the survivors of {method}", reasons=(reason,))
+
+
+def gate(method: Method, seen: Measurements, ask: str) -> Decision:
+    """Whether what was selected may train (honesty rule 4): the verifier is exact, or labels show that what it keeps is pure.
+
+    Neither: refused, with what is missing and ``ask``, the command that asks for it; unless the user trusts the verifier unaudited, and then the decision
+    carries the banner. Labels that show it to be impure are an audit, and no trust goes past them.
+    """
+    purity, go = seen.purity, f"train on the survivors of {method}"
+    if seen.verifier_exact:
+        return Decision(outcome="proceed", action=go, reasons=(f"the verifier {seen.verifier} is exact",))
+    assert purity is not None
+    if purity.outcome == "clears":
+        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),))
+    if purity.outcome == "below":
+        reason = f"the verifier {seen.verifier} keeps too much that is not good: {purity_line(purity)}; mend it, or lower ladder.purity"
+    elif seen.trusted_unaudited:
+        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),), banners=(unaudited(seen.verifier),))
+    else:
+        reason = (
+            f"the verifier {seen.verifier} is neither exact nor audited: {purity_line(purity)}; {ask} asks for them, and then this command goes on; "
+            "--trust-unaudited-verifier goes on without"
+        )
+    return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
+
+
+def unaudited(verifier: str | None) -> str:
+    """The banner on everything that is made of what an unaudited verifier kept."""
+    return f"nobody audited the verifier {verifier}: how much of what it kept is truly good is not known"
+
+
+def purity_line(purity: Purity) -> str:
+    """Purity in a line: the estimate with its bound and n, or what is missing."""
+    labelled = purity.good + purity.bad + purity.unsure
+    unsure = f", {purity.unsure} unsure and not counted as good" if purity.unsure else ""
+    seen = f"{purity.good} of {labelled} labelled rows are good{unsure}" if labelled else "no row is labelled"
+    if labelled:
+        value = "undefined" if math.isnan(purity.share.value) else f"{purity.share.value:.1%}"
+        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided)"
+    match purity.outcome:
+        case "clears":
+            return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"
+        case "below":
+            return f"{seen}: surely under the bar of {purity.bar:.0%}, and more labels would not help"
+    return f"{seen}; {purity.missing} more of these {purity.rows} rows, all good, would clear the bar of {purity.bar:.0%}"
 
 
 def judge_gain(gain: Gain, delta: float) -> Decision:

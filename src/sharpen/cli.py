@@ -97,6 +97,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with --plan: make N of the run's first tries, kept for it, to go by (default: 16 where a token has no price, else 0)",
     )
+    run.add_argument(
+        "--trust-unaudited-verifier",
+        action="store_true",
+        help="train on what a verifier keeps that is neither exact nor audited; all that is made says so",
+    )
     run.add_argument("--keys", action="store_true", help="list every setting with its default, and stop")
 
     sample = on_files(
@@ -130,6 +135,39 @@ def make_parser() -> argparse.ArgumentParser:
         "sharpen eval run.yaml work/after --split dev --model work/model",
     )  # fmt: skip
     evaluate.add_argument("--split", default="dev", metavar="NAME", help="demo, train, dev or test (default: dev)")
+
+    audited = on_files(
+        "audit", _audit, "find out what a verifier is worth",
+        "Try the tasks' verifier on gold solutions, empty, broken-off and cheating answers, ask everything twice, and hold it against labels\n"
+        "(--labels FILE, from sharpen label) and a second verifier. What is found lies in WORK/audit.json; of a run its page shows it.",
+        "sharpen audit run.yaml runs/mine",
+    )  # fmt: skip
+    audited.add_argument("--second", metavar="NAME", help="another verifier to hold it against: file.py:function, or environment")
+    audited.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="how many tasks, and tries, it is asked about twice (default: 20)"
+    )
+
+    label = verb(
+        "label", _label, "say of trajectories whether they are good",
+        "Show tries one at a time, task and reference beside each, and append what you say of them to a labels file, which outlives the run.\n"
+        "Keys: g good, b bad, u unsure, s skip, z undo, q quit; over a pipe, one a line. What the verifier said is shown after the answer. It asks\n"
+        "until the purity of what is kept is settled; given again it goes on where you stopped, and another labeller's agreement is reported.",
+        "sharpen label runs/mine --labeller ann", settings=False,
+    )  # fmt: skip
+    label.add_argument("folder", type=Path, metavar="FOLDER", help="a run, or a work folder with tries")
+    label.add_argument(
+        "--labels", type=Path, metavar="FILE", help="a file, or a folder of them (default: as the settings say, labels/NAME.jsonl)"
+    )
+    label.add_argument("--labeller", metavar="NAME", help="who says so (default: your user name)")
+    label.add_argument("--settings", type=Path, metavar="SETTINGS", help="of a work folder: the settings, to show references")
+    label.add_argument("--rung", metavar="NAME", help="of a run: which rung's tries (default: the last that sampled)")
+    label.add_argument("--among", choices=["kept", "passed", "failed", "all"], default="kept", help="which tries (default: kept)")
+    label.add_argument(
+        "--by", choices=["random", "disagreement"], default="random",
+        help="how they are drawn: at random, or first where --second says otherwise (without it: where scores are low), with weights that undo it",
+    )  # fmt: skip
+    label.add_argument("--second", metavar="NAME", help="another verifier, for --by disagreement: file.py:function, or environment")
+    label.add_argument("--limit", type=int, metavar="N", help="ask for N labels, whatever is settled")
 
     imported = verb(
         "import", _import, "bring trajectories from files", "Bring chat files and agent logs into WORK: TRL, OpenAI, ShareGPT, ATIF, Inspect, verifiers.",
@@ -248,7 +286,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise SettingsError("--measure goes with --plan")
     from sharpen.run import climb
 
-    climb(_settings(arguments), arguments.runs, arguments.fork)
+    climb(_settings(arguments), arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -291,6 +329,8 @@ def _select(arguments: argparse.Namespace) -> None:
     selection = verbs.select_(_settings(arguments), arguments.work)
     for reason, count in sorted(selection.counts.items(), key=lambda item: -item[1]):
         print(f"{count:>7}  {reason}")
+    for banner in selection.banners:
+        print(banner)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -311,7 +351,38 @@ def _eval(arguments: argparse.Namespace) -> None:
     if evaluation.played:
         print(f"{evaluation.played}; {evaluation.cost.sampled_tokens} tokens sampled")
     if evaluation.errors:
-        print(f"{evaluation.errors} tries ended in an error and count neither way")
+        from sharpen.report.page import error_range
+
+        print(
+            f"{evaluation.errors} tries ended in an error and are in no rate; pass@1 is {error_range(evaluation)} with them as fails, then as passes"
+        )
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise SettingsError(f"--limit is {arguments.limit}, but must be at least 1")
+    if arguments.labeller is not None and not arguments.labeller.strip():
+        raise SettingsError("--labeller is empty; name who labels")
+    if arguments.second is not None and arguments.by != "disagreement":
+        raise SettingsError("--second is for --by disagreement; add it, or leave out --second")
+    from sharpen.labelling import label
+
+    label(
+        arguments.folder, settings=arguments.settings, labels=arguments.labels, labeller=arguments.labeller, rung=arguments.rung,
+        among=arguments.among, by=arguments.by, second=arguments.second, limit=arguments.limit,
+    )  # fmt: skip
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    if arguments.limit < 1:
+        raise SettingsError(f"--limit is {arguments.limit}, but must be at least 1")
+    from rich.console import Console
+
+    from sharpen import verbs
+    from sharpen.report.terminal import audit_text
+
+    found = verbs.audit_(_settings(arguments), arguments.work, second=arguments.second, limit=arguments.limit)
+    Console(width=None if sys.stdout.isatty() else 140).print(audit_text(found), soft_wrap=True)
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@
     ├── EnvironmentFault             the environment raised or hung: an ``error``
     ├── TrainingError                the training process died, or the loss is NaN; the run can be resumed
     ├── Stopped                      a cap is reached, or the user asked: what is finished is kept, and the same command goes on from there
+    ├── TooManyErrors                more of a stage's tries, or of its verdicts, ended in an error than a setting allows
     └── Refused                      the advisor refuses a method, and says what would lift the refusal
 
 A bad rollout is data, not a crash: ``sampling.py`` turns PolicyError and EnvironmentFault into trajectories with ``stop="error"``
@@ -105,6 +106,10 @@ class Stopped(SharpenError):
     def __init__(self, message: str, *, asked: bool = False) -> None:
         super().__init__(message)
         self.asked = asked
+
+
+class TooManyErrors(SharpenError):
+    """More tries or verdicts of a stage ended in an error than ``sampling.max_errors`` allows. The message counts them by class."""
 
 
 class Refused(SharpenError):

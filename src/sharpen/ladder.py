@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -10,13 +11,15 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, weigh
+from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solutions
 from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Measurements, Record
+from sharpen.records import Decision, Evaluation, Measurements, Record, RoundPurity, Selection
 from sharpen.sampling import Pool
+from sharpen.selection import select
 from sharpen.stats import families_needed, paired_gain, shared_level, smallest_effect
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
@@ -31,6 +34,9 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     ``delta`` is the smallest gain of interest in pass@1, ``alpha`` the chance of keeping something no better, shared among all tries of the
     ladder and all looks at each. ``panel`` are tasks outside the run's own, all of whose splits every rung is also evaluated on: a rung that is
     surely worse there than the bare model, by more than ``panel_drop``, has forgotten too much and is rolled back.
+
+    ``purity`` is the bar for what a verifier that is not exact keeps: the lower bound of the share that people call good must be at it or over.
+    ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.
     """
 
     rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling")
@@ -40,6 +46,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     alpha: float = 0.05
     panel: TaskSource | None = None
     panel_drop: float = 0.0
+    purity: float = BAR
+    trust_unaudited_verifier: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -50,6 +58,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(f"delta is {self.delta}, but must be 0 or more")
         if not 0 <= self.panel_drop < 1:
             raise SettingsError(f"panel_drop is {self.panel_drop}, but must be 0 or more and under 1")
+        if not 0 < self.purity < 1:
+            raise SettingsError(f"purity is {self.purity}, but must be between 0 and 1")
 
     @property
     def climbs(self) -> tuple[advisor.Method, ...]:
@@ -78,7 +88,11 @@ class Rung:
 
 @dataclass
 class Ladder:
-    """The rungs climbed so far, and the one that stands."""
+    """The rungs climbed so far, and the one that stands.
+
+    ``labels`` is where people's labels lie; ``trust`` goes on with a verifier that is neither exact nor audited; ``waiting`` says that a rung was left out
+    for want of labels.
+    """
 
     bench: Bench
     settings: LadderSettings
@@ -86,6 +100,9 @@ class Ladder:
     survivors: tuple[Sourced, ...] = ()
     seen: Measurements = field(default_factory=Measurements)
     panel: TaskSet | None = None
+    labels: Path | None = None
+    trust: bool = False
+    waiting: bool = False
 
     @property
     def standing(self) -> Rung:
@@ -102,11 +119,16 @@ class Ladder:
         self.panel = load_tasks(self.settings.panel) if self.settings.panel is not None else None
         self._baseline()
         for method in self.settings.rungs:
+            if self.waiting:
+                break  # what would come next samples from what these labels decide on
             rounds = self.settings.rounds if method == "expert-iteration" else 1
             for _ in range(rounds):
                 if self._try(method).decision.outcome != "keep":
                     break  # a round that was not better leaves the next one the same prior: the plateau, or nothing provable here
-        self._open_test()
+        if self.waiting:
+            self.bench.say("the test split stays closed: with the labels that are missing, another rung may ship")
+        else:
+            self._open_test()
         return self.standing
 
     def look(self) -> Measurements:
@@ -178,7 +200,7 @@ class Ladder:
         return expert_iteration(bench, name, standing, self.survivors)
 
     def _sampled(self, method: advisor.Method, name: str, standing: Prompted) -> None:
-        """Make the round's tries, and ask the advisor whether they hold anything to keep."""
+        """Make the round's tries, and ask the advisor whether they hold anything to keep, and whether what is kept may be trusted."""
         tasks, known = self.bench.tasks.split("train").tasks, solutions(self.survivors)
         pool = self.bench.sample(f"{name}/sampling", standing, tasks, self.bench.sampling, known=known)
         first = pool.first_wave
@@ -193,6 +215,31 @@ class Ladder:
         decision = advisor.after_sampling(method, seen)
         if decision.outcome == "refuse":
             raise Refused(decision.reasons[0])
+        self._gate(method, name, pool, select(pool, self.bench.selection, self.bench.seed, known))
+
+    def _gate(self, method: advisor.Method, name: str, pool: Pool, kept: Selection) -> None:
+        """Measure the purity of what is kept by the labels there are, and refuse what neither they nor the verifier's exactness vouch for.
+
+        A rung that was once trained on trust keeps its banner: labels that come later do not change how it was made.
+        """
+        run = self.bench.run
+        trusted = any(line.get("event") == "trusted" and line.get("rung") == name for line in run.ledger())
+        labels = read_labels(self.labels) if self.labels is not None else Labels()
+        purity = measure({key: content(pool.trajectories[key]) for key in kept.kept}, labels, self.settings.purity)
+        write_json(run.folder / name / "purity.json", RoundPurity(purity=purity, kept=tuple(shuffled(kept.kept))))
+        seen = replace(self.seen, purity=purity, trusted_unaudited=self.trust or self.settings.trust_unaudited_verifier or trusted)
+        decision = advisor.gate(method, seen, f"sharpen label {run.folder} --rung {name.removeprefix('rungs/')}")
+        if not seen.verifier_exact or purity.share.n:
+            self.bench.say(f"{name.removeprefix('rungs/')}: {advisor.purity_line(purity)}")
+        for note in purity.notes if purity.share.n or not seen.verifier_exact else ():
+            self.bench.say(f"labels: {note}")
+        if decision.outcome == "refuse":
+            self.waiting = self.waiting or purity.outcome == "open"
+            raise Refused(decision.reasons[0])
+        banners = (advisor.unaudited(seen.verifier),) if trusted else decision.banners
+        if banners and not trusted:
+            run.note({"event": "trusted", "rung": name, "verifier": seen.verifier})
+        self.bench.banners = tuple(dict.fromkeys((*self.bench.banners, *banners)))
 
     def _decide(self, rung: Rung) -> Rung:
         """Compare with what stands on the same dev tasks; where that stays undecided, look again with more tries of both."""
@@ -247,6 +294,7 @@ class Ladder:
         return f"rungs/{len([rung for rung in self.rungs if not rung.control]):03d}-{method}"
 
     def _add(self, rung: Rung) -> Rung:
+        rung.decision = replace(rung.decision, banners=self.bench.banners)
         self.rungs.append(rung)
         folder = self.bench.run.folder / rung.name
         folder.mkdir(parents=True, exist_ok=True)

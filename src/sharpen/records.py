@@ -60,12 +60,16 @@ class Task(Record, frozen=True, kw_only=True):
 
 
 class Lineage(Record, frozen=True, kw_only=True):
-    """Where weights come from: the base they started at, the model trained from, what it was trained on and how."""
+    """Where weights come from: the base they started at, the model trained from, what it was trained on and how.
+
+    ``banners`` are warnings that whatever is made of these weights inherits, such as that nobody audited the verifier.
+    """
 
     base: str
     parent: str | None = None
     training_set: str | None = None
     settings: dict[str, Any] = {}
+    banners: tuple[str, ...] = ()
 
 
 class Model(Record, frozen=True, kw_only=True):
@@ -197,6 +201,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     de-duplication. ``outcome`` is what the environment itself says at the end (``won``, ``score`` and the like).
     ``agent`` names who made it (a model's name, ``expert``, ...). Where that chose one of several tries this is the one, ``choice`` says what the
     others were, and ``cost`` is the cost of all.
+    Of a try that broken infrastructure ended, ``error`` is what was said and ``fault`` its class: one of ``errors.Failure``, ``environment`` or ``timeout``.
     """
 
     key: SampleKey
@@ -209,6 +214,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     outcome: dict[str, Any] = {}
     cost: Cost = Cost()
     error: str | None = None
+    fault: str | None = None
     threads: tuple[Thread, ...] = ()
     choice: Choice | None = None
 
@@ -272,13 +278,14 @@ class RowCounts(Record, frozen=True, kw_only=True):
 
 
 class Selection(Record, frozen=True, kw_only=True):
-    """Which trajectories train, and why each of the others does not. ``rows`` is there once rows were made of them."""
+    """Which trajectories train, and why each of the others does not. ``rows`` is there once rows were made of them. ``banners`` as in Lineage."""
 
     kept: tuple[SampleKey, ...]
     left_out: tuple[LeftOut, ...]
     counts: dict[str, int]
     settings: dict[str, Any] = {}
     rows: RowCounts | None = None
+    banners: tuple[str, ...] = ()
 
 
 class TrainingReport(Record, frozen=True, kw_only=True):
@@ -340,6 +347,113 @@ class Parting(Record, frozen=True, kw_only=True):
     ways: tuple[tuple[str, int], ...]
 
 
+class Label(Record, frozen=True, kw_only=True):
+    """What one person said of one trajectory. One line of a labels file, which outlives runs.
+
+    ``digest`` names what the trajectory says (``labels.content``), so that a label never speaks for another text under the same key; ``trajectory``
+    is a copy without token ids, to be judged again when the run is gone. ``withdrawn`` takes back what the labeller said before. ``seconds`` is how long
+    it took, ``at`` the UTC time. ``why`` it was shown: drawn at ``random`` from a population, or from the ``stratum`` of it where two verifiers
+    ``disagree``; ``of`` counts the rows of the stratum, ``inclusion`` is the chance, in (0, 1], that one of them was drawn; ``population`` names the rows.
+    """
+
+    key: SampleKey
+    digest: str
+    label: Literal["good", "bad", "unsure", "withdrawn"]
+    labeller: str
+    at: str
+    seconds: float
+    why: Literal["random", "disagreement"] = "random"
+    stratum: str = "all"
+    of: int
+    inclusion: float
+    population: str
+    trajectory: Trajectory
+
+
+class Purity(Record, frozen=True, kw_only=True):
+    """How much of what a selection keeps is truly good, by labels on a sample of it.
+
+    ``share`` has the one-sided lower bound at its level (Clopper-Pearson; by stratum where labels were drawn by disagreement); ``unsure`` counts as
+    not good. ``clears``: the bound is at ``bar`` or over. ``below``: surely not, and more labels would not help. ``open`` until one of them holds;
+    ``missing`` is how many labels more, all good, would clear. ``notes`` say which labels were not used, and why.
+    """
+
+    rows: int
+    good: int
+    bad: int
+    unsure: int
+    share: Interval
+    bar: float
+    outcome: Literal["clears", "below", "open"]
+    missing: int
+    notes: tuple[str, ...] = ()
+
+
+class RoundPurity(Record, frozen=True, kw_only=True):
+    """``purity.json`` of a rung: its purity, and ``kept``, the rows it is of, in the random order in which they are to be labelled."""
+
+    purity: Purity
+    kept: tuple[SampleKey, ...]
+
+
+class Agreement(Record, frozen=True, kw_only=True):
+    """How far labellers agree on ``n`` trajectories that two or more of them called good or bad: share of agreeing pairs, and Krippendorff's alpha."""
+
+    labellers: tuple[str, ...]
+    n: int
+    raw: float
+    alpha: float
+
+
+class Probe(Record, frozen=True, kw_only=True):
+    """One kind of made-up answer on ``tried`` tasks: a verifier must ``pass`` or ``fail`` it. ``right`` verdicts, ``errors``, the first wrong one."""
+
+    kind: str
+    must: Literal["pass", "fail"]
+    tried: int
+    right: int
+    errors: int
+    example: str = ""
+
+
+class Confusion(Record, frozen=True, kw_only=True):
+    """A verifier held against ``truth`` (labels, or a second verifier): intervals are two-sided, Clopper-Pearson.
+
+    Of ``passes`` the share that is not good is ``false_passes`` (1 - purity), of ``good`` the share that fails ``false_fails``, of the bad ones the
+    share that passes ``bad_passes``. ``unused`` counts errors on either side and labels that are unsure.
+    """
+
+    truth: str
+    n: int
+    passes: int
+    good: int
+    false_passes: Interval
+    false_fails: Interval
+    bad_passes: Interval
+    unused: int = 0
+
+
+class Audit(Record, frozen=True, kw_only=True):
+    """What is known of a verifier: what it says of made-up answers, whether it says the same twice, and how often it is wrong.
+
+    ``unstable`` of ``repeated`` inputs got two verdicts. ``forecast`` is the purity to be expected of what a selection keeps, from the error rates and
+    the observed pass rate (``stats.purity_forecast``); NaN where they do not tell. ``limits`` says what could not be looked at.
+    """
+
+    verifier: str
+    exact: bool
+    probes: tuple[Probe, ...]
+    repeated: int
+    unstable: int
+    unstable_example: str = ""
+    confusions: tuple[Confusion, ...] = ()
+    agreement: Agreement | None = None
+    purity: Purity | None = None
+    forecast: float = float("nan")
+    limits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class DemonstrationQuality(Record, frozen=True, kw_only=True):
     """What the demonstrations are worth, before any is left out.
 
@@ -380,19 +494,20 @@ class Gain(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """The next step, or a refusal, or what became of a rung, with the numbers that forced it."""
+    """The next step, or a refusal, or what became of a rung, with the numbers that forced it. ``banners`` as in Lineage."""
 
     outcome: Literal["keep", "plateau", "undecided", "worse", "refuse", "proceed", "baseline"]
     action: str
     reasons: tuple[str, ...]
     gain: Gain | None = None
+    banners: tuple[str, ...] = ()
 
 
 class Measurements(Record, frozen=True, kw_only=True):
     """All that the advisor may know. ``None`` means not measured.
 
     ``samples_per_task``, ``tasks_solved`` and ``tasks_mixed`` are of tries fixed beforehand; ``solved_later`` counts the tasks that only an adaptive
-    budget's later waves solved.
+    budget's later waves solved. ``purity`` is that of what this round would keep, by labels; ``trusted_unaudited`` says that the user goes on without.
     """
 
     demonstrations: int = 0
@@ -406,3 +521,5 @@ class Measurements(Record, frozen=True, kw_only=True):
     tasks_solved: int | None = None
     tasks_mixed: int | None = None
     solved_later: int = 0
+    purity: Purity | None = None
+    trusted_unaudited: bool = False

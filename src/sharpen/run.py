@@ -29,8 +29,11 @@ from sharpen.store.run import Run, fork
 from sharpen.tasks.load import load_tasks
 
 
-def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung:
-    """Climb the ladder in ``runs/NAME``, going on where an earlier call stopped, and print its table. Returns the rung that ships."""
+def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trust: bool = False) -> Rung:
+    """Climb the ladder in ``runs/NAME``, going on where an earlier call stopped, and print its table. Returns the rung that ships.
+
+    ``trust`` goes on with a verifier that is neither exact nor audited, as ``ladder.trust_unaudited_verifier`` does.
+    """
     folder = runs / settings.name
     if fork_to is not None:
         settings = replace(settings, name=fork_to)
@@ -55,7 +58,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None) -> Rung
             )  # fmt: skip
             with bench:
                 run.note(_circumstances(settings))
-                shipped = Ladder(bench, settings.ladder).climb()
+                shipped = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust).climb()
     except Stopped:
         _print(folder)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from sharpen.agents.base import Agent
 from sharpen.budget import LEVEL, Adaptive, Budget, SetAside, Terms, Try, Uniform, next_wave
-from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError, Stopped
+from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError, Stopped, TooManyErrors
 from sharpen.policies.base import Sampling
 from sharpen.policies.meter import Account, Meter
 from sharpen.records import Cost, Record, SampleKey, Spent, Task, Trajectory, Verdict
@@ -35,6 +35,7 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
     """How tries are made for training. ``n`` tries of every task, at most ``concurrency`` episodes at once.
 
     With ``budget: adaptive`` as many tries in all, but more of them where they bring something (``budget.Adaptive``).
+    Where more than the share ``max_errors`` of a stage's tries, or of its verdicts, ends in an error, the stage stops (``Tolerance``).
     METHODS: n of 8 to 32 and a temperature of 0.7 to 1.0 are where to start.
     """
 
@@ -46,12 +47,15 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
     concurrency: int = 64
     episode_timeout_s: float = 600.0
     verifier_timeout_s: float = 60.0
+    max_errors: float = 0.05
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise SettingsError(f"n is {self.n}, but must be at least 1")
         if self.temperature == 0 and self.n > 1:
             raise SettingsError(f"temperature 0 gives the same try {self.n} times; set n: 1 or raise temperature")
+        if not 0 <= self.max_errors <= 1:
+            raise SettingsError(f"max_errors is {self.max_errors}, but must be between 0 and 1")
         if self.concurrency < 1:
             raise SettingsError(f"concurrency is {self.concurrency}, but must be at least 1")
         if isinstance(self.budget, Adaptive) and self.budget.tokens is None and self.budget.first > self.n:
@@ -62,13 +66,13 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
 
     @property
     def limits(self) -> dict[str, Any]:
-        """What ``collect`` is held to."""
+        """What holds for one episode, wherever it is played."""
         return {name: getattr(self, name) for name in ("concurrency", "verifier_timeout_s", "episode_timeout_s")}
 
     def limits_of(self, tries: int) -> dict[str, Any]:
         """What ``collect`` is held to where one try is up to ``tries`` episodes, each with its own time, as well as the time to judge it."""
         longer = (self.episode_timeout_s + self.verifier_timeout_s) * tries if tries > 1 else self.episode_timeout_s
-        return {**self.limits, "episode_timeout_s": longer}
+        return {**self.limits, "episode_timeout_s": longer, "max_errors": self.max_errors}
 
     def turn(self, seed: int) -> Sampling:
         """What the policy is told, with the run's seed."""
@@ -198,6 +202,7 @@ async def collect(
     verifier_timeout_s: float = 60.0,
     episode_timeout_s: float = 600.0,
     account: Account | None = None,
+    max_errors: float = 1.0,
     what: str = "sampling",
     listen: Listener = silent,
 ) -> AsyncIterator[tuple[Trajectory, Verdict | None]]:
@@ -205,7 +210,8 @@ async def collect(
 
     A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given. Closing the
     iterator cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where
-    that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade.
+    that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the
+    share ``max_errors`` of all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
 
     Where the meter of ``account`` has no room for another try none is begun; those under way end and are yielded, then Stopped is raised.
     """
@@ -213,12 +219,12 @@ async def collect(
     account = account or Meter().account(what)
     watch = _Watch(what, len(wanted), listen, account)
     queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception | None] = asyncio.Queue(maxsize=max(concurrency, 1))
-    streak, launches = _Streak(BROKEN), _Launches(account)
+    streak, launches, tolerance = _Streak(BROKEN), _Launches(account), Tolerance(what, len(wanted), max_errors)
 
     async def judged(task: Task, trajectory: Trajectory) -> Verdict | None:
         if verifier is None:
             return None
-        if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name:
+        if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name and known.outcome != "error":
             return known
         verdict = await asyncio.to_thread(judge, task, trajectory, verifier, verifier_timeout_s)
         await verdicts.add(verdict)
@@ -226,7 +232,7 @@ async def collect(
 
     async def one(task: Task, index: int) -> tuple[Trajectory, Verdict | None]:
         stored = trajectories.records.get(agent.key(task, index))
-        if stored is None:
+        if stored is None or stored.stop == "error":
             async with launches.room() as ended:
                 trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
                 await trajectories.add(trajectory)
@@ -234,7 +240,8 @@ async def collect(
         else:
             trajectory = stored
         verdict = await judged(task, trajectory)
-        watch.saw(trajectory, verdict, fresh=stored is None)
+        watch.saw(trajectory, verdict, fresh=trajectory is not stored)
+        tolerance.saw(trajectory, verdict)
         return trajectory, verdict
 
     jobs = iter(wanted)
@@ -282,6 +289,7 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
                 break
         except TimeoutError:
             error = EnvironmentFault(f"task {task.key}: no end after {timeout_s:g} s")
+            error.__cause__ = TimeoutError()
         else:
             streak.reset()
             return trajectory
@@ -292,7 +300,44 @@ async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, strea
 
 def broken(key: SampleKey, agent: str, task: Task, error: SharpenError, seconds: float = 0.0) -> Trajectory:
     """The trajectory of a try that infrastructure broke."""
-    return Trajectory(key=key, agent=agent, messages=task.prompt, stop="error", error=str(error), cost=Cost(seconds=round(seconds, 3)))
+    cost = Cost(seconds=round(seconds, 3))
+    return Trajectory(key=key, agent=agent, messages=task.prompt, stop="error", error=str(error), fault=_fault(error), cost=cost)
+
+
+def _fault(error: SharpenError) -> str:
+    """The class that a broken try is counted under."""
+    if isinstance(error, PolicyError):
+        return error.failure or "policy"
+    return "timeout" if isinstance(error.__cause__, TimeoutError) else "environment"
+
+
+class Tolerance:
+    """Counts the tries and the verdicts of a stage that end in an error, by class, and stops it where they are over a share of ``total``.
+
+    One error is always let pass: it is no share of anything. The two are counted apart: a try that broke was never judged.
+    """
+
+    def __init__(self, what: str, total: int, limit: float) -> None:
+        self.what, self.total, self.limit = what, total, limit
+        self.tries, self.verdicts = Counter[str](), Counter[str]()
+
+    def saw(self, trajectory: Trajectory, verdict: Verdict | None) -> None:
+        """Count one try. TooManyErrors where there are too many."""
+        if trajectory.stop == "error":
+            self.tries[trajectory.fault or "unknown"] += 1
+            self._check(self.tries, "tries", trajectory.error or "no reason given")
+        elif verdict is not None and verdict.outcome == "error":
+            self.verdicts[verdict.reason.partition(":")[0] or "no reason given"] += 1
+            self._check(self.verdicts, "verdicts", verdict.reason)
+
+    def _check(self, classes: Counter[str], of: str, last: str) -> None:
+        if (count := classes.total()) > max(self.limit * self.total, 1):
+            by_class = ", ".join(f"{n} {name}" for name, n in classes.most_common())
+            raise TooManyErrors(
+                f"{self.what}: {count} of {self.total} {of} ended in an error ({by_class}), over sampling.max_errors {self.limit:g}; "
+                f"the last: {' '.join(last.split())[:200]}; mend the cause, or raise the setting, "
+                "and give the same command again: errors are made again, the rest is kept"
+            )
 
 
 class _Streak:

@@ -139,12 +139,14 @@ def build_rows(
         read_again=read_again,
         rendered_because=dict(because.most_common()),
     )
-    return tuple(rows), replace(_selection(kept, [*selection.left_out, *dropped], selection.settings), rows=counts)
+    proved = _selection(kept, [*selection.left_out, *dropped], selection.settings)
+    return tuple(rows), replace(proved, rows=counts, banners=selection.banners)
 
 
 def merge(parts: Sequence[Selection]) -> Selection:
     """Several selections (demonstrations, this round, earlier rounds) as one."""
-    return _selection([key for part in parts for key in part.kept], [item for part in parts for item in part.left_out], parts[-1].settings)
+    made = _selection([key for part in parts for key in part.kept], [item for part in parts for item in part.left_out], parts[-1].settings)
+    return replace(made, banners=tuple(dict.fromkeys(banner for part in parts for banner in part.banners)))
 
 
 def _selection(kept: Sequence[SampleKey], left: Sequence[LeftOut], settings: dict[str, object]) -> Selection:

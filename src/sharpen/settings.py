@@ -32,7 +32,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     ``template`` replaces the model's chat template: ``hermes`` (with tools) or a ``.jinja`` file; "" keeps the model's own.
     ``harness`` is an outside program that plays the tasks in the place of their environment. ``agent`` makes every try one of several, chosen
     (``best-of-n``, ``ensemble``); what trains is the model. ``demonstrations`` are recorded trajectories that
-    demonstrate the demo split, in the place of the tasks' own expert.
+    demonstrate the demo split, in the place of the tasks' own expert. ``labels`` is the file, or folder of files, of what people say of trajectories; ""
+    means ``labels/NAME.jsonl``.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     evaluation: EvaluationSettings = EvaluationSettings()
     few_shot: FewShot = FewShot()
     ladder: LadderSettings = LadderSettings()
+    labels: str = ""
     spending: Spending = Spending()
 
     def __post_init__(self) -> None:
@@ -57,6 +59,10 @@ class RunSettings(Record, frozen=True, kw_only=True):
         for what, agent, how in (("sampling", sampled, self.sampling), ("evaluation", evaluated, self.evaluation)):
             if agent is not None and agent.n > 1 and how.temperature == 0:
                 raise SettingsError(f"{what}.temperature 0 gives the agent the same try {agent.n} times; set agent.n: 1 or raise it")
+
+    @property
+    def labels_place(self) -> Path:
+        return Path(self.labels or f"labels/{self.name}.jsonl")
 
 
 def load_settings(path: Path, overrides: Mapping[str, str]) -> RunSettings:

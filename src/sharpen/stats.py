@@ -216,6 +216,105 @@ def purity_bound(good: int, labels: int, level: float = 0.95) -> Interval:
     return clopper_pearson(good, labels, level, sided="lower")
 
 
+def stratified_bound(strata: Sequence[tuple[int, int, int]], level: float = 0.95, sided: Literal["lower", "upper"] = "lower") -> Interval:
+    """The share of rows that is good, with a one-sided bound, from (good, labels, rows) of strata that were each labelled at random.
+
+    The estimate weighs each stratum by its rows: Horvitz and Thompson (1952) with the inclusion probabilities labels / rows. A stratum whose
+    every row is labelled is known; the others share the tail by their rows, so that their Clopper-Pearson bounds hold together (Bonferroni):
+    conservative. One stratum that is not labelled through gives Clopper-Pearson itself. A stratum without a label is bounded by 0 and 1 and
+    leaves the estimate NaN; all NaN without labels at all.
+    """
+    _check_level(level)
+    for good, labels, rows in strata:
+        if not 0 <= good <= labels <= rows:
+            raise ValueError(f"{good} good of {labels} labels of {rows} rows: each must be at most the next")
+    everything, n = sum(rows for _, _, rows in strata), sum(labels for _, labels, _ in strata)
+    if n == 0:
+        return _undefined(0, level)
+    open_ = sum(rows for _, labels, rows in strata if labels < rows)
+    value = bound = 0.0
+    for good, labels, rows in strata:
+        if not rows:
+            continue
+        share = good / labels if labels else math.nan
+        value += share * rows / everything
+        if labels == rows:
+            edge = share
+        elif labels == 0:
+            edge = float(sided == "upper")
+        else:
+            found = clopper_pearson(good, labels, 1 - (1 - level) * rows / open_, sided)
+            edge = found.low if sided == "lower" else found.high
+        bound += edge * rows / everything
+    low, high = (bound, 1.0) if sided == "lower" else (0.0, bound)
+    method = "Clopper-Pearson" if len(strata) == 1 else "Clopper-Pearson by stratum"
+    return Interval(value=value, low=low, high=high, n=n, level=level, method=method if open_ else "every row labelled")
+
+
+def weighted_share(hits: Sequence[bool], weights: Sequence[float], level: float = 0.95) -> Interval:
+    """The share of ``hits`` by ``weights`` (Hajek 1971: one over the chance of being drawn), with a two-sided interval. NaN without any.
+
+    Clopper-Pearson at Kish's effective size (sum w)^2 / sum w^2 (1965), as Korn and Graubard (1998) do for surveys: with equal weights it is
+    Clopper-Pearson itself, and it does not degenerate at 0 or all. ``Interval.n`` counts the hits and misses, not the effective size.
+    """
+    _check_level(level)
+    w = np.asarray(weights, dtype=float)
+    if not len(w):
+        return _undefined(0, level)
+    share, size, tail = float(w[np.asarray(hits, dtype=bool)].sum() / w.sum()), float(w.sum() ** 2 / (w * w).sum()), (1 - level) / 2
+    x = share * size
+    low = 0.0 if not any(hits) else float(betaincinv(x, size - x + 1, tail))
+    high = 1.0 if all(hits) else float(betaincinv(x + 1, size - x, 1 - tail))
+    return Interval(value=share, low=low, high=high, n=len(w), level=level, method="Clopper-Pearson at the effective n")
+
+
+def labels_needed(strata: Sequence[tuple[int, int, int]], bar: float, level: float = 0.95) -> int | None:
+    """How many labels more, all good, put the lower bound of ``stratified_bound`` at ``bar`` or over: 0 where it is there, None where none would.
+
+    They go to the strata in equal shares while there are rows left. 29 for a bar of 0.9 at level 0.95 and many rows.
+    """
+    if not 0 < bar < 1:
+        raise ValueError(f"a bar lies between 0 and 1, got {bar}")
+
+    def clears(more: int) -> bool:
+        added = _shared_out(more, [rows - labels for _, labels, rows in strata])
+        then = [(good + extra, labels + extra, rows) for (good, labels, rows), extra in zip(strata, added, strict=True)]
+        return stratified_bound(then, level).low >= bar  # NaN, without labels, clears nothing
+
+    low, high = 0, sum(rows - labels for _, labels, rows in strata)
+    if not clears(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if clears(middle) else (middle + 1, high)
+    return low
+
+
+def krippendorff_alpha(units: Sequence[Sequence[str]]) -> tuple[float, float, int]:
+    """Agreement of labellers: (share of pairs that agree, Krippendorff's alpha for nominal values, units), units holding what each labeller said.
+
+    Units with fewer than two values say nothing and are left out, so labellers may have labelled different ones. alpha = 1 - observed over
+    expected disagreement, from the coincidence matrix (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"): 1 is perfect, 0 what
+    chance gives. NaN without units, and alpha also where only one value was ever given: then chance would agree as well.
+    """
+    pairs, totals = Counter[tuple[str, str]](), Counter[str]()
+    counted = [Counter(values) for values in units if len(values) > 1]
+    agreed: list[float] = []
+    for said in counted:
+        m = said.total()
+        for one, many in said.items():
+            totals[one] += many
+            for other, others in said.items():
+                pairs[one, other] += many * (others - (one == other)) / (m - 1)  # type: ignore[assignment]  # shares, by the definition
+        agreed.append(sum(many * (many - 1) for many in said.values()) / (m * (m - 1)))
+    if not counted:
+        return math.nan, math.nan, 0
+    n = totals.total()
+    observed = sum(share for (one, other), share in pairs.items() if one != other)
+    expected = sum(a * b for one, a in totals.items() for other, b in totals.items() if one != other)
+    return float(np.mean(agreed)), 1 - (n - 1) * observed / expected if expected else math.nan, len(counted)
+
+
 def purity_forecast(tpr: float, fpr: float, observed: float) -> float:
     """The share of passes that is truly good, forecast from a verifier's error rates and the pass rate ``observed`` with it.
 
@@ -276,6 +375,16 @@ def chance_of_new(found: Sequence[tuple[int, int]], ahead: Floats) -> Floats:
     belongs = likely * share
     belongs /= belongs.sum(axis=1, keepdims=True)
     return np.asarray((belongs[:, :, None] * theta[:, None] / (theta[:, None] + s[:, :, None] + ahead[:, None, :])).sum(axis=1))
+
+
+def _shared_out(many: int, room: Sequence[int]) -> list[int]:
+    """``many`` in shares as equal as the ``room`` of each allows."""
+    shares = [0] * len(room)
+    order = sorted(range(len(room)), key=lambda at: room[at])
+    for place, at in enumerate(order):
+        shares[at] = min(room[at], many // (len(order) - place))
+        many -= shares[at]
+    return shares
 
 
 def _standard_error(sums: Floats, sizes: Floats) -> float:

@@ -18,30 +18,34 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
+from sharpen.advisor import unaudited
 from sharpen.agents.choose import CONSIDERED, load_members, make_agent, make_several, most_turns, playing
+from sharpen.audit import AUDIT, TASKS, audit, tries_in
 from sharpen.budget import Adaptive, terms
 from sharpen.chat.load import load_template
 from sharpen.errors import FormatError, Refused, RunError, TaskError, nearest
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import MAX_BYTES, Exported, Imported
 from sharpen.formats.load import FORMATS, read, write
-from sharpen.methods.base import heard, required, write_rows
+from sharpen.labels import content, measure, read_labels
+from sharpen.methods.base import heard, inherit, required, write_rows
 from sharpen.models import check_adapter, export_model, load_model, open_folder
 from sharpen.policies.base import Policy
 from sharpen.policies.choose import open_policy
 from sharpen.policies.meter import SPENT, Meter, Metered
 from sharpen.policies.prices import price_of
-from sharpen.records import Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import Audit, Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
-from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, fill, fill_adaptively, silent
+from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Tolerance, fill, fill_adaptively, silent
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_json
 from sharpen.store.run import SETTINGS, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
+from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
@@ -147,7 +151,8 @@ def sample(settings: RunSettings, work: Path, split: str = "train", *, watch: Wa
 def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> dict[str, int]:
     """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before. Returns how many pass, fail and err.
 
-    TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier.
+    TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier; TooManyErrors where more than the share
+    ``sampling.max_errors`` of the verdicts are errors.
     """
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
@@ -158,6 +163,7 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
         verdicts = Segments(work / "verdicts", Verdict)
         _mend(watch.say, trajectories, verdicts)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
+        tolerance = Tolerance("verify", len(trajectories.records), settings.sampling.max_errors)
         try:
             for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
                 meter.check()
@@ -166,6 +172,8 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
                 verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
                 verdicts.append(verdict)
                 counts[verdict.outcome] += 1
+                if trajectory.stop != "error":  # which was no fault of the verifier's
+                    tolerance.saw(trajectory, verdict)
                 watch.listen(
                     Progress(
                         what="verify", done=number, total=len(trajectories.records), passes=counts["pass"], judged=number - counts["error"]
@@ -180,9 +188,11 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
 def select_(settings: RunSettings, work: Path) -> Selection:
     """Choose what trains from the judged tries in ``work``, and write ``selection.json``, with the reason for every try left out.
 
-    Tries of dev and test tasks are left out, whatever they did: what judges must not teach.
+    Tries of dev and test tasks are left out, whatever they did: what judges must not teach. Where the verifier is not exact and the settings' labels do
+    not show that what is kept is pure, the selection, and what is trained on it, carry a banner that says so.
     """
-    judging = {task.key: task.split for task in load_tasks(settings.tasks).tasks if task.split in ("dev", "test")}
+    tasks = load_tasks(settings.tasks)
+    judging = {task.key: task.split for task in tasks.tasks if task.split in ("dev", "test")}
     with _held(work):
         pool = _pool(work)
         aside = tuple(
@@ -191,6 +201,10 @@ def select_(settings: RunSettings, work: Path) -> Selection:
         teaching = replace_fields(pool, wanted=tuple(key for key in pool.wanted if key.task not in judging))
         chosen = select(teaching, settings.selection, settings.seed)
         chosen = merge([Selection(kept=(), left_out=aside, counts={}), chosen])
+        if tasks.verifier is not None and not tasks.verifier.exact:
+            kept = {key: content(pool.trajectories[key]) for key in chosen.kept}
+            purity = measure(kept, read_labels(settings.labels_place), settings.ladder.purity)
+            chosen = replace(chosen, banners=() if purity.outcome == "clears" else (unaudited(tasks.verifier.name),))
         write_json(work / "selection.json", chosen)
     return chosen
 
@@ -212,7 +226,8 @@ def train(settings: RunSettings, work: Path, out: Path, *, watch: Watcher = UNWA
             )
         write_rows(work, rows)
         training = replace(settings.training, seed=settings.training.seed + settings.seed, start="base")
-        return trainer_for(model)(rows, model, training, out, on_progress=heard(watch.listen, "train"))
+        trained, report = trainer_for(model)(rows, model, training, out, on_progress=heard(watch.listen, "train"))
+        return inherit(trained, model, selection.banners), report
 
 
 def eval_(settings: RunSettings, work: Path, split: str = "dev", *, watch: Watcher = UNWATCHED) -> Evaluation:
@@ -222,6 +237,22 @@ def eval_(settings: RunSettings, work: Path, split: str = "dev", *, watch: Watch
     evaluation = evaluate(pool, tasks.split(split).tasks, settings.model, split, settings.evaluation, settings.seed)
     write_json(work / "evaluation.json", evaluation)
     return evaluation
+
+
+def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limit: int = TASKS) -> Audit:
+    """What is known of the tasks' verifier, from made-up answers, from the tries in ``work`` (a work folder or a run) and from the settings' labels.
+
+    ``second`` names another verifier to hold it against, as ``tasks.verifier`` does. Written to ``work/audit.json``.
+    """
+    tasks = load_tasks(settings.tasks)
+    required(tasks)
+    other = verifier_of(OwnData(verifier=second)) if second is not None else None
+    with _held(work):
+        labels = read_labels(settings.labels_place)
+        bar, timeout_s = settings.ladder.purity, settings.sampling.verifier_timeout_s
+        found = audit(tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s)
+        write_json(work / AUDIT, found)
+    return found
 
 
 def _tries(

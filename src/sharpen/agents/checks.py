@@ -8,7 +8,8 @@ from __future__ import annotations
 from sharpen.agents.recorded import replay
 from sharpen.chat.base import said
 from sharpen.errors import SharpenError, TaskError
-from sharpen.records import Message, Record, Task, Verdict
+from sharpen.formats.base import RECORDED
+from sharpen.records import Message, Record, SampleKey, Task, Trajectory, Verdict
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.run import judge
 
@@ -38,23 +39,22 @@ async def gold_and_noop(taskset: TaskSet, limit: int = 20, timeout_s: float = 60
     """
     if taskset.verifier is None:
         raise TaskError(f"task set {taskset.name!r} has no verifier; give it one before checking it")
-    tasks = [task for task in taskset.tasks if task.split != "test"]
-    tasks = [tasks[index * len(tasks) // limit] for index in range(limit)] if len(tasks) > limit else tasks
+    tasks = spread(taskset, limit)
     gold: list[bool] = []
     noop: list[bool] = []
     example = ""
     for task in tasks:
         expert = taskset.environment.expert(task)
         if expert is not None:
-            verdict = await _try(taskset, task, expert, timeout_s)
-            gold.append(verdict == "pass")
+            verdict = await played(taskset, task, expert, timeout_s)
+            gold.append(bool(verdict))
             if not gold[-1]:
-                example = example or f"task {task.key!r}: the gold solution {_short(expert)} got {verdict}"
+                example = example or f"task {task.key!r}: the gold solution {short(expert)} got {word(verdict)}"
         for kind, answer in NOOPS.items():
-            verdict = await _try(taskset, task, (answer,) * taskset.environment.max_turns, timeout_s)
-            noop.append(verdict.startswith("fail"))
+            verdict = await played(taskset, task, (answer,) * taskset.environment.max_turns, timeout_s)
+            noop.append(verdict.outcome == "fail")
             if not noop[-1]:
-                example = example or f"task {task.key!r}: an {kind} answer got {verdict}"
+                example = example or f"task {task.key!r}: an {kind} answer got {word(verdict)}"
     return Checks(
         gold_tried=len(gold),
         gold_passed=sum(gold),
@@ -66,17 +66,33 @@ async def gold_and_noop(taskset: TaskSet, limit: int = 20, timeout_s: float = 60
     )
 
 
-async def _try(taskset: TaskSet, task: Task, actions: tuple[str | Message, ...], timeout_s: float) -> str:
-    """The verdict on one replay: ``pass``, or ``fail`` or ``error`` with the reason."""
+async def played(taskset: TaskSet, task: Task, actions: tuple[str | Message, ...], timeout_s: float) -> Verdict:
+    """The verdict on one replay."""
     assert taskset.verifier is not None
+    return judge(task, await attempt(taskset, task, actions), taskset.verifier, timeout_s)
+
+
+async def attempt(taskset: TaskSet, task: Task, actions: tuple[str | Message, ...]) -> Trajectory:
+    """One replay; an errored trajectory where the environment breaks."""
     try:
-        trajectory = await replay(task, taskset.environment, actions)
+        return await replay(task, taskset.environment, actions)
     except SharpenError as error:
-        return f"error ({error})"
-    verdict: Verdict = judge(task, trajectory, taskset.verifier, timeout_s)
-    return verdict.outcome if verdict.outcome == "pass" else f"{verdict.outcome} ({verdict.reason})"
+        key = SampleKey(model="expert", task=task.key, environment=taskset.environment.name, sampling=RECORDED, index=0)
+        return Trajectory(key=key, agent="expert", messages=task.prompt, stop="error", error=str(error))
 
 
-def _short(actions: tuple[str | Message, ...]) -> str:
+def spread(taskset: TaskSet, limit: int) -> list[Task]:
+    """Up to ``limit`` tasks spread evenly over the set, the test split left alone."""
+    tasks = [task for task in taskset.tasks if task.split != "test"]
+    return [tasks[index * len(tasks) // limit] for index in range(limit)] if len(tasks) > limit else tasks
+
+
+def word(verdict: Verdict) -> str:
+    """``pass``, or ``fail`` or ``error`` with the reason."""
+    return verdict.outcome if verdict else f"{verdict.outcome} ({verdict.reason})"
+
+
+def short(actions: tuple[str | Message, ...]) -> str:
+    """Assistant turns in at most 120 characters."""
     text = repr("; ".join(said(action) for action in actions))
     return text if len(text) <= 120 else f"{text[:120]}..."

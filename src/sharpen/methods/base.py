@@ -23,7 +23,7 @@ from sharpen.budget import Adaptive, Terms, terms
 from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import RECORDED
-from sharpen.models import load_model
+from sharpen.models import load_model, save_lineage
 from sharpen.policies.base import Lasting, Policy
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.policies.meter import Account, Meter, Metered, total
@@ -81,6 +81,8 @@ class FewShot(Record, frozen=True, kw_only=True):
 class Bench(AbstractContextManager["Bench"]):
     """One run's tasks, base model and settings, and the stages that methods are made of.
 
+    ``banners`` go on all that is selected and trained from here on.
+
     One policy is open at a time; it is closed before training, or rests, so that a GPU's or the machine's memory is free for it.
     """
 
@@ -99,6 +101,7 @@ class Bench(AbstractContextManager["Bench"]):
     several: Several | None = None
     listen: Listener = silent
     say: Callable[[str], None] = lambda line: None
+    banners: tuple[str, ...] = ()
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
     _others: list[tuple[Model, Engine]] = field(default_factory=list)
@@ -106,6 +109,7 @@ class Bench(AbstractContextManager["Bench"]):
 
     def __post_init__(self) -> None:
         self._others = load_members(self.several)
+        self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
         self._terms(self.tasks.split("train").tasks, self.tasks)  # what cannot be kept to is said before anything is paid for
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -354,7 +358,7 @@ class Bench(AbstractContextManager["Bench"]):
             return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
         self.meter.check()
         stage.begin()
-        write_json(folder / "selection.json", selection)
+        write_json(folder / "selection.json", replace(selection, banners=tuple(dict.fromkeys((*self.banners, *selection.banners)))))
         write_rows(folder, rows)
         self._rest()
         train, short = trainer_for(start), name.removeprefix("rungs/")
@@ -366,12 +370,22 @@ class Bench(AbstractContextManager["Bench"]):
             token_budget=token_budget,
             on_progress=heard(self.listen, f"{short}/training"),
         )
+        model = inherit(model, start, self.banners)
         write_blob(folder / "training.json", report)
         outputs = [folder / "selection.json", folder / "training_set" / "rows.jsonl", folder / "training.json"]
         # Weights are named by their fingerprint in whatever is made from them; dotfiles are caches and may change.
         outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
         stage.commit(outputs, trained_tokens=report.trained_tokens, inside_s=report.seconds)
         return model, report
+
+
+def inherit(model: Model, start: Model, banners: Sequence[str]) -> Model:
+    """``model`` with the banners of the model it was trained from, and ``banners``, in its lineage."""
+    if not (said := tuple(dict.fromkeys((*start.lineage.banners, *banners)))):
+        return model
+    lineage = replace(model.lineage, banners=said)
+    save_lineage(model.path, lineage, model.name)
+    return replace(model, lineage=lineage)
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:

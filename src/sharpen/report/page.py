@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sharpen.advisor import purity_line
 from sharpen.records import (
+    Audit,
     Choice,
     Decision,
     DemonstrationQuality,
     Evaluation,
     Gain,
     Interval,
+    Purity,
     Record,
     Selection,
     Spent,
@@ -25,6 +28,7 @@ from sharpen.records import (
     Trajectory,
     Verdict,
 )
+from sharpen.stats import pass_range_with_errors
 
 
 class SampleView(Record, frozen=True, kw_only=True):
@@ -39,7 +43,8 @@ class SampleView(Record, frozen=True, kw_only=True):
 class RungView(Record, frozen=True, kw_only=True):
     """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it; ``budget`` says what
     became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
-    rung before had solved."""
+    rung before had solved. ``purity`` is by labels on what a rung
+    that samples would keep."""
 
     name: str
     method: str
@@ -59,6 +64,7 @@ class RungView(Record, frozen=True, kw_only=True):
     sampling: Spent | None = None
     kept: int = 0
     newly_solved: int = 0
+    purity: Purity | None = None
     samples: tuple[SampleView, ...] = ()
 
 
@@ -69,6 +75,7 @@ class RunView(Record, frozen=True, kw_only=True):
     settings_yaml: str
     rungs: tuple[RungView, ...]
     demonstrations: DemonstrationQuality | None = None
+    audit: Audit | None = None
     banners: tuple[str, ...] = ()
     hardware: str = ""
     commit: str = ""
@@ -96,6 +103,8 @@ def render(view: RunView) -> str:
         "bought": bought,
         "paid": paid,
         "chosen": chosen,
+        "says": purity_line,
+        "error_range": error_range,
     }
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
@@ -137,6 +146,14 @@ def rate(interval: Interval | None) -> str:
 def points(interval: Interval | None) -> str:
     """A gain in points: ``+16.2 [+8.1, +24.0], n 60``."""
     return _with_bounds(interval, numbers(interval, signed=True), "")
+
+
+def error_range(evaluation: Evaluation) -> str:
+    """pass@1 with every error counted as a fail, then as a pass: ``41.0 to 46.2 %``; "" where nothing ended in an error."""
+    if not evaluation.errors:
+        return ""
+    low, high = pass_range_with_errors(evaluation.tasks)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def turns(interval: Interval) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from sharpen.audit import AUDIT
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import pieces
 from sharpen.errors import RunError, SharpenError
@@ -17,9 +18,11 @@ from sharpen.ladder import DEMONSTRATIONS
 from sharpen.models import load_model
 from sharpen.policies.meter import SPENT, Bill
 from sharpen.records import (
+    Audit,
     Decision,
     DemonstrationQuality,
     Evaluation,
+    RoundPurity,
     Row,
     SampleKey,
     Selection,
@@ -68,7 +71,8 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         settings_yaml=settings_yaml,
         rungs=tuple(rungs),
         demonstrations=_read(folder / DEMONSTRATIONS, DemonstrationQuality),
-        banners=(*_banners(notes), *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played)),
+        audit=_read(folder / AUDIT, Audit),
+        banners=(*_banners(notes, rungs), *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played)),
         hardware=str(started.get("hardware", "")),
         commit=str(started.get("commit", "")),
         engine=next((str(note["engine"]) for note in reversed(notes) if note.get("event") == "engine"), ""),
@@ -124,6 +128,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         minutes=sum(stage.seconds for stage in stages) / 60,
         control=path.name.endswith(CONTROL),
         budget=waves.says if waves is not None else "",
+        purity=round_.purity if (round_ := _read(path / "purity.json", RoundPurity)) is not None else None,
         samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
     )
 
@@ -184,7 +189,8 @@ def _template(folder: Path) -> Any:
     return None
 
 
-def _banners(notes: list[dict[str, Any]]) -> Iterator[str]:
+def _banners(notes: list[dict[str, Any]], rungs: list[RungView]) -> Iterator[str]:
+    yield from dict.fromkeys(banner for rung in rungs if rung.decision for banner in rung.decision.banners)
     opened = {note["agent"] for note in notes if note.get("event") == "test opened"}
     if len(opened) > 2:
         yield f"the test split was opened for {len(opened)} different models: its numbers are no longer those of a split seen once"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 
+import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sharpen.records import Interval, Message
-from sharpen.report.page import RunView, SampleView, chosen, count, largest, many_tries, minutes, numbers, outcome
+from sharpen.advisor import purity_line
+from sharpen.records import Agreement, Audit, Interval, Message, Task, Trajectory, Verdict
+from sharpen.report.page import RunView, SampleView, chosen, count, error_range, largest, many_tries, minutes, numbers, outcome, rate
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -82,6 +85,71 @@ def trajectory_text(sample: SampleView) -> RenderableType:
     return Group(*parts)
 
 
+def audit_text(audit: Audit) -> RenderableType:
+    """What an audit found: a line for each kind of made-up answer, then error rates, purity, and what could not be looked at."""
+    exact = "exact: it is the definition of success" if audit.exact else "not exact: what it keeps must be shown to be pure"
+    parts: list[RenderableType] = [Text.assemble((_clean(audit.verifier), "bold"), f"  {exact}")]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+    for header in ("made-up answer", "must", "tasks", "right", "errors"):
+        table.add_column(header, justify="left" if header in ("made-up answer", "must") else "right")
+    for probe in audit.probes:
+        style = "" if probe.right == probe.tried else "bold red"
+        table.add_row(_plain(probe.kind), probe.must, str(probe.tried), str(probe.right), str(probe.errors), style=style)
+    parts.append(table)
+    parts += [_plain(f"wrong: {probe.kind}: {probe.example}") for probe in audit.probes if probe.example]
+    same = f"asked twice: {audit.repeated - audit.unstable} of {audit.repeated} inputs got the same verdict again"
+    parts.append(_plain(f"{same}; {audit.unstable_example}" if audit.unstable else same))
+    for found in audit.confusions:
+        parts.append(_plain(
+            f"by {found.truth} ({found.n} tries): of what passes {rate(found.false_passes)} is not good; of what is good {rate(found.false_fails)} fails; "
+            f"of what is not good {rate(found.bad_passes)} passes (95 %)" + (f"; {found.unused} not used: errors, or nobody is sure" if found.unused else "")
+        ))  # fmt: skip
+    if audit.forecast == audit.forecast:
+        parts.append(_plain(f"forecast: {audit.forecast:.1%} of what is kept will be good"))
+    if (agreed := audit.agreement) is not None and len(agreed.labellers) > 1:
+        parts.append(_plain(agreement_line(agreed)))
+    if audit.purity is not None:
+        parts.append(_plain(f"purity: {purity_line(audit.purity)}"))
+    parts += [_plain(f"not looked at: {limit}") for limit in audit.limits]
+    parts += [_plain(f"note: {note}") for note in audit.notes]
+    return Group(*parts)
+
+
+def question_text(trajectory: Trajectory, task: Task | None, left: int) -> RenderableType:
+    """A trajectory to be labelled: its task, the reference beside it, the conversation. Nothing of what a verifier said, nor who made it."""
+    head = Text.assemble(
+        ("\n" + "-" * 60 + "\n", "dim"), (_clean(trajectory.key.task), "bold"), f"  try {trajectory.key.index}, stopped: {trajectory.stop}"
+    )
+    head.append(f"  {left} to go" if left else "")
+    parts: list[RenderableType] = [head]
+    for message in trajectory.messages:
+        parts += _message(message)
+    for thread in trajectory.threads:
+        parts.append(Text("\nanother conversation of the same try", style="bold cyan"))
+        for message in thread.messages:
+            parts += _message(message)
+    if task is not None:
+        reference = task.reference if isinstance(task.reference, str) else msgspec.json.encode(task.reference).decode()
+        parts += [Text("\nreference", style="bold cyan"), _plain(reference if task.reference is not None else "none")]
+    return Group(*parts, Text())
+
+
+def said_text(verdict: Verdict | None) -> Text:
+    """What the verifier said, for after the answer."""
+    if verdict is None:
+        return Text("the verifier has not judged it")
+    reason = f": {_clean(verdict.reason)}" if verdict.reason else ""
+    return Text.assemble("the verifier said ", (verdict.outcome, _VERDICT_STYLE[verdict.outcome]), reason)
+
+
+def agreement_line(agreed: Agreement) -> str:
+    """How far labellers agree, in a line."""
+    if not agreed.n:
+        return f"labellers {', '.join(agreed.labellers)}: no trajectory has two sure labels, so nothing says how far they agree"
+    alpha = "undefined, since all labels are the same" if math.isnan(agreed.alpha) else f"{agreed.alpha:.2f}"
+    return f"labellers {', '.join(agreed.labellers)} agree on {agreed.raw:.1%} of pairs, Krippendorff's alpha {alpha}, n {agreed.n} trajectories"
+
+
 def why_line(sample: SampleView) -> Text:
     """A try in one line: its task and number, the verdict, and why it trains or does not."""
     verdict = sample.verdict.outcome if sample.verdict is not None else "not judged"
@@ -131,4 +199,10 @@ def _caption(view: RunView) -> Text:
         ns = {i.n for e in evaluations if e for i in e.pass_at.values()}
         if ns:
             said.append(f"{split} n = {min(ns) if len(ns) == 1 else f'{min(ns)} to {max(ns)}'} families")
+    for rung in view.rungs:
+        for e in (rung.dev, rung.test, rung.panel):
+            if e and e.errors:
+                said.append(
+                    f"{rung.name}, {e.split}: {e.errors} errors, in no rate; pass@1 is {error_range(e)} with them as fails, then as passes"
+                )
     return Text("; ".join([*said, *(_clean(banner) for banner in view.banners)]))

@@ -33,7 +33,7 @@ START_S = 60.0  # for a box to start
 GRACE_S = 10.0  # for a box to say that a job has ended, after the job's own time
 WARM = (
     *("typing", "math", "collections", "itertools", "functools", "re", "random", "string", "heapq", "bisect", "copy", "operator", "datetime"),
-    *("decimal", "fractions", "statistics", "cmath", "hashlib", "dataclasses", "enum", "abc", "contextlib", "queue", "textwrap", "traceback"),
+    *("decimal", "fractions", "statistics", "cmath"),
 )
 
 
@@ -302,6 +302,8 @@ def _bubblewrap(limits: Limits, mode: Mode, packages: bool) -> list[str]:
         args += ["--ro-bind-try", place, place]
     for place in dict.fromkeys((str(Path(sys.base_prefix).resolve()), *(_packages() if packages else []))):
         if not place.startswith("/usr/") and place != "/usr":
+            for above in reversed(Path(place).parents[:-1]):  # open to all: the one above may be root's own home
+                args += ["--perms", "0755", "--dir", str(above)]
             args += ["--ro-bind", place, place]
     args += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     args += ["--perms", "1777", "--size", str(int(limits.disk_mb * 2**20)), "--tmpfs", "/tmp"] if mode == "once" else ["--dir", "/tmp"]

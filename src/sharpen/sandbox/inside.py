@@ -1,9 +1,9 @@
 """The program that runs inside a box, as the first process of its own process namespace. It knows nothing of sharpen: ``box.py`` passes its text
 to a bare interpreter, and after that the source of the functions that jobs may name.
 
-It waits for jobs on its standard input, a socket, and forks once for each: a warm interpreter that has nothing of the job before. A job gets user,
-mount and process namespaces of its own, a fresh ``/tmp`` of a bounded size, no capabilities, no way to new namespaces (a system call filter) and the
-limits below; when it ends, or its time does, every process in the box but this one is killed. What a job sends goes over sockets that came with it;
+It waits for jobs on its standard input, a socket, and forks once for each: a warm interpreter that has nothing of the job before. A job gets user
+and mount namespaces of its own, a fresh ``/tmp`` of a bounded size, no capabilities, no way to new namespaces (a system call filter) and the
+limits below; when it ends, or its time does, every process in the box but this one is killed, and they are gone before the next job begins. What a job sends goes over sockets that came with it;
 what this process answers is only how the job ended. Where the system forbids namespaces inside a box, jobs run in the box's own, and the
 box is thrown away after one (``mode`` "once"). In ``mode`` "bare" there is no box at all: the user has named the risk.
 """
@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-NEWNS, NEWUSER, NEWPID = 0x00020000, 0x10000000, 0x20000000
+NEWNS, NEWUSER = 0x00020000, 0x10000000
 NAMESPACES = 0x7E020080  # every CLONE_NEW* flag of clone(2)
 NOSUID, NODEV, NOEXEC, RDONLY = 2, 4, 8, 1
 JUDGED = 65534  # the user inside: nobody
@@ -64,13 +64,14 @@ def send(to: socket.socket, message: Any) -> None:
 
 
 def receive(source: socket.socket) -> tuple[Any, list[int]]:
-    """One message and the files that came with it; SystemExit where the other side is gone."""
+    """One message, None where it is empty, and the files that came with it; SystemExit where the other side is gone."""
     fds = array.array("i")
     head, ancillary, _, _ = source.recvmsg(4, socket.CMSG_SPACE(16 * fds.itemsize))
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return json.loads(_exactly(source, struct.unpack("<I", head + _exactly(source, 4 - len(head)))[0])), list(fds)
+    size = struct.unpack("<I", head + _exactly(source, 4 - len(head)))[0]
+    return json.loads(_exactly(source, size)) if size else None, list(fds)
 
 
 def _exactly(source: socket.socket, count: int) -> bytes:
@@ -106,9 +107,9 @@ def filter_program() -> bytes:
 
 
 def enter(disk: int, files: int, owner: int, group: int) -> None:
-    """Namespaces of its own for this process's children, a fresh /tmp, and no /proc. OSError where the system forbids it."""
+    """User and mount namespaces of its own, a fresh /tmp, and no /proc. OSError where the system forbids it."""
     check(libc.prctl(4, 1, 0, 0, 0), "PR_SET_DUMPABLE")  # else /proc/self is root's, and the maps cannot be written
-    check(libc.unshare(NEWUSER | NEWNS | NEWPID), "unshare")
+    check(libc.unshare(NEWUSER | NEWNS), "unshare")
     for name, text in (("setgroups", "deny"), ("gid_map", f"{JUDGED} {group} 1"), ("uid_map", f"{JUDGED} {owner} 1")):
         with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123
             file.write(text)
@@ -128,7 +129,7 @@ def confine(limits: dict[str, Any], mode: str) -> None:
         (resource.RLIMIT_CORE, 0),
     ]
     if mode != "bare":  # there, it would count the user's other processes
-        wanted.append((resource.RLIMIT_NPROC, limits["processes"] + (1 if mode == "many" else 2)))  # those that wait for it
+        wanted.append((resource.RLIMIT_NPROC, limits["processes"] + (mode == "once")))  # the namespace is this process's too
     for what, most in wanted:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -155,14 +156,11 @@ class Filter(ctypes.Structure):
 
 
 def start(job: dict[str, Any], fds: list[int], setup: dict[str, Any], functions: dict[str, Any]) -> tuple[int, int]:
-    """Fork twice: the first child makes the namespaces and passes on how the second, which does the job, ended.
-
-    Returns the first child's id and a pipe on which "" comes once the job has begun, and otherwise why it could not.
-    """
+    """Fork; returns the child's id and a pipe on which "+" comes once the job has begun, and otherwise why it could not."""
     told, tell = os.pipe()
-    if first := os.fork():
+    if child := os.fork():
         os.close(tell)
-        return first, told
+        return child, told
     begun = False
     try:
         signal.set_wakeup_fd(-1)
@@ -171,11 +169,7 @@ def start(job: dict[str, Any], fds: list[int], setup: dict[str, Any], functions:
         limits = setup["limits"]
         if setup["mode"] == "many":
             enter(int(limits["disk_mb"] * 2**20), limits["files"], os.getuid(), os.getgid())
-        if second := os.fork():
-            os.close(tell)
-            status = os.waitpid(second, 0)[1]
-            os._exit(_code(status))
-        # the job: its files become 3, 4, ...; nothing else stays open
+        # its files become 3, 4, ...; nothing else stays open
         kept = [os.dup2(os.dup(fd), 64 + place, inheritable=False) for place, fd in enumerate([*fds, tell])]
         null = os.open("/dev/null", os.O_RDWR)
         for place in (0, 1, 2):
@@ -232,8 +226,7 @@ def watch(pid: int, control: socket.socket, bell: socket.socket, setup: dict[str
                 how, code = "exit", _code(status)
                 break
         if control in ready:
-            if not control.recv(1):
-                sys.exit(0)  # sharpen is gone; with this process goes the box
+            _exactly(control, 4)  # the empty message; where sharpen is gone this exits, and with this process goes the box
             how = "stopped"
         elif left <= 0:
             how = "time"
@@ -243,7 +236,7 @@ def watch(pid: int, control: socket.socket, bell: socket.socket, setup: dict[str
             peak = max(peak, size)
             if size > limits["memory_mb"] * 2**20:
                 how = "memory"
-            elif not bare and count > limits["processes"] + 1:
+            elif not bare and count > limits["processes"]:
                 how = "processes"
             elif setup["mode"] == "once" and (seen := os.statvfs("/tmp")).f_files - seen.f_ffree > limits["files"]:
                 how = "files"
@@ -253,19 +246,21 @@ def watch(pid: int, control: socket.socket, bell: socket.socket, setup: dict[str
 
 
 def sweep(pid: int, bare: bool) -> None:
-    """Kill every process but this one, and wait until none is left."""
-    try:
-        if bare:
-            os.killpg(pid, signal.SIGKILL)
-        elif os.getpid() == 1:  # the whole box, and nothing else: from the first process of a namespace, -1 means that namespace
-            os.kill(-1, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+    """Kill every process but this one, until none is left."""
     while True:
         try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
+            if bare:
+                os.killpg(pid, signal.SIGKILL)
+            elif os.getpid() == 1:  # the whole box, and nothing else: from the first process of a namespace, -1 means that namespace
+                os.kill(-1, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:  # the first process is every orphan's parent
             return
+        time.sleep(0.0005)
 
 
 FILTER = b""
@@ -285,10 +280,7 @@ def main() -> None:
         FILTER = filter_program()
     sys.path[:] = [*[place for place in sys.path if place], *setup["path"]]
     for name in setup["imports"]:
-        try:
-            __import__(name)
-        except ImportError:
-            pass
+        __import__(name)
     functions: dict[str, Callable[..., None]] = {}
     exec(compile(setup["program"], "<sharpen>", "exec"), functions)
     ours, bell = socket.socketpair()
@@ -300,6 +292,8 @@ def main() -> None:
     send(control, {"ready": True})
     while True:
         job, fds = receive(control)
+        if job is None:  # "stop", for a job that had just ended
+            continue
         began = time.monotonic()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         pid, told = start(job, fds, setup, functions)

@@ -33,8 +33,26 @@ from sharpen.verifiers.code import Code, CodeVerifier
 from sharpen.verifiers.run import judge
 
 KEY = SampleKey(model="mutant", task="", environment="single_turn", sampling="", index=0)
-TURNED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In}
-SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Div: ast.Mult, ast.Mod: ast.FloorDiv, ast.And: ast.Or, ast.Or: ast.And}
+TURNED = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+SWAPPED = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.FloorDiv: ast.Mult,
+    ast.Div: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
 
 
 def problems() -> list[dict[str, str]]:
@@ -110,7 +128,7 @@ def without_sandbox(problem: dict[str, str], source: str, seconds: float) -> boo
     return done.returncode == 0 and done.stdout.endswith("\x00passed\n")
 
 
-FUZZ = '''
+FUZZ = """
 import copy, random, signal, sys, json
 job = json.loads(sys.stdin.read())
 rng = random.Random(job["seed"])
@@ -166,7 +184,7 @@ for name, source in job["others"].items():
             told[name] = repr(args)[:200]
             break
 print("\\x00" + json.dumps(told))
-'''
+"""
 
 
 def fuzz(problem: dict[str, str], others: dict[str, str], tries: int, seed: int) -> dict[str, str]:
@@ -237,5 +255,11 @@ if __name__ == "__main__":
     parser.add_argument("--tries", type=int, default=200, help="inputs that each mutant that passes is compared on")
     given = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    where = {"commit": commit, "machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(), "seed": given.seed}
+    where = {
+        "commit": commit,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "seed": given.seed,
+    }
     print(json.dumps(where | main(given.mutants, given.seed, given.timeout_s, given.tries), indent=1))

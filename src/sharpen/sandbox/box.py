@@ -9,6 +9,7 @@ import functools
 import os
 import platform
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -32,7 +33,21 @@ Mode = Literal["many", "once", "bare"]
 START_S = 60.0  # for a box to start
 GRACE_S = 10.0  # for a box to say that a job has ended, after the job's own time
 WARM = (
-    *("typing", "math", "collections", "itertools", "functools", "re", "random", "string", "heapq", "bisect", "copy", "operator", "datetime"),
+    *(
+        "typing",
+        "math",
+        "collections",
+        "itertools",
+        "functools",
+        "re",
+        "random",
+        "string",
+        "heapq",
+        "bisect",
+        "copy",
+        "operator",
+        "datetime",
+    ),
     *("decimal", "fractions", "statistics", "cmath"),
 )
 
@@ -118,7 +133,11 @@ class Box:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
-            self._process.kill()  # with it goes the first process of the box's namespace, and with that every other
+            # with the first process of the box's namespace goes every other; it is not the same user's as bubblewrap's, whose end it would not notice
+            with contextlib.suppress(OSError, ValueError):
+                for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
             if self._process.stderr is not None:
                 self._process.stderr.close()
@@ -289,7 +308,7 @@ def _advice() -> str:
 
 def _bubblewrap(limits: Limits, mode: Mode, packages: bool) -> list[str]:
     """The command that makes a box: no network, an empty root with the system's programs read-only, no home, no environment."""
-    args = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    args = [shutil.which("bwrap") or "bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     # root needs no user namespace to make a box, and gives up being root inside: a namespace would leave it root outside
     args += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user"]
     args += ["--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "box", "--ro-bind", "/usr", "/usr"]

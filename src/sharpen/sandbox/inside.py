@@ -149,7 +149,7 @@ def confine(limits: dict[str, Any], mode: str) -> None:
 
 
 class Filter(ctypes.Structure):
-    _fields_ = [("count", ctypes.c_ushort), ("steps", ctypes.c_void_p)]  # noqa: RUF012
+    _fields_ = [("count", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
 
 
 # ---------------------------------------------------------------- a job
@@ -188,7 +188,7 @@ def start(job: dict[str, Any], fds: list[int], setup: dict[str, Any], functions:
     except BaseException as error:
         if not begun:
             os.write(tell, f"{type(error).__name__}: {error}".encode()[:4000])
-        os._exit(error.code & 255 if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        os._exit((error.code or 0) & 255 if isinstance(error, SystemExit) and isinstance(error.code, int | None) else 1)
 
 
 def _code(status: int) -> int:

@@ -99,6 +99,7 @@ class CodeVerifier:
 
     name = "code"
     exact = False
+    deterministic = True  # one hash seed, one random seed; what runs close to a limit may still fall on either side of it
 
     def __init__(self, settings: Code | None = None) -> None:
         self.settings = settings = settings or Code()
@@ -115,6 +116,8 @@ class CodeVerifier:
         self._judged = Boxes(text, own, settings.sandbox, packages=settings.packages)
         self._judges = Boxes(text, theirs, settings.sandbox, packages=settings.packages)
         self._most = int(settings.output_mb * 2**20)
+        self.gameable = settings.judge == "together"
+        self.sandboxed = settings.sandbox == "bubblewrap"
 
     def close(self) -> None:
         self._judged.close()
@@ -222,7 +225,7 @@ def code_in(answer: str, entry: str = "") -> str:
 
     A block that is never closed ends with the answer.
     """
-    blocks = [body for language, body in FENCE.findall(answer) if language.lower() in ("", "python", "py", "python3")]
+    blocks: list[str] = [body for language, body in FENCE.findall(answer) if language.lower() in ("", "python", "py", "python3")]
     if not blocks:
         return "" if FENCE.search(answer) else answer
     return next((block for block in reversed(blocks) if entry and defines(block, entry)), blocks[-1])
@@ -233,7 +236,10 @@ FENCE = re.compile(r"^[ ]{0,3}```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ ]{0,3}```[ \t
 
 def defines(code: str, name: str) -> bool:
     """Whether ``code`` defines ``name`` at its outermost level, as far as can be seen without reading it as Python: the answer is hostile."""
-    return re.search(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*(?::[^=\n]*)?=", code, re.MULTILINE) is not None
+    return (
+        re.search(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*(?::[^=\n]*)?=", code, re.MULTILINE)
+        is not None
+    )
 
 
 def read_reference(task: Task) -> Tests | Cases:
@@ -257,7 +263,10 @@ def read_reference(task: Task) -> Tests | Cases:
 
 
 def _calls(cases: Cases) -> Tests:
-    pairs = [(list(given) if isinstance(given, list | tuple) else [given], wanted) for given, wanted in zip(cases.inputs, cases.outputs, strict=True)]
+    pairs = [
+        (list(given) if isinstance(given, list | tuple) else [given], wanted)
+        for given, wanted in zip(cases.inputs, cases.outputs, strict=True)
+    ]
     return Tests(test=CALLS.format(cases=json.dumps(pairs)), entry_point=cases.fn_name)
 
 
@@ -278,7 +287,9 @@ def _file(content: bytes, most: int | None = None) -> Iterator[int]:
     try:
         os.ftruncate(fd, len(content) if most is None else most)
         os.pwrite(fd, content, 0)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | (fcntl.F_SEAL_WRITE if most is None else 0) | fcntl.F_SEAL_SEAL)
+        fcntl.fcntl(
+            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | (fcntl.F_SEAL_WRITE if most is None else 0) | fcntl.F_SEAL_SEAL
+        )
         yield fd
     finally:
         os.close(fd)
@@ -296,5 +307,3 @@ def _turns() -> threading.Semaphore:
 def open_code(settings: Code) -> CodeVerifier:
     """The verifier. SandboxError, one line, where code cannot be run safely here and the settings do not name the risk."""
     return CodeVerifier(settings)
-
-

@@ -40,8 +40,16 @@ class Odd(Exception):
     """Something that cannot be carried."""
 
 
-def pack(value: Any, deep: int = 0) -> Any:
-    """``value`` as JSON can hold it. Odd where it cannot be carried."""
+def refuse(what: str) -> Any:
+    raise Odd(what)
+
+
+def mark(what: str) -> Any:
+    return {"odd": what}
+
+
+def pack(value: Any, odd: Callable[[str], Any] = refuse, deep: int = 0) -> Any:
+    """``value`` as JSON can hold it; what cannot be carried is what ``odd`` makes of its type's name."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -51,14 +59,14 @@ def pack(value: Any, deep: int = 0) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if deep >= DEEPEST:
-        raise Odd("something nested too deep, or in itself")
+        return odd("something nested too deep, or in itself")
     if isinstance(value, list):
-        return [pack(item, deep + 1) for item in list.__iter__(value)]
+        return [pack(item, odd, deep + 1) for item in list.__iter__(value)]
     for name, kind in SERIES.items():
         if isinstance(value, kind):
-            return {name: [pack(item, deep + 1) for item in kind.__iter__(value)]}
+            return {name: [pack(item, odd, deep + 1) for item in kind.__iter__(value)]}
     if isinstance(value, dict):
-        return {"dict": [[pack(key, deep + 1), pack(item, deep + 1)] for key, item in dict.items(value)]}
+        return {"dict": [[pack(key, odd, deep + 1), pack(item, odd, deep + 1)] for key, item in dict.items(value)]}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, datetime.timedelta):
@@ -66,7 +74,7 @@ def pack(value: Any, deep: int = 0) -> Any:
     for name, (kind, write, _) in TEXTS.items():
         if isinstance(value, kind):
             return {name: write(value)}
-    raise Odd(type(value).__name__)
+    return odd(type(value).__name__)
 
 
 def unpack(data: Any) -> Any:
@@ -110,7 +118,9 @@ class Carried:
         return self._useless()
 
     __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __call__ = __int__ = __float__ = __index__ = __str__ = __repr__ = _useless
-    __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __abs__ = __neg__ = __round__ = _useless
+    __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __abs__ = __neg__ = __round__ = (
+        _useless
+    )
 
 
 class Gone(BaseException):
@@ -200,11 +210,9 @@ def candidate(data: dict[str, Any], channel: int) -> None:
 
 def _or_odd(value: Any) -> Any:
     try:
-        return pack(value)
-    except Odd as error:
-        return {"odd": str(error)}
+        return pack(value, mark)
     except Exception as error:
-        return {"odd": f"{type(value).__name__} ({line(error)})"}
+        return mark(f"{type(value).__name__} ({line(error)})")
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
@@ -221,11 +229,13 @@ def program(data: dict[str, Any], given: int, output: int) -> None:
     for fd, place in ((given, 0), (output, 1)):
         os.dup2(fd, place)
         os.close(fd)
-    sys.stdin, sys.stdout = open(0, encoding="utf-8", errors="replace"), open(1, "w", encoding="utf-8", errors="replace")  # noqa: PTH123, SIM115
+    sys.stdin, sys.stdout = open(0, encoding="utf-8", errors="replace"), open(1, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     sys.argv = ["solution.py"]
     random.seed(0)
-    exec(compile(assemble(data["prompt"], data["answer"], True), "<answer>", "exec", dont_inherit=True), module("__main__"))
-    sys.stdout.flush()
+    try:
+        exec(compile(assemble(data["prompt"], data["answer"], True), "<answer>", "exec", dont_inherit=True), module("__main__"))
+    finally:
+        sys.stdout.flush()
 
 
 # ---------------------------------------------------------------- the judge
@@ -259,15 +269,14 @@ class Asker:
             raise Gone("") from None
         said = self.hear()
         try:
-            if "raised" in said:
-                error = _exception(said)
-            else:
+            if "raised" not in said:
                 if self.shared:
                     _write_back(args, unpack(said["left"]))
                 return unpack(said["gave"])
+            raised = _exception(said)
         except Exception as broken:
             raise Gone(f"its answer cannot be read: {line(broken)}") from None
-        raise error
+        raise raised
 
     def named(self, name: str) -> Callable[..., Any]:
         def candidate(*args: Any, **kwargs: Any) -> Any:
@@ -307,7 +316,7 @@ def judge(data: dict[str, Any], channel: int, result: int) -> None:
     random.seed(0)
 
     def say(outcome: str, reason: str = "") -> None:
-        tell(socket.socket(fileno=result), {"outcome": outcome, "reason": reason})
+        tell(socket.socket(fileno=result), {"outcome": outcome, "reason": reason[:500]})
         os._exit(0)
 
     try:
@@ -315,6 +324,8 @@ def judge(data: dict[str, Any], channel: int, result: int) -> None:
             said = asker.hear()
             if "broken" in said:
                 say("fail", f"the code raised {said['broken']}")
+            if not isinstance(said.get("defined"), list):
+                raise Gone("its answer is none")
             defined = [name for name in said["defined"] if isinstance(name, str)]
             if data["entry"] and data["entry"] not in defined:
                 say("fail", f"the code defines no {data['entry']}")
@@ -408,4 +419,7 @@ def _pytest(source: str, tests: str) -> dict[str, str]:
     status = pytest.main(["-q", "-p", "no:cacheprovider", "test_solution.py"], plugins=[Counter()])
     if status == 0 and set(counts) == {"passed"}:
         return {"outcome": "pass", "reason": ""}
-    return {"outcome": "fail", "reason": ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or f"pytest ended with {status}"}
+    return {
+        "outcome": "fail",
+        "reason": ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or f"pytest ended with {status}",
+    }

@@ -2,8 +2,8 @@
 
     python benchmarks/human_eval.py --mutants 4 --seed 0
 
-Of each problem's canonical solution ``mutants`` different ones are drawn (a comparison turned, a constant off by one, an operator swapped, a statement dropped).
-Each is judged by the code verifier, tests apart from the code, and by the dataset's own way: code and tests in one plain interpreter. Prints one JSON
+Of each problem's canonical solution ``mutants`` different ones are drawn (a comparison turned, a constant off by one, an operator swapped, a
+statement dropped). Each is judged by the code verifier, tests apart from the code, and by the dataset's own way: code and tests in one plain interpreter. Prints one JSON
 object: how many canonical solutions pass; in how many mutants the two verdicts are equal, and every mutant where they are not; and the suite's own false
 positives: mutants that pass, though an input made from the tests' inputs (ranges of the same types, so perhaps outside of what the problem's text
 allows) tells them from the canonical solution. "Passed" counts also those that no input told apart: perhaps they are right.
@@ -122,7 +122,9 @@ def _changes(node: ast.AST) -> Iterator[Any]:
 def without_sandbox(problem: dict[str, str], source: str, seconds: float) -> bool:
     program = f"{source}\n\n{problem['test']}\n\ncheck({problem['entry_point']})\nprint('\\x00passed')"
     try:
-        done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=seconds, cwd="/")
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=seconds, cwd="/", start_new_session=True
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0 and done.stdout.endswith("\x00passed\n")
@@ -158,7 +160,8 @@ exec(compile(job["right"] + "\\n" + job["test"], "<tests>", "exec", dont_inherit
 space["check"](spy)
 def vary(value):
     if isinstance(value, bool): return rng.random() < 0.5
-    if isinstance(value, int): return rng.choice((value, value + 1, max(0, value - 1), rng.randint(0, 2 * abs(value) + 3), -value if rng.random() < 0.2 else value))
+    if isinstance(value, int):
+        return rng.choice((value, value + 1, max(0, value - 1), rng.randint(0, 2 * abs(value) + 3), -value if rng.random() < 0.2 else value))
     if isinstance(value, float): return rng.choice((value, value + 0.5, value * 2, round(value)))
     if isinstance(value, str):
         letters = list(value)

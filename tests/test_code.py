@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # an attack is a program on a line
 """Code that sets out to pass without solving the task does not; code that solves it does, in the same setup."""
 
 from __future__ import annotations

@@ -108,7 +108,6 @@ def test_is_not_root_outside_either(box: Box) -> None:
         }
         box.stop()
         box.end()
-    assert owners
     assert len(uids - {"0"}) >= 1
 
 
@@ -136,7 +135,8 @@ def test_writes_nowhere_but_in_tmp(box: Box, place: str) -> None:
 def test_reads_no_secrets(box: Box, secret: str) -> None:
     _, result = told(
         box,
-        f"import os\ntry:\n    result = os.listdir({secret!r}) if os.path.isdir({secret!r}) else open({secret!r}, 'rb').read(9).hex()\nexcept OSError:\n    result = 'no'",
+        f"import os\nread = lambda name: os.listdir(name) if os.path.isdir(name) else open(name, 'rb').read(9).hex()\n"
+        f"try:\n    result = read({secret!r})\nexcept OSError:\n    result = 'no'",
     )
     assert result == "no"
 
@@ -151,7 +151,10 @@ import socket
 result = []
 for family, address in ((2, ('127.0.0.1', {port})), (2, ('1.1.1.1', 53)), (10, ('::1', {port})), (40, (2, 1024)), (16, (0, 0)), (38, ('hash', 'md5'))):
     try:
-        s = socket.socket(family, socket.SOCK_STREAM if family in (2, 10, 40) else 5 if family == 38 else 3); s.settimeout(1); s.connect(address) if family != 38 else s.bind(address); result.append(family)
+        s = socket.socket(family, {{38: 5, 16: 3}}.get(family, 1))
+        s.settimeout(1)
+        (s.bind if family == 38 else s.connect)(address)
+        result.append(family)
     except OSError: pass
 """,
         )

@@ -311,7 +311,7 @@ def _bubblewrap(limits: Limits, mode: Mode, packages: bool) -> list[str]:
     args = [shutil.which("bwrap") or "bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     # root needs no user namespace to make a box, and gives up being root inside: a namespace would leave it root outside
     args += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user"]
-    args += ["--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "box", "--ro-bind", "/usr", "/usr"]
+    args += ["--die-with-parent", "--as-pid-1", "--hostname", "box", "--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         if Path("/", name).is_symlink():
             args += ["--symlink", str(Path("/", name).readlink()), f"/{name}"]
@@ -347,7 +347,13 @@ def _spawn(command: list[str], control: socket.socket) -> subprocess.Popen[bytes
     # one hash seed for all: the order of a set must not decide a verdict
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     env |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return subprocess.Popen(command, stdin=control.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+    # in a session of its own: else what is inside could type into the terminal that sharpen was started from
+    process = subprocess.Popen(
+        command, stdin=control.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, start_new_session=True
+    )
+    with contextlib.suppress(OSError):  # which Linux schedules as a group of its own; it is to be as nice as this one
+        Path(f"/proc/{process.pid}/autogroup").write_text(Path("/proc/self/autogroup").read_text().split()[-1])
+    return process
 
 
 _users = iter(range(1_900_000_000 + os.getpid() % 100_000 * 1000, 2_000_000_000))

@@ -1,11 +1,12 @@
 """The program that runs inside a box, as the first process of its own process namespace. It knows nothing of sharpen: ``box.py`` passes its text
 to a bare interpreter, and after that the source of the functions that jobs may name.
 
-It waits for jobs on its standard input, a socket, and forks once for each: a warm interpreter that has nothing of the job before. A job gets user
-and mount namespaces of its own, a fresh ``/tmp`` of a bounded size, no capabilities, no way to new namespaces (a system call filter) and the
-limits below; when it ends, or its time does, every process in the box but this one is killed, and they are gone before the next job begins. What a job sends goes over sockets that came with it;
-what this process answers is only how the job ended. Where the system forbids namespaces inside a box, jobs run in the box's own, and the
-box is thrown away after one (``mode`` "once"). In ``mode`` "bare" there is no box at all: the user has named the risk.
+It waits for jobs on its standard input, a socket, and forks once for each: a warm interpreter that has nothing of the job before. A job
+gets user and mount namespaces of its own, a fresh ``/tmp`` of a bounded size, no capabilities, no way to new namespaces (a system call filter) and
+the limits below; when it ends, or its time does, every process in the box but this one is killed, and they are gone before the next job
+begins. What a job says goes over files that came with it; what this process answers is only how the job ended. Where the system
+forbids namespaces inside a box, jobs run in the box's own, and the box is thrown away after one (``mode`` "once"). In ``mode`` "bare" there is no box at
+all: the user has named the risk.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def start(job: dict[str, Any], fds: list[int], setup: dict[str, Any], functions:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
+        os.setpgid(0, 0)
         limits = setup["limits"]
         if setup["mode"] == "many":
             enter(int(limits["disk_mb"] * 2**20), limits["files"], os.getuid(), os.getgid())

@@ -3,10 +3,10 @@
     python benchmarks/human_eval.py --mutants 4 --seed 0
 
 Of each problem's canonical solution ``mutants`` different ones are drawn (a comparison turned, a constant off by one, an operator swapped, a
-statement dropped). Each is judged by the code verifier, tests apart from the code, and by the dataset's own way: code and tests in one plain interpreter. Prints one JSON
-object: how many canonical solutions pass; in how many mutants the two verdicts are equal, and every mutant where they are not; and the suite's own false
-positives: mutants that pass, though an input made from the tests' inputs (ranges of the same types, so perhaps outside of what the problem's text
-allows) tells them from the canonical solution. "Passed" counts also those that no input told apart: perhaps they are right.
+statement dropped). Each is judged by the code verifier, tests apart from the code, and by the dataset's own way: code and tests in one plain
+interpreter. Prints one JSON object: how many canonical solutions pass; in how many mutants the two verdicts are equal, and every mutant where they
+are not; and the suite's own false positives: mutants that pass, though an input made from the tests' inputs (varied within their types, so
+perhaps outside of what the problem's text allows) tells them from the canonical solution.
 """
 
 from __future__ import annotations

@@ -191,6 +191,7 @@ def test_broken_tests_are_errors_and_say_why(verifier: CodeVerifier, reference: 
     verdict = says(verifier, reference, GOOD)
     assert verdict.outcome == "error"
     assert why in verdict.reason
+    assert not (problem := verifier.problem(task(reference))) or why in problem
     assert "'t'" in verdict.reason or "TaskError" in verdict.reason
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import atexit
 import contextlib
 import functools
 import os
@@ -18,6 +17,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -209,14 +209,16 @@ class Box:
 
 
 class Boxes:
-    """Boxes of one kind, lent to one thread each, made when there is none to spare. Safe to use from many threads."""
+    """Boxes of one kind, lent to one thread each, made when there is none to spare. Safe to use from many threads.
+
+    Idle ones end with this object, or with the interpreter.
+    """
 
     def __init__(self, program: str, limits: Limits, kind: Kind = "bubblewrap", *, packages: bool = False) -> None:
         self._make = functools.partial(Box, program, limits, mode(kind), packages=packages)
         self._idle: list[Box] = []
         self._lock = threading.Lock()
-        self._owner = os.getpid()
-        atexit.register(self.close)
+        self.close = weakref.finalize(self, _end, self._idle, self._lock)
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Box]:
@@ -228,15 +230,16 @@ class Boxes:
             box.close()  # who knows what it was in the middle of
             raise
         with self._lock:
-            self._idle.append(box)
+            if self.close.alive:
+                self._idle.append(box)
+                return
+        box.close()
 
-    def close(self) -> None:
-        """End the idle ones. Those that are lent are ended when they come back."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        if os.getpid() == self._owner:
-            for box in idle:
-                box.close()
+
+def _end(idle: list[Box], lock: threading.Lock) -> None:
+    with lock:
+        while idle:
+            idle.pop().close()
 
 
 # ---------------------------------------------------------------- what this machine can do

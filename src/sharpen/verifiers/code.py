@@ -35,6 +35,7 @@ class Code(Record, frozen=True, kw_only=True, tag_field="verifier", tag="code"):
 
     ``answer``: ``fenced`` takes the last fenced Python block that defines what is asked for, and the whole answer where there is no block;
     ``whole`` takes it as it is. ``packages`` lets code and tests import what is installed beside sharpen.
+    ``exact`` claims that these tests *are* the definition of success.
     ``sandbox: none-i-trust-this-code`` runs it as an ordinary process, with your files, your network and your rights.
     """
 
@@ -47,6 +48,7 @@ class Code(Record, frozen=True, kw_only=True, tag_field="verifier", tag="code"):
     arguments: Literal["copied", "shared"] = "copied"
     answer: Literal["fenced", "whole"] = "fenced"
     packages: bool = False
+    exact: bool = False
     sandbox: Kind = "bubblewrap"
 
     def __post_init__(self) -> None:
@@ -98,7 +100,6 @@ class CodeVerifier:
     """
 
     name = "code"
-    exact = False
     deterministic = True  # one hash seed, one random seed; what runs close to a limit may still fall on either side of it
 
     def __init__(self, settings: Code | None = None) -> None:
@@ -116,12 +117,21 @@ class CodeVerifier:
         self._judged = Boxes(text, own, settings.sandbox, packages=settings.packages)
         self._judges = Boxes(text, theirs, settings.sandbox, packages=settings.packages)
         self._most = int(settings.output_mb * 2**20)
+        self.exact = settings.exact
         self.gameable = settings.judge == "together"
         self.sandboxed = settings.sandbox == "bubblewrap"
 
     def close(self) -> None:
         self._judged.close()
         self._judges.close()
+
+    def problem(self, task: Task) -> str:
+        """Why ``task`` cannot be judged; "" where it can."""
+        try:
+            read_reference(task)
+        except TaskError as error:
+            return str(error)
+        return ""
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         reference = read_reference(task)

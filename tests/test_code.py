@@ -382,9 +382,7 @@ def test_no_attack_passes(verifier: CodeVerifier, name: str) -> None:
     assert len(tree(os.getpid())) <= len(before)
     assert says(verifier, ADD, GOOD), "and what comes after is judged as before"
     new = {str(path) for place in (Path.cwd(), Path(tempfile.gettempdir()), Path.home()) for path in place.iterdir()} - files
-    assert not [
-        name for name in new if any(word in name for word in ("reward", "verdict", "conftest", "known", "full", "sharpen", "customize"))
-    ]
+    assert not [name for name in new if any(word in name for word in ("reward", "verdict", "conftest", "known", "full", "customize"))]
 
 
 @pytest.mark.parametrize("name", ["endless output", "fork bomb", "sys.exit(0)", "zombie grandchildren", "an __eq__ that always agrees"])

@@ -20,6 +20,7 @@ import pytest
 from sharpen.errors import SandboxError, SettingsError
 from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
 from sharpen.sandbox import box as box_module
+from sharpen.sandbox.box import Box
 from sharpen.verifiers.code import Code, CodeVerifier, code_in, defines
 from sharpen.verifiers.run import judge
 from test_sandbox import tree
@@ -216,6 +217,23 @@ def test_a_hang_costs_its_time_and_nothing_else(verifier: CodeVerifier) -> None:
     assert verdict.reason == "over the time limit of 3 s"
     assert 3 <= time.monotonic() - began < 5
     assert says(verifier, ADD, GOOD)
+
+
+def test_the_time_of_the_code_begins_when_its_judge_is_there(sandbox: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = Box.start, []
+
+    def slow(box: Box) -> None:
+        if box._process is None:
+            started.append(box)
+            if len(started) == 2:
+                time.sleep(3)  # a busy machine
+        start(box)
+
+    monkeypatch.setattr(Box, "start", slow)
+    verifier = CodeVerifier(Code(timeout_s=2))
+    assert says(verifier, ADD, GOOD)
+    assert len(started) == 2
+    verifier.close()
 
 
 # ---------------------------------------------------------------- attacks

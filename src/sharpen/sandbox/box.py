@@ -98,8 +98,7 @@ class Box:
 
     def begin(self, function: str, data: Any, fds: Sequence[int] = ()) -> None:
         """Start ``function(data, *files)`` where ``data`` is plain and ``fds`` are open files here, which stay open here."""
-        if self._process is None:
-            self._start()
+        self.start()
         if self._mode == "bare":
             self._work = tempfile.mkdtemp(prefix="sharpen-")
         self._send({"function": function, "data": data, "work": self._work}, fds)
@@ -149,7 +148,10 @@ class Box:
             shutil.rmtree(self._work, ignore_errors=True)
         self._work = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the box now, unless it runs: a job does it too, but then others that wait for that job wait for the box."""
+        if self._process is not None:
+            return
         user = _someone() if os.geteuid() == 0 and self._mode != "bare" else None
         command = _interpreter() if self._mode == "bare" else [*_bubblewrap(self._limits, self._mode, self._packages), *_interpreter()]
         ours, theirs = socket.socketpair()

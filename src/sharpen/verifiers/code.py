@@ -168,6 +168,8 @@ class CodeVerifier:
                 return self._asked(box, "together", shared | code)
         here, there = socket.socketpair()
         with contextlib.closing(here), contextlib.closing(there), self._judged.lend() as judged, self._judges.lend() as judging:
+            judged.start()
+            judging.start()  # before the code's time begins
             judged.begin("candidate", code | {"shared": shared["shared"]}, [there.fileno()])
             there.close()  # else the judge would not see it end
             outcome, reason = self._asked(judging, "judge", shared, here)

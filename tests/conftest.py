@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sharpen.policies.scripted import scripted_model
+from sharpen.sandbox.box import probe
 
 LADDER = {
     "seed": 3,
@@ -32,3 +34,10 @@ def scripted(tmp_path: Path) -> Path:
     path = tmp_path / "ladder.yaml"
     path.write_text(yaml.safe_dump({**LADDER, "model": str(tmp_path / "base")}))
     return path
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> None:
+    """For tests that need the sandbox: skipped where the machine has none, and failed where it must have one."""
+    if missing := probe():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)

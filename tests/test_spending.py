@@ -218,7 +218,7 @@ def test_raising_n_buys_only_the_difference_and_a_new_verifier_nothing(scripted:
 
 def started(scripted: Path, tmp_path: Path, at: str) -> subprocess.Popen[bytes]:
     """A run in a process of its own that has come as far as the folder ``at``."""
-    command = [sys.executable, "-m", "sharpen", "run", str(scripted), "--runs", str(tmp_path), "--sampling.n", "64", "--evaluation.n", "32"]
+    command = [sys.executable, "-m", "sharpen", "run", str(scripted), "--runs", str(tmp_path), "--ladder.rungs", "[]", "--evaluation.n", "24"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     journal = tmp_path / "ladder" / at / "trajectories/journal.jsonl"
     for _ in range(2000):
@@ -252,7 +252,7 @@ def test_the_first_interrupt_finishes_what_is_under_way_the_second_stops_now_and
     assert again.returncode == 0, again.stderr.decode()
     sealed = next((tmp_path / "ladder/rungs/000-base/dev/trajectories").glob("*.jsonl")).read_bytes().splitlines()
     keys = [json.dumps(json.loads(line)["key"], sort_keys=True) for line in sealed]
-    assert len(keys) == len(set(keys)) == 40 * 32
+    assert len(keys) == len(set(keys)) == 40 * 24
     assert {json.dumps(key, sort_keys=True) for key in on_disk} <= set(keys)
 
 

@@ -11,6 +11,7 @@
     │   ├── ContextOverflow          the conversation outgrew the context: the policy's failure, so a ``fail``
     │   └── ContentFiltered          a server's filter stopped what the policy said: the policy's failure, so a ``fail``
     ├── EnvironmentFault             the environment raised or hung: an ``error``
+    ├── SandboxError                 the machine has no sandbox for code nobody vouches for (how to get one), or a box broke: an ``error``
     ├── TrainingError                the training process died, or the loss is NaN; the run can be resumed
     ├── Stopped                      a cap is reached, or the user asked: what is finished is kept, and the same command goes on from there
     ├── TooManyErrors                more of a stage's tries, or of its verdicts, ended in an error than a setting allows
@@ -94,6 +95,10 @@ class ContentFiltered(PolicyError):
 
 class EnvironmentFault(SharpenError):
     """The environment raised or hung. Infrastructure: the try is an error, not a fail."""
+
+
+class SandboxError(SharpenError):
+    """Code nobody vouches for cannot be run: there is no sandbox on this machine, or it broke. Infrastructure: an error, not a fail."""
 
 
 class TrainingError(SharpenError):

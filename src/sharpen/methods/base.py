@@ -38,7 +38,7 @@ from sharpen.tasks.base import Recorded, TaskSet
 from sharpen.training.base import Progress as TrainingProgress
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.base import Verifier, close
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
 
@@ -124,7 +124,8 @@ class Bench(AbstractContextManager["Bench"]):
         return required(self.tasks)
 
     def close(self) -> None:
-        """Give the policies' memory back."""
+        """Give the memory of policies and verifier back."""
+        close(self.tasks.verifier)
         self._close_own()
         while self._others_open:
             loop.run(self._others_open.popitem()[1].close())
@@ -135,7 +136,8 @@ class Bench(AbstractContextManager["Bench"]):
             self._policy = None
 
     def _rest(self) -> None:
-        """Give the policies' memory back for a while."""
+        """Give the memory of policies and verifier back for a while."""
+        close(self.tasks.verifier)
         if self._policy is not None and isinstance(self._policy[1], Lasting):
             loop.run(self._policy[1].rest())
         else:

@@ -25,7 +25,6 @@ from sharpen.models import load_model
 from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.records import Interval, Message, Record, Task, Trajectory, Verdict
-from sharpen.stats import clopper_pearson
 from sharpen.store.files import digest
 from sharpen.verifiers.base import Properties
 from sharpen.verifiers.function import answer_of
@@ -121,6 +120,8 @@ class Tally(Record, frozen=True, kw_only=True):
     @property
     def position_bias(self) -> Interval:
         """The share of pairs in which the order, and not the tries, decided. NaN where nothing was compared."""
+        from sharpen.stats import clopper_pearson  # here, since reading settings needs neither numpy nor scipy
+
         return clopper_pearson(self.to_first + self.to_second, self.pairs)
 
 

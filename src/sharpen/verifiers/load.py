@@ -16,6 +16,7 @@ from sharpen.errors import SettingsError, nearest
 from sharpen.records import Record
 from sharpen.verifiers.answer import Choice, ChoiceVerifier, Exact, ExactVerifier, Numeric, NumericVerifier
 from sharpen.verifiers.base import Described, Properties
+from sharpen.verifiers.code import Code, CodeVerifier
 from sharpen.verifiers.combine import KINDS, Combination
 from sharpen.verifiers.function import Function, FunctionVerifier, function_verifier
 from sharpen.verifiers.json import Json, JsonVerifier
@@ -60,7 +61,9 @@ class KOf(Combined, frozen=True, kw_only=True, tag_field="verifier", tag="k_of")
             raise SettingsError(f"k is {self.k}, but of names {len(self.of)} verifiers; lower k")
 
 
-VerifierSettings = Outcome | Function | Exact | Numeric | Choice | Json | Regex | Math | Sql | Judge | RewardModel | All | AnyOf | KOf
+VerifierSettings = (
+    Outcome | Function | Exact | Numeric | Choice | Json | Regex | Math | Sql | Code | Judge | RewardModel | All | AnyOf | KOf
+)
 
 # What each says of itself, by its tag: the table in docs/verifiers.md.
 PROPERTIES: dict[str, Properties] = {
@@ -73,6 +76,7 @@ PROPERTIES: dict[str, Properties] = {
     "regex": RegexVerifier.properties,
     "math": MathVerifier.properties,
     "sql": SqlVerifier.properties,
+    "code": CodeVerifier.properties,
     "judge": LLMJudge.properties,
     "reward_model": RewardModelVerifier.properties,
     "all": KINDS,
@@ -107,6 +111,8 @@ def load_verifier(settings: VerifierSettings | str) -> Described:
             return MathVerifier(settings)
         case Sql():
             return SqlVerifier(settings)
+        case Code():
+            return CodeVerifier(settings)
         case Judge():
             return LLMJudge(settings)
         case RewardModel():

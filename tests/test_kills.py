@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.real  # processes of its own, killed and timed
+
 KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 
 

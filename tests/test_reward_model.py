@@ -148,6 +148,7 @@ def test_closing_leaves_nobody_waiting(tiny: str) -> None:
         scorer.logits(TRIES[0].messages)
 
 
+@pytest.mark.real
 def test_nothing_is_cut_without_a_word(tiny: str) -> None:
     settings = RewardModel(model=tiny, threshold=-1e9, engine=Classifier(max_length=100, device="cpu"))
     long = tried("x " * 1_000_000)
@@ -378,6 +379,7 @@ def test_the_number_of_labels_that_a_refusal_names_does() -> None:
     calibrate([-float(at) for at in range(60) for _ in range(times)], [label for label in pattern for _ in range(times)])
 
 
+@pytest.mark.real
 def test_the_error_rate_holds_where_every_threshold_is_at_the_bar() -> None:
     """Each try is good with probability 0.9 whatever its score: any threshold found is an error, allowed in 5 % of all data sets."""
     rng = random.Random(1)

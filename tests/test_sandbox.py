@@ -19,6 +19,8 @@ from sharpen.errors import SandboxError
 from sharpen.sandbox import box as box_module
 from sharpen.sandbox.box import Box, Boxes, Limits, Mode, mode, probe
 
+pytestmark = pytest.mark.real  # processes of its own, killed and timed
+
 LIMITS = Limits(wall_s=3.0, cpu_s=2.0, memory_mb=200.0, processes=6, disk_mb=8.0, files=64)
 PROGRAM = """
 import os, json

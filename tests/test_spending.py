@@ -218,7 +218,19 @@ def test_raising_n_buys_only_the_difference_and_a_new_verifier_nothing(scripted:
 
 def started(scripted: Path, tmp_path: Path, at: str) -> subprocess.Popen[bytes]:
     """A run in a process of its own that has come as far as the folder ``at``."""
-    command = [sys.executable, "-m", "sharpen", "run", str(scripted), "--runs", str(tmp_path), "--ladder.rungs", "[]", "--evaluation.n", "24"]
+    command = [
+        sys.executable,
+        "-m",
+        "sharpen",
+        "run",
+        str(scripted),
+        "--runs",
+        str(tmp_path),
+        "--ladder.rungs",
+        "[]",
+        "--evaluation.n",
+        "24",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     journal = tmp_path / "ladder" / at / "trajectories/journal.jsonl"
     for _ in range(2000):
@@ -229,6 +241,7 @@ def started(scripted: Path, tmp_path: Path, at: str) -> subprocess.Popen[bytes]:
     raise AssertionError(f"{at} was never begun")
 
 
+@pytest.mark.real  # processes of its own, interrupted at a moment
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_the_first_interrupt_finishes_what_is_under_way_the_second_stops_now_and_both_lose_nothing(
     times: int, scripted: Path, tmp_path: Path

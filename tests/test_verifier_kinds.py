@@ -28,6 +28,8 @@ from sharpen.verifiers.load import VerifierSettings, load_verifier
 from sharpen.verifiers.run import judge
 from sharpen.verifiers.workers import Pool
 
+pytestmark = pytest.mark.real  # processes of its own, killed and timed
+
 KEY = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
 math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
 

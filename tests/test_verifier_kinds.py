@@ -325,6 +325,16 @@ def test_a_worker_ends_with_its_owner() -> None:
     pytest.fail("the worker outlives its owner")
 
 
+def test_a_worker_is_not_tired_of_what_its_owner_holds() -> None:
+    ballast = bytearray(1 << 29)
+    pool = Pool(1, memory_mb=512)
+    try:
+        assert len({pool.call("os:getpid", timeout_s=30) for _ in range(3)}) == 1
+    finally:
+        pool.close()
+        del ballast
+
+
 def test_many_verdicts_leave_nothing_behind() -> None:
     pool = Pool(2)
     try:
@@ -334,7 +344,8 @@ def test_many_verdicts_leave_nothing_behind() -> None:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 pool.call("time:sleep", 30, timeout_s=0.05)
-        assert len(psutil.Process().children()) <= 4  # this pool's and the shared one's
+        workers = [child for child in psutil.Process().children() if "sharpen.verifiers.worker" in child.cmdline()]
+        assert len(workers) <= 4  # this pool's and the shared one's
         assert psutil.Process().num_fds() <= files
     finally:
         pool.close()

@@ -168,7 +168,7 @@ class Box:
             "mode": self._mode,
             "user": user,
             "limits": msgspec.to_builtins(self._limits),
-            "path": _packages() if self._packages else [],
+            "path": [place if self._mode == "bare" else inside for place, inside in _packages().items()] if self._packages else [],
             "imports": WARM,
             "program": self._program,
         }
@@ -324,11 +324,12 @@ def _bubblewrap(limits: Limits, mode: Mode, packages: bool) -> list[str]:
             args += ["--ro-bind-try", f"/{name}", f"/{name}"]
     for place in ("/nix/store", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
         args += ["--ro-bind-try", place, place]
-    for place in dict.fromkeys((str(Path(sys.base_prefix).resolve()), *(_packages() if packages else []))):
-        if not place.startswith("/usr/") and place != "/usr":
-            for above in reversed(Path(place).parents[:-1]):  # open to all: the one above may be root's own home
+    python = str(Path(sys.base_prefix).resolve())
+    for place, inside in {python: python, **(_packages() if packages else {})}.items():
+        if not inside.startswith("/usr/") and inside != "/usr":
+            for above in reversed(Path(inside).parents[:-1]):  # open to all: the one above may be root's own home
                 args += ["--perms", "0755", "--dir", str(above)]
-            args += ["--ro-bind", place, place]
+            args += ["--ro-bind", place, inside]
     args += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     args += ["--perms", "1777", "--size", str(int(limits.disk_mb * 2**20)), "--tmpfs", "/tmp"] if mode == "once" else ["--dir", "/tmp"]
     return [*args, "--remount-ro", "/", "--chdir", "/tmp", "--"]
@@ -339,8 +340,10 @@ def _interpreter() -> list[str]:
     return [python, "-S", "-s", "-P", "-c", Path(__file__).with_name("inside.py").read_text()]
 
 
-def _packages() -> list[str]:
-    return [str(Path(place).resolve()) for place in dict.fromkeys(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))]
+def _packages() -> dict[str, str]:
+    """Where what is installed lies, and where in a box: a virtual environment may lie in /tmp, which a box has one of its own."""
+    places = dict.fromkeys(str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("purelib", "platlib"))
+    return {place: f"/packages/{number}" for number, place in enumerate(places)}
 
 
 @functools.cache

@@ -250,6 +250,12 @@ def main(count: int, seed: int, seconds: float, tries: int) -> dict[str, Any]:
     }
 
 
+def circumstances() -> dict[str, Any]:
+    """What a number needs beside it."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    return {"commit": commit, "machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=4, help="of each problem")
@@ -257,12 +263,4 @@ if __name__ == "__main__":
     parser.add_argument("--timeout-s", type=float, default=3.0)
     parser.add_argument("--tries", type=int, default=200, help="inputs that each mutant that passes is compared on")
     given = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    where = {
-        "commit": commit,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "seed": given.seed,
-    }
-    print(json.dumps(where | main(given.mutants, given.seed, given.timeout_s, given.tries), indent=1))
+    print(json.dumps(circumstances() | {"seed": given.seed} | main(given.mutants, given.seed, given.timeout_s, given.tries), indent=1))

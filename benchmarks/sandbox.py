@@ -19,8 +19,6 @@ import contextlib
 import itertools
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +29,7 @@ from statistics import median
 from typing import Any
 
 import psutil
-from human_eval import mutants, problems, task, tried, without_sandbox
+from human_eval import circumstances, mutants, problems, task, tried, without_sandbox
 from overhead import middle
 
 from sharpen.verifiers.code import Code, CodeVerifier
@@ -165,14 +163,6 @@ if __name__ == "__main__":
     parser.add_argument("--soak", type=int, default=100_000)
     parser.add_argument("--soak-s", type=float, default=float("inf"), help="end the soak after so many seconds")
     given = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    where = {
-        "commit": commit,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
-    results: dict[str, Any] = where | speed(given.rounds, given.verdicts)
+    results: dict[str, Any] = circumstances() | {"load": os.getloadavg()} | speed(given.rounds, given.verdicts)
     print(json.dumps(results, indent=1), file=sys.stderr)
     print(json.dumps(results | {"hang": hang(1.0, 10), "soak": soak(given.soak, given.soak_s)}, indent=1))

@@ -51,6 +51,19 @@ def test_what_a_plan_measures_the_run_finds_made(scripted: Path, tmp_path: Path)
     assert read_json(bill, Bill).total.calls == 40 * 4 + 30 * 4
 
 
+def test_a_plan_of_a_run_that_was_never_planned_goes_by_what_it_did(scripted: Path, tmp_path: Path) -> None:
+    settings = load_settings(scripted, {"ladder.rungs": "[]"})
+    climb(settings, tmp_path / "runs")
+    bill = (tmp_path / "runs/ladder/spent.json").read_bytes()
+    ledger = (tmp_path / "runs/ladder/ledger.jsonl").read_bytes()
+    more = plan(load_settings(scripted, {"ladder.rungs": "[sft]"}), tmp_path / "runs")
+    (dev,) = (stage.done for stage, _, _ in more.stages if stage.name == "rungs/000-base/dev")
+    assert dev is not None
+    ahead = [spent for stage, spent, _ in more.stages if stage.name == "rungs/001-sft/dev"]
+    assert ahead[0].seconds == pytest.approx(ahead[0].sampled_tokens * dev.inside_s / dev.sampled_tokens, rel=0.01)
+    assert (tmp_path / "runs/ladder/spent.json").read_bytes() == bill and (tmp_path / "runs/ladder/ledger.jsonl").read_bytes() == ledger
+
+
 def test_without_measuring_nothing_is_made_and_minutes_are_unknown(
     scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,7 +130,18 @@ def test_writes_nowhere_but_in_tmp(box: Box, place: str) -> None:
     assert result == "refused"
 
 
-@pytest.mark.parametrize("secret", ["/root/.ssh", "/home", "/work", "/etc/shadow", "/proc/1/environ", "/proc/1/mem", str(Path(__file__))])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        str(Path.home() / ".ssh"),
+        "/home",
+        str(Path(__file__).parents[1]),
+        "/etc/shadow",
+        "/proc/1/environ",
+        "/proc/1/mem",
+        str(Path(__file__)),
+    ],
+)
 def test_reads_no_secrets(box: Box, secret: str) -> None:
     _, result = told(
         box,

@@ -6,9 +6,10 @@ the rest, and said.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from rich.text import Text
 from sharpen import loop
 from sharpen.agents.choose import most_turns, playing
 from sharpen.ladder import too_small
-from sharpen.methods.base import Bench, Prompted
+from sharpen.methods.base import Prompted
 from sharpen.models import load_model
 from sharpen.policies.meter import SPENT, Meter, total
-from sharpen.policies.prices import Price, price_of
-from sharpen.records import Model, Spent, Trajectory
+from sharpen.policies.prices import FREE, Price, price_of
+from sharpen.records import Model, Spent, Trajectory, Verdict
 from sharpen.report.live import Live
 from sharpen.report.page import count, dollars, minutes
+from sharpen.run import open_bench
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.store.files import read_json
 from sharpen.store.run import MANIFEST, Manifest, Run
+from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
@@ -70,7 +73,7 @@ class Plan:
     stages: tuple[tuple[Ahead, Spent, float], ...]
     most: Spent
     priced: bool
-    said: tuple[str, ...] = field(default=())
+    said: tuple[str, ...] = ()
 
     @property
     def expected(self) -> Spent:
@@ -86,22 +89,19 @@ def plan(settings: RunSettings, runs: Path, measure: int | None = None) -> Plan:
     model = load_model(settings.model, settings.template)
     price, source = price_of(model, settings.engine, settings.spending.prices)
     folder = runs / settings.name
-    measure = (
-        (MEASURED if price is not None and not price.prompt + price.sampled and model.kind != "endpoint" else 0)
-        if measure is None
-        else measure
-    )
+    if measure is None:
+        measure = MEASURED if price == FREE and model.kind != "endpoint" else 0
     typical = _measured(settings, tasks, model, folder, measure)
     stages = [replace(stage, done=_done(folder / stage.name / MANIFEST)) for stage in ahead(settings, tasks, panel, typical)]
     turns = most_turns(tasks.environment, settings.harness)
     told = tuple((stage, *_takes(stage, typical, price, settings)) for stage in stages)
     most = total(*(_at_most(stage, typical, price, settings, turns) for stage in stages if stage.done is None))
-    expected = total(*(spent for stage, spent, _ in told if stage.done is None))
+    found = Plan(told, most, price is not None)
     said = [*_said(typical, source, price, settings), too_small(settings.ladder, settings.evaluation, tasks)]
     spent = Meter(settings.spending, folder / SPENT).bill.total if (folder / SPENT).exists() else Spent()
-    if cap := settings.spending.over(total(spent, expected)):
+    if cap := settings.spending.over(total(spent, found.expected)):
         said.append(f"{cap}: the run will stop there, with what is finished kept")
-    return Plan(told, most, price is not None, tuple(line for line in said if line))
+    return replace(found, said=tuple(line for line in said if line))
 
 
 def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical: Typical) -> Iterator[Ahead]:
@@ -143,51 +143,47 @@ def _done(path: Path) -> Manifest | None:
 
 
 def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int) -> Typical:
-    """From the first tries of the run's first stage: those that are there, else ``measure`` that are made now."""
-    most = most_turns(tasks.environment, settings.harness, playing(settings.agent, "evaluation"))
-    opening = sum(len(message.content) for task in tasks.tasks for message in task.prompt) / 3 / len(tasks.tasks)
-    guess = settings.evaluation.max_tokens
-    unmeasured = Typical(0, most, most * (opening + (most - 1) / 2 * guess), most * guess, opening + most * guess, 1.0, float("nan"))
-    if not measure and not (folder / FIRST / "trajectories").exists():
-        return unmeasured
-    run = Run.open(folder, to_yaml(settings))
-    try:
-        with Live() as live, loop.interruptible(live.say) as asked:
-            bench = Bench(
-                run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
-                selection=settings.selection, evaluation=settings.evaluation, harness=settings.harness, several=settings.agent,
-                meter=Meter(settings.spending, folder / SPENT, asked), listen=live, say=live.say,
-            )  # fmt: skip
-            with bench:
-                dev = tasks.split("dev").tasks
-
-                def tries(n: int) -> list[Trajectory]:
-                    pool = bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=n)
-                    passes.append(sum(bool(verdict) for verdict in pool.verdicts.values()) / max(len(pool.verdicts), 1))
-                    return [pool.trajectories[key] for key in pool.wanted]
-
-                passes: list[float] = []
-                rate = next((note["rate"] for note in reversed(run.ledger()) if note.get("event") == "measured"), float("nan"))
-                if rate != rate and measure:
-                    tries(1)  # opens the engine
-                    started = time.monotonic()
-                    made = tries(measure + 1)
-                    rate = sum(one.cost.sampled_tokens for one in made[1:]) / (time.monotonic() - started)
-                    run.note({"event": "measured", "rate": rate, "tries": measure})
-                made = tries(max(measure, 1) + 1)
-    finally:
-        run.close()
+    """From the tries of the run's first stage that are there, after ``measure`` were made where it is not done."""
+    place = folder / FIRST
+    if (done := _done(place / MANIFEST)) is not None:
+        rate = done.sampled_tokens / done.inside_s if done.inside_s else math.nan
+    else:
+        rate = next((note["rate"] for note in reversed(Run(folder).ledger()) if note.get("event") == "measured"), math.nan)
+        if measure and math.isnan(rate):
+            rate = _make(settings, tasks, model, folder, measure)
+    made = list(Segments(place / "trajectories", Trajectory).records.values())
+    if not made:
+        turns = most_turns(tasks.environment, settings.harness, playing(settings.agent, "evaluation"))
+        opening = sum(len(message.content) for task in tasks.tasks for message in task.prompt) / 3 / len(tasks.tasks)
+        longest = settings.evaluation.max_tokens
+        return Typical(0, turns, turns * (opening + (turns - 1) / 2 * longest), turns * longest, opening + turns * longest, 1.0, math.nan)
+    verdicts = Segments(place / "verdicts", Verdict).records.values()
     mean = 1 / len(made)
-    row = mean * sum(_row(one) for one in made)
     return Typical(
         tries=len(made),
         calls=mean * sum(one.cost.turns for one in made),
         prompt=mean * sum(one.cost.prompt_tokens for one in made),
         sampled=mean * sum(one.cost.sampled_tokens for one in made),
-        row=row,
-        passes=passes[-1],
+        row=mean * sum(map(_row, made)),
+        passes=sum(map(bool, verdicts)) / max(len(verdicts), 1),
         rate=rate,
     )
+
+
+def _make(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int) -> float:
+    """One try, which opens the engine, and then ``measure`` more at once: how many tokens these sample a second."""
+    run = Run.open(folder, to_yaml(settings))
+    try:
+        with Live() as live, loop.interruptible(live.say) as asked, open_bench(settings, run, tasks, model, live, asked) as bench:
+            dev = tasks.split("dev").tasks
+            bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=1)
+            started = time.monotonic()
+            pool = bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=measure + 1)
+            rate = sum(pool.trajectories[key].cost.sampled_tokens for key in pool.wanted[1:]) / (time.monotonic() - started)
+            run.note({"event": "measured", "rate": rate, "tries": measure})
+    finally:
+        run.close()
+    return rate
 
 
 def _row(trajectory: Trajectory) -> float:
@@ -244,7 +240,7 @@ def _said(typical: Typical, source: str, price: Price | None, settings: RunSetti
         )
     if typical.rate == typical.rate:
         yield (
-            f"minutes: {typical.rate:.0f} sampled tokens a second, as measured with {typical.tries - 1} tries at once; training is taken to pass as many "
+            f"minutes: {typical.rate:.0f} sampled tokens a second, as measured on its first tries; training is taken to pass as many "
             "tokens of rows; loading engines is not in them"
         )
     yield f"kept: as many of the tries pass as of those measured, {typical.passes:.0%}; sampling from a better rung keeps more"

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,12 +21,14 @@ from sharpen.ladder import Ladder, Rung
 from sharpen.methods.base import Bench
 from sharpen.models import load_model
 from sharpen.policies.meter import SPENT, Meter
+from sharpen.records import Model
 from sharpen.report.live import Live
 from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
 from sharpen.report.terminal import ladder_table
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.store.run import Run, fork
+from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
 
@@ -50,13 +53,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
             if not tasks.split("dev").tasks:
                 raise SettingsError("the tasks have no dev split: nothing could be decided; give tasks.splits.dev some families")
             model = load_model(settings.model, settings.template)
-            bench = Bench(
-                run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
-                selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
-                harness=settings.harness, several=settings.agent, meter=Meter(settings.spending, folder / SPENT, asked),
-                listen=live, say=live.say,
-            )  # fmt: skip
-            with bench:
+            with open_bench(settings, run, tasks, model, live, asked) as bench:
                 run.note(_circumstances(settings))
                 shipped = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust).climb()
     except Stopped:
@@ -67,6 +64,16 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
         run.close()
     _print(folder, shipped)
     return shipped
+
+
+def open_bench(settings: RunSettings, run: Run, tasks: TaskSet, model: Model, live: Live, asked: Callable[[], str]) -> Bench:
+    """The bench that ``settings`` describe, with ``live`` to hear of its work."""
+    return Bench(
+        run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
+        selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
+        harness=settings.harness, several=settings.agent, meter=Meter(settings.spending, run.folder / SPENT, asked),
+        listen=live, say=live.say,
+    )  # fmt: skip
 
 
 def _print(folder: Path, shipped: Rung | None = None) -> None:

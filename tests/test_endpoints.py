@@ -6,7 +6,8 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -575,13 +576,16 @@ class AlwaysPass:
         return Verdict(key=trajectory.key, outcome="pass", verifier=self.name)
 
 
-async def play(policy: EndpointPolicy, folder: Path, tries: int) -> AsyncIterator[Trajectory]:
+async def play(policy: EndpointPolicy, folder: Path, tries: int) -> AsyncGenerator[Trajectory, None]:
     tasks = [Task(key=f"t{i}", family=f"t{i}", prompt=(Message(role="user", content=f"task {i}"),)) for i in range(tries // 4)]
     agent = PolicyAgent("m", policy, "f", SingleTurn(), Sampling())
     wanted = [(task, index) for index in range(4) for task in tasks]
     trajectories, verdicts = Segments(folder / "t", Trajectory), Segments(folder / "v", Verdict)
     async for trajectory, _ in collect(agent, wanted, AlwaysPass(), trajectories, verdicts, concurrency=16):
         yield trajectory
+
+
+MANY = 4000  # tries: more than are made before what is waited for has happened, however slow the machine
 
 
 async def slowly(_: web.Request) -> web.StreamResponse:
@@ -595,17 +599,21 @@ async def test_a_server_dies_and_comes_back(tmp_path: Path) -> None:
         goes = await Fake(slowly).__aenter__()
         policy = EndpointPolicy(settings(stays, goes, retries=5))
         done, back, before = [], None, 0
-        async for trajectory in play(policy, tmp_path, 240):
-            done.append(trajectory)
-            if len(done) == 40:
-                before = len(goes.bodies)
-                await goes.runner.cleanup()
-            if len(done) == 120:
-                back = await Fake(slowly, port=goes.port).__aenter__()
+        async with aclosing(play(policy, tmp_path, MANY)) as tries:
+            async for trajectory in tries:
+                done.append(trajectory)
+                if len(done) == 40:
+                    before = len(goes.bodies)
+                    await goes.runner.cleanup()
+                if len(done) == 120:
+                    back = await Fake(slowly, port=goes.port).__aenter__()
+                if back is not None and len(back.bodies) > 5:
+                    break
         await policy.close()
         assert back is not None
         await back.runner.cleanup()
-    assert len(done) == 240 and {trajectory.stop for trajectory in done} == {"done"}
+    assert {trajectory.stop for trajectory in done} == {"done"}
+    assert {f"t{i}" for i in range(40 + 16)} <= {trajectory.key.task for trajectory in done}  # those in flight among them
     assert before > 5 and len(back.bodies) > 5 and policy.counts["dead"] >= 1
 
 
@@ -613,17 +621,21 @@ async def test_a_server_that_comes_back_as_another_model_is_left_alone(tmp_path:
     async with Fake(slowly) as stays:
         goes = await Fake(slowly).__aenter__()
         policy = EndpointPolicy(settings(stays, goes))
-        done, back = [], None
-        async for trajectory in play(policy, tmp_path, 120):
-            done.append(trajectory)
-            if len(done) == 40:
-                await goes.runner.cleanup()
-                back = await Fake(slowly, port=goes.port, model="another").__aenter__()
+        done, back, met = [], None, 0
+        async with aclosing(play(policy, tmp_path, MANY)) as tries:
+            async for trajectory in tries:
+                done.append(trajectory)
+                if len(done) == 40:
+                    await goes.runner.cleanup()
+                    back = await Fake(slowly, port=goes.port, model="another").__aenter__()
+                met = met or (len(done) if policy.counts["malformed"] else 0)
+                if met and len(done) >= met + 80:
+                    break
         await policy.close()
         assert back is not None
         await back.runner.cleanup()
     assert {trajectory.stop for trajectory in done} == {"done"} and policy.counts["malformed"] >= 1
-    assert len(back.bodies) < 20  # of 80: those under way before its first answer told, if it was back that fast
+    assert len(back.bodies) < 20  # of more than 80: those under way before its first answer told, if it was back that fast
 
 
 @pytest.mark.parametrize("bad", [HTML, hang, refusal(503, "loading"), refusal(429, "slow down"), cut])

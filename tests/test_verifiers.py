@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sharpen.tasks.reasoning_gym import ReasoningGymScorer
 from sharpen.verifiers.base import Verifier
 from sharpen.verifiers.function import FunctionVerifier
 from sharpen.verifiers.outcome import EnvironmentOutcome
-from sharpen.verifiers.run import judge
+from sharpen.verifiers.run import judge, judge_many
 
 KEY = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
 TASK = Task(key="t", family="t", prompt=(Message(role="user", content="2 + 2 = ?"),), params={"gold": "4"}, reference="4")
@@ -151,6 +152,28 @@ def test_a_broken_verifier_is_an_error(verify: Callable[[], Any], why: str) -> N
     assert (verdict.outcome, verdict.verifier, bool(verdict)) == ("error", "broken", False)
     assert why in verdict.reason
     assert "\n" not in verdict.reason
+
+
+def test_many_are_judged_at_once_and_given_in_order() -> None:
+    """Four meet at the barrier or none goes on; what breaks the drawing of the tries is raised behind the verdicts under way."""
+    meeting = threading.Barrier(4)
+
+    def tries(count: int, then: Exception | None = None) -> Iterator[tuple[Task, Trajectory]]:
+        for index in range(count):
+            yield TASK, replace(tried(), key=replace(KEY, index=index))
+        if then is not None:
+            raise then
+
+    def verify() -> Verdict:
+        meeting.wait(60)
+        return Verdict(key=KEY, outcome="pass")
+
+    judged = judge_many(tries(8), Broken(verify), at_once=4)
+    assert [(trajectory.key.index, verdict.key.index, bool(verdict)) for trajectory, verdict in judged] == [(i, i, True) for i in range(8)]
+    judged = judge_many(tries(4, then=TaskError("gone")), Broken(verify), at_once=4)
+    assert [next(judged)[0].key.index for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(TaskError, match="gone"):
+        next(judged)
 
 
 def test_a_question_that_can_no_longer_be_made_is_an_error() -> None:

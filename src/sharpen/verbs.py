@@ -50,7 +50,7 @@ from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.base import close
-from sharpen.verifiers.run import judge
+from sharpen.verifiers.run import judge_many
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,17 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
         _mend(watch.say, trajectories, verdicts)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
         tolerance = Tolerance("verify", len(trajectories.records), settings.sampling.max_errors)
-        try:
-            for number, (key, trajectory) in enumerate(trajectories.records.items(), 1):
+
+        def tries() -> Iterator[tuple[Task, Trajectory]]:
+            for key, trajectory in trajectories.records.items():
                 meter.check()
                 if key.task not in known:
                     raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
-                verdict = judge(known[key.task], trajectory, verifier, settings.sampling.verifier_timeout_s)
+                yield known[key.task], trajectory
+
+        timeout_s, at_once = settings.sampling.verifier_timeout_s, settings.sampling.concurrency
+        try:
+            for number, (trajectory, verdict) in enumerate(judge_many(tries(), verifier, timeout_s, at_once), 1):
                 verdicts.append(verdict)
                 counts[verdict.outcome] += 1
                 if trajectory.stop != "error":  # which was no fault of the verifier's

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from msgspec.structs import replace
 
@@ -40,6 +43,34 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
     if not isinstance(answer, Verdict):
         return verdict("error", f"the verifier returned {type(answer).__name__}, not a Verdict")
     return replace(answer, key=trajectory.key)  # a verdict is on this trajectory, whatever its author wrote
+
+
+def judge_many(
+    tries: Iterable[tuple[Task, Trajectory]], verifier: Verifier, timeout_s: float = 60.0, at_once: int = 64
+) -> Iterator[tuple[Trajectory, Verdict]]:
+    """``judge`` on each of ``tries``, in their order, ``at_once`` at a time; ``tries`` are drawn as they are needed.
+
+    What drawing them raises is raised when the verdicts under way are given.
+    """
+    threads = ThreadPoolExecutor(at_once, thread_name_prefix="verdicts")
+    under_way: deque[tuple[Trajectory, Future[Verdict]]] = deque()
+    left, ended = iter(tries), None
+    try:
+        while ended is None or under_way:
+            if ended is None and len(under_way) < at_once:
+                try:
+                    task, trajectory = next(left)
+                except Exception as end:
+                    ended = end
+                else:
+                    under_way.append((trajectory, threads.submit(judge, task, trajectory, verifier, timeout_s)))
+            else:
+                trajectory, verdict = under_way.popleft()
+                yield trajectory, verdict.result()
+        if not isinstance(ended, StopIteration):
+            raise ended
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _ask(verifier: Verifier, task: Task, trajectory: Trajectory) -> object:

@@ -618,6 +618,12 @@ async def test_a_server_dies_and_comes_back(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_comes_back_as_another_model_is_left_alone(tmp_path: Path) -> None:
+    """Whether that is seen by the questions after it was away, or, if it was back before anyone missed it, by the name on its answers."""
+
+    async def as_another(request: web.Request) -> web.StreamResponse:
+        await slowly(request)
+        return completion(model="another")
+
     async with Fake(slowly) as stays:
         goes = await Fake(slowly).__aenter__()
         policy = EndpointPolicy(settings(stays, goes))
@@ -627,7 +633,7 @@ async def test_a_server_that_comes_back_as_another_model_is_left_alone(tmp_path:
                 done.append(trajectory)
                 if len(done) == 40:
                     await goes.runner.cleanup()
-                    back = await Fake(slowly, port=goes.port, model="another").__aenter__()
+                    back = await Fake(as_another, port=goes.port, model="another").__aenter__()
                 met = met or (len(done) if policy.counts["malformed"] else 0)
                 if met and len(done) >= met + 80:
                     break

@@ -309,16 +309,16 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     rounds: list[Round] = []
     before: dict[int, Sequence[TaskResult]] = {}
     report: dict[str, Any] = {}
-    spent, began, arms = 0.0, time.monotonic(), given.seeds * len(given.rates)
+    spent, longest, arms = 0.0, 0.0, given.seeds * len(given.rates)
     with Live() as live, loop.interruptible(live.say) as asked:
         for seed in range(given.seeds):
             games = Seed(given.work, settings_of(given, seed), live, asked)
             before[seed] = games.before
             for rate in given.rates:
+                began = time.monotonic()
                 rounds += games.arm(rate / 100)
-                done = len(rounds) // 2
-                left = (time.monotonic() - began) / done * (arms - done) / 60
-                live.say(f"seed {seed}, {rate:g} %: arm {done} of {arms} is done; at most {left:.0f} minutes to go")
+                done, longest = len(rounds) // 2, max(longest, time.monotonic() - began)  # of those done before, the time is not known
+                live.say(f"seed {seed}, {rate:g} %: arm {done} of {arms} is done; about {longest * (arms - done) / 60:.0f} minutes to go")
                 report = circumstances() | {
                     "model": games.base.name, "seeds": seed + 1, "rates": given.rates, "demo": given.demo, "train": given.train,
                     "dev": given.dev, "tries": given.samples, "arms": done, "of arms": arms, "bar": BAR,

@@ -7,10 +7,10 @@
 256 requests are in flight. Single-turn: one question, one answer. Multi-turn: ``--turns`` requests an episode, each but the last answered with a
 tool call. The server is a process of its own, so is each arm, in each repeat; the clock runs from the first request to the last answer, without imports.
 Sharpen plays the tasks as a run does (``collect``, an environment, token counts) and has every trajectory synced to disk as it ends; the others keep
-nothing. ``store_share`` is the share of the time in which the store holds up everything else: encoding, writing and keeping where it lies, while the
-sync itself runs beside the requests. ``cpu_us`` is the client's processor time for a request, in microseconds. Arms alternate within a repeat, ratios are
-taken within a repeat, and medians over repeats are printed. Curator and distilabel ask single questions only; they come from interpreters of their
-own, named with ``--peer``.
+nothing. ``store_share`` is the share of the time in which the store may hold up everything else: looking up, encoding, queueing and telling, by the
+wall, and the processor time of the thread that writes, syncs and keeps where a record lies; what that waits for runs beside the requests. ``cpu_us`` is
+the client's processor time for a request, in microseconds. Arms alternate within a repeat, ratios are taken within a repeat, and medians over repeats are
+printed. Curator and distilabel ask single questions only; they come from interpreters of their own, named with ``--peer``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,20 +199,37 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
     async def tools(task: Task) -> AsyncIterator[Toolbox]:
         yield Toolbox((TOOL,), {"look": look})
 
-    spent = 0.0
+    spent = [0.0]  # one entry for each change: two threads add to it
 
-    def timed(step: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(step: Callable[..., Any], clock: Callable[[], float] = time.perf_counter) -> Callable[..., Any]:
         def run(*given: Any) -> Any:
-            nonlocal spent
-            began = time.perf_counter()
-            found = step(*given)
-            spent += time.perf_counter() - began
-            return found
+            began = clock()
+            try:
+                return step(*given)
+            finally:
+                spent.append(clock() - began)
 
         return run
 
+    class Step:
+        """What a coroutine does each time it goes on."""
+
+        def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+            self.send = timed(work.send)
+
+        def __await__(self) -> Generator[Any, Any, None]:
+            try:
+                while True:
+                    yield self.send(None)
+            except StopIteration:
+                return
+
     class Timed(Segments):  # type: ignore[type-arg]
-        _write, _keep = timed(Segments._write), timed(Segments._keep)
+        _find, _tell = timed(Segments._find), staticmethod(timed(Segments._tell))
+        _drain = timed(Segments._drain, time.thread_time)
+
+        async def add(self, record: Any) -> None:
+            await Step(super().add(record))
 
     environment: Any = SingleTurn() if turns == 1 else ToolEnvironment("bench", tools, Limits(max_turns=turns))
     policy = EndpointPolicy(Endpoint(base_url=url, model="m"))
@@ -230,7 +247,7 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
         trajectories.close()
     limit = policy._balancer.servers[0].limit.value
     await policy.close()
-    return took, {"store_share": round(spent / took.wall, 4), "errors": errors, "limit": round(limit), **policy.counts}
+    return took, {"store_share": round(sum(spent) / took.wall, 4), "errors": errors, "limit": round(limit), **policy.counts}
 
 
 async def sharpen_policy(url: str, number: int, turns: int, watch: Callable[[int], None]) -> tuple[Spent, dict[str, Any]]:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import errno
 import gc
+import json
 import math
 import os
 import subprocess
 import sys
-import time
+import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.store.files import digest, read_json, write_atomic, write_json
 from sharpen.store.run import Run, fork
-from sharpen.store.segments import JOURNAL, Segments
+from sharpen.store.segments import JOURNAL, Segments, _Index
 
 
 def trajectory(index: int, task: str = "t") -> Trajectory:
@@ -131,15 +133,31 @@ def test_records_are_read_from_disk_while_others_are_written_and_after_they_are_
     assert dict(Segments(tmp_path, Trajectory).records) == dict(view)
 
 
-def test_keys_that_hash_alike_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sharpen.store.segments._slot", lambda key: key.index % 2)
-    segments = Segments(tmp_path, Trajectory)
-    for index in (0, 2, 1, 3, 4, 2):
-        segments.append(trajectory(index))
-    for found in (segments, Segments(tmp_path, Trajectory)):
-        assert sorted(key.index for key in found.records) == [0, 1, 2, 3, 4] and len(found.records) == 5
-        assert [found.records[trajectory(index).key].key.index for index in range(5)] == list(range(5))
-        assert trajectory(6).key not in found.records
+@pytest.mark.parametrize("hashes", [1, 2, 50, 2**32])
+def test_keys_that_hash_alike_stay_apart(hashes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when there are so many that the table of hashes has grown; 2**32 - 1 probes from its end to its beginning."""
+    monkeypatch.setattr("sharpen.store.segments._hash", lambda key: -(key.index % hashes) % 2**32)
+    segments = Segments(tmp_path, Verdict)
+    said = {index: Verdict(key=trajectory(index).key, outcome="fail") for index in range(100)}
+    for index in (*said, 7):
+        segments.append(said[index])
+    for found in (segments, Segments(tmp_path, Verdict)):
+        assert [key.index for key in found.records] == list(said) and len(found.records) == 100
+        assert [found.records[verdict.key] for verdict in said.values()] == list(said.values())
+        assert trajectory(100).key not in found.records
+
+
+def test_where_a_record_lies_takes_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        index = _Index()
+        for row in range(5000):
+            index.append(hash((row,)) % 2**32, (0, 2**33 + row, 2**33))  # past 4 GiB
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 60 * len(index) and index[4999] == (0, 2**33 + 4999, 2**33)
+    assert index.rows(hash((5,)) % 2**32) == [5]
 
 
 @pytest.mark.parametrize("steps", range(6))
@@ -363,30 +381,115 @@ def test_an_undefined_number_survives_the_disk(tmp_path: Path) -> None:
     assert read_json(tmp_path / "verdict.json", Verdict).score is None  # not measured is not undefined
 
 
+class Held:
+    """``os.fdatasync`` that waits until it is let go. ``sizes`` are what each journal held when its sync began, once it is done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.sizes: list[int] = []
+        real = os.fdatasync
+
+        def fdatasync(journal: int) -> None:
+            size = os.fstat(journal).st_size
+            self.begun.set()
+            self.go.wait()
+            real(journal)
+            self.sizes.append(size)
+
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+
 async def test_added_at_once_are_synced_together_and_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``add`` returned for was synced after it was written; many that wait share a sync."""
-    segments = Segments(tmp_path, Trajectory)
-    synced: list[int] = []
-    real = os.fdatasync
-
-    def fdatasync(journal: int) -> None:
-        size = os.fstat(journal).st_size
-        time.sleep(0.01)
-        real(journal)
-        synced.append(size)
-
-    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    """What ``add`` returned for was synced after it was written; what is added during a sync shares the next."""
+    segments, held = Segments(tmp_path, Trajectory), Held(monkeypatch)
 
     async def add(index: int) -> None:
-        await asyncio.sleep(0.001 * (index % 7))
         await segments.add(trajectory(index))
-        written = (tmp_path / "journal.jsonl").read_bytes()[: synced[-1]]
-        assert f'"index":{index},'.encode() in written or f'"index":{index}}}'.encode() in written
+        synced = (tmp_path / JOURNAL).read_bytes()[: held.sizes[-1]]
+        assert synced.endswith(b"\n") and index in [json.loads(line)["key"]["index"] for line in synced.splitlines()]
 
-    await asyncio.gather(*(add(index) for index in range(100)))
-    assert len(synced) < 30 and len(segments.records) == 100
+    adding = [asyncio.create_task(add(0))]
+    await asyncio.to_thread(held.begun.wait)
+    adding += [asyncio.create_task(add(index)) for index in range(1, 100)]
+    await asyncio.sleep(0)
+    assert not segments.records and not any(task.done() for task in adding)
+    held.go.set()
+    await asyncio.gather(*adding)
+    assert len(held.sizes) == 2 and len(segments.records) == 100
     segments.close()
-    assert len(Segments(tmp_path, Trajectory).records) == 100
+    assert len((tmp_path / JOURNAL).read_bytes().splitlines()) == len(Segments(tmp_path, Trajectory).records) == 100
+
+
+async def test_what_nobody_waits_for_any_more_is_written_before_the_journal_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt cancels those who wait; the tries they had ended are not lost."""
+    segments, held = Segments(tmp_path, Trajectory), Held(monkeypatch)
+    first = asyncio.create_task(segments.add(trajectory(0)))
+    await asyncio.to_thread(held.begun.wait)
+    others = [asyncio.create_task(segments.add(trajectory(index))) for index in (1, 2)]
+    await asyncio.sleep(0)
+    for task in (first, *others):
+        task.cancel()
+    assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(first, *others, return_exceptions=True))
+    held.go.set()
+    segments.close()
+    assert sorted(key.index for key in Segments(tmp_path, Trajectory).records) == [0, 1, 2]
+
+
+def test_a_loop_that_ended_leaves_what_was_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments, held = Segments(tmp_path, Trajectory), Held(monkeypatch)
+
+    async def interrupted() -> None:
+        adding = asyncio.create_task(segments.add(trajectory(0)))
+        await asyncio.to_thread(held.begun.wait)
+        adding.cancel()
+        asyncio.get_running_loop().call_soon(held.go.set)
+
+    asyncio.run(interrupted())
+    asyncio.run(segments.add(trajectory(1)))  # and another loop goes on
+    assert [key.index for key in segments.records] == [0, 1]
+
+
+async def test_a_full_disk_takes_back_all_that_was_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments, held = Segments(tmp_path, Trajectory), Held(monkeypatch)
+    first = asyncio.create_task(segments.add(trajectory(0)))
+    await asyncio.to_thread(held.begun.wait)
+    whole = (tmp_path / JOURNAL).read_bytes()
+    real = os.write
+    room = [len(whole) + 20]
+
+    def full(handle: int, data: bytes) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data[: room.pop()])
+
+    monkeypatch.setattr(os, "write", full)
+    others = [asyncio.create_task(segments.add(trajectory(index))) for index in (1, 2, 3)]
+    await asyncio.sleep(0)
+    held.go.set()
+    ended = await asyncio.gather(first, *others, return_exceptions=True)
+    assert ended[0] is None and all(isinstance(error, StorageError) for error in ended[1:])
+    assert (tmp_path / JOURNAL).read_bytes() == whole and [key.index for key in segments.records] == [0]
+    monkeypatch.undo()
+    await segments.add(trajectory(1))
+    segments.close()
+    assert [key.index for key in Segments(tmp_path, Trajectory).records] == [0, 1]
+
+
+async def test_threads_and_a_loop_write_at_once(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, Trajectory)
+
+    def some(thread: int) -> None:
+        for index in range(20):
+            segments.append(trajectory(index, f"thread {thread}"))
+            assert segments.records[trajectory(index, f"thread {thread}").key].key.index == index
+
+    await asyncio.gather(
+        *(asyncio.to_thread(some, thread) for thread in range(4)), *(segments.add(trajectory(index)) for index in range(50))
+    )
+    segments.close()
+    again = Segments(tmp_path, Trajectory).records
+    assert dict(again) == dict(segments.records)
+    assert len((tmp_path / JOURNAL).read_bytes().splitlines()) == len(again) == 130
 
 
 async def test_a_sync_that_fails_ends_all_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,31 +2,33 @@
 
 A folder holds any number of sealed segments and at most one journal; both are JSON lines. Reading takes them together, so that a
 stage that was killed, or is redone with some other settings, finds every record it can still use. In memory is only where each record
-lies, in about 25 bytes, and of that no more than CACHE.
+lies, in about 35 bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from sharpen.errors import RunError, StorageError
+from sharpen.errors import RunError
 from sharpen.records import SampleKey, Trajectory, Verdict
 from sharpen.store.files import append, file_digest, make_folder, replacing, sync, writing
 
 T = TypeVar("T", Trajectory, Verdict)
 Place = tuple[int, int, int]  # the number of a file, where the line starts in it, how long it is: bytes
+Waiting = tuple[SampleKey, bytes, asyncio.Future[None]]  # a record's key and line, and who waits until it is on disk
 JOURNAL = "journal.jsonl"
-CACHE = 8 << 20  # bytes
 
 
 class _Keyed(msgspec.Struct):
@@ -48,17 +50,19 @@ class Segments(Generic[T]):
         self._keyed = msgspec.json.Decoder(_Keyed).decode
         self._encode = msgspec.json.Encoder().encode
         self._journal: int | None = None
-        self._written = self._synced = 0  # records since this was opened
-        self._syncing: asyncio.Task[None] | None = None
-        self._lock = threading.Lock()
+        self._disk = threading.Lock()  # around writing, which takes long
+        self._lock = threading.Lock()  # around what is in memory
+        self._waiting: list[Waiting] = []
+        self._draining = False
         self._files: list[int] = []
         weakref.finalize(self, _close, self._files)
-        self._places = _Places()
+        self._index = _Index()
         self._read()
 
     @property
     def records(self) -> Mapping[SampleKey, T]:
-        """All of them, as they lie on disk now: segments by name, then the journal. Each is read when it is asked for."""
+        """All of them, as they lie on disk now, in the order in which their keys came: segments by name, then the journal. Each is read when it is
+        asked for."""
         return _Records(self)
 
     def _read(self) -> None:
@@ -89,8 +93,9 @@ class Segments(Generic[T]):
 
     def _find(self, key: SampleKey) -> tuple[bytes, T] | None:
         """A record, also as it is written."""
-        at = _slot(key)
-        while (place := self._places.get(at)) is not None:
+        with self._lock:
+            places = [self._index[row] for row in self._index.rows(_hash(key))]
+        for place in places:
             line = self._line(place)
             try:
                 record = self._decode(line)
@@ -98,22 +103,24 @@ class Segments(Generic[T]):
                 raise RunError(f"a file in {self.folder} was changed while it was in use ({error}); give the same command again") from error
             if record.key == key:
                 return line, record
-            at += 1
         return None
 
     def _keys(self) -> Iterator[SampleKey]:
-        for place in self._places:
+        row = 0
+        while row < len(self._index):
+            with self._lock:
+                place = self._index[row]
             yield self._keyed(self._line(place)).key
+            row += 1
 
     def _keep(self, key: SampleKey, place: Place) -> None:
-        """The record of ``key`` lies there from now on. Another key that hashes alike has the slot before."""
+        """The record of ``key`` lies there from now on."""
         with self._lock:
-            at = _slot(key)
-            while not self._places.take(at, place):
-                if (taken := self._places.get(at)) is not None and self._keyed(self._line(taken)).key == key:
-                    self._places.put(at, place)
+            for row in self._index.rows(_hash(key)):
+                if self._keyed(self._line(self._index[row])).key == key:
+                    self._index[row] = place
                     return
-                at += 1
+            self._index.append(_hash(key), place)
 
     # ------------------------------------------------------------ writing
 
@@ -131,33 +138,58 @@ class Segments(Generic[T]):
 
     def append(self, record: T) -> None:
         """On disk, synced, before this returns."""
-        with writing(self.folder):
-            journal, place = self._write(record)
-            os.fdatasync(journal)
-        self._synced = self._written
+        (place,) = self._write([self._encode(record) + b"\n"])
         self._keep(record.key, place)
 
     async def add(self, record: T) -> None:
-        """On disk, synced, before this returns. Records that are added meanwhile share a sync, which blocks nobody else."""
-        with writing(self.folder):
-            journal, place = self._write(record)
-            mine = self._written
-            while self._synced < mine:
-                if self._syncing is None:
-                    self._syncing = asyncio.create_task(self._sync(journal))
-                    self._syncing.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits any more
-                await asyncio.shield(self._syncing)
-        self._keep(record.key, place)
-
-    def _write(self, record: T) -> tuple[int, Place]:
-        line = self._encode(record) + b"\n"
+        """On disk, synced, before this returns. Records that are added meanwhile are written and synced together, by a thread: the loop goes on."""
+        loop = asyncio.get_running_loop()
+        waiting = record.key, self._encode(record) + b"\n", loop.create_future()
         with self._lock:
+            self._waiting.append(waiting)
+            idle, self._draining = not self._draining, True
+        if idle:
+            loop.run_in_executor(None, self._drain)
+        await waiting[2]
+
+    def _drain(self) -> None:
+        """Write what waits, and what comes meanwhile, one group after the other."""
+        while group := self._next_group():
+            failed: Exception | None = None
+            try:
+                for (key, _, _), place in zip(group, self._write([line for _, line, _ in group]), strict=True):
+                    self._keep(key, place)
+            except Exception as error:  # carried to those who wait
+                failed = error
+            for loop, these in groupby((done for _, _, done in group), asyncio.Future.get_loop):
+                with contextlib.suppress(RuntimeError):  # a loop that has ended: nobody waits
+                    loop.call_soon_threadsafe(self._tell, list(these), failed)
+
+    @staticmethod
+    def _tell(waiting: list[asyncio.Future[None]], failed: Exception | None) -> None:
+        for done in waiting:
+            if done.done():  # cancelled
+                continue
+            if failed is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failed)
+
+    def _next_group(self) -> list[Waiting]:
+        with self._lock:
+            group, self._waiting = self._waiting, []
+            self._draining = bool(group)
+            return group
+
+    def _write(self, lines: Sequence[bytes]) -> list[Place]:
+        """All of them or none, at the journal's end, and synced."""
+        with self._disk, writing(self.folder):
             if self._journal is None:
                 self._begin()
             assert self._journal is not None
-            start = append(self._journal, line)
-            self._written += 1
-            return self._journal, (self._reading, start, len(line))
+            start, number = append(self._journal, b"".join(lines)), self._reading
+            os.fdatasync(self._journal)
+        return [(number, at, len(line)) for at, line in zip(accumulate(map(len, lines), initial=start), lines, strict=False)]
 
     def _begin(self) -> None:
         """Open the journal. What a kill tore is cut off first: the next record would join it."""
@@ -168,19 +200,13 @@ class Segments(Generic[T]):
         self._reading = self._open(path)
         sync(self.folder)
 
-    async def _sync(self, journal: int) -> None:
-        upto = self._written
-        try:
-            await asyncio.to_thread(os.fdatasync, journal)
-            self._synced = upto
-        finally:
-            self._syncing = None
-
     def close(self) -> None:
         """Stop writing. What is there can still be read, and the next record opens the journal again."""
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
+        self._drain()  # also what nobody waits for any more
+        with self._disk:
+            if self._journal is not None:
+                os.close(self._journal)
+                self._journal = None
 
     def seal(self, keys: Iterable[SampleKey]) -> Path:
         """Write the records of ``keys``, sorted by key, as one immutable segment and drop everything else in the folder. One record at a time."""
@@ -208,7 +234,7 @@ class Segments(Generic[T]):
                     path.unlink()
             sync(self.folder)
         _close(self._files)
-        self._places = _Places()
+        self._index = _Index()
         self.torn = 0
         self._read()
         return sealed
@@ -229,47 +255,61 @@ class _Records(Mapping[SampleKey, T]):
         return self._segments._keys()
 
     def __len__(self) -> int:
-        return self._segments._places.count
+        return len(self._segments._index)
 
 
-class _Places:
-    """Slots and the places in them, in SQLite's temporary database: what CACHE does not hold goes to a file that ends with the process."""
+class _Index:
+    """Rows in the order in which their keys came, each with the place of a record, and a table that finds them by the hash of its key.
+
+    Arrays in place of a dict, whose entries take five times the memory; probing is linear.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        weakref.finalize(self, self._rows.close)
-        columns = "slot INTEGER PRIMARY KEY, number INTEGER, start INTEGER, size INTEGER"
-        for line in ("PRAGMA journal_mode=OFF", f"PRAGMA cache_size={-CACHE >> 10}", f"CREATE TABLE places ({columns})", "BEGIN"):
-            self._rows.execute(line)
+        self._hashes, self._numbers, self._starts, self._sizes = array("I"), array("I"), array("Q"), array("Q")
+        self._table = array("I", bytes(256))  # a row + 1; 0 is free
 
-    def get(self, slot: int) -> Place | None:
-        found: Place | None = self._ask("SELECT number, start, size FROM places WHERE slot = ?", slot).fetchone()
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __getitem__(self, row: int) -> Place:
+        return self._numbers[row], self._starts[row], self._sizes[row]
+
+    def __setitem__(self, row: int, place: Place) -> None:
+        self._numbers[row], self._starts[row], self._sizes[row] = place
+
+    def rows(self, hashed: int) -> list[int]:
+        """All whose key hashes so."""
+        found, table, last = [], self._table, len(self._table) - 1
+        at = hashed & last
+        while row := table[at]:
+            if self._hashes[row - 1] == hashed:
+                found.append(row - 1)
+            at = (at + 1) & last
         return found
 
-    def take(self, slot: int, place: Place) -> bool:
-        """False where the slot is taken."""
-        taken = self._ask("INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?)", slot, *place).rowcount == 1
-        self.count += taken
-        return taken
+    def append(self, hashed: int, place: Place) -> None:
+        number, start, size = place
+        self._hashes.append(hashed)
+        self._numbers.append(number)
+        self._starts.append(start)
+        self._sizes.append(size)
+        if 3 * len(self._hashes) < 2 * len(self._table):
+            self._enter(len(self._hashes), hashed)
+        else:
+            self._table = array("I", bytes(2 * self._table.itemsize * len(self._table)))
+            for entry, other in enumerate(self._hashes, 1):
+                self._enter(entry, other)
 
-    def put(self, slot: int, place: Place) -> None:
-        self._ask("REPLACE INTO places VALUES (?, ?, ?, ?)", slot, *place)
-
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self._ask("SELECT number, start, size FROM places ORDER BY number, start"))
-
-    def _ask(self, what: str, *values: int) -> sqlite3.Cursor:
-        try:
-            return self._rows.execute(what, values)
-        except sqlite3.Error as error:
-            raise StorageError(
-                f"no room for temporary files ({error}); set TMPDIR to a folder with more, and give the same command again"
-            ) from error
+    def _enter(self, entry: int, hashed: int) -> None:
+        table, last = self._table, len(self._table) - 1
+        at = hashed & last
+        while table[at]:
+            at = (at + 1) & last
+        table[at] = entry
 
 
-def _slot(key: SampleKey) -> int:
-    return hash(key) >> 1  # room to count on
+def _hash(key: SampleKey) -> int:
+    return hash(key) & 0xFFFFFFFF
 
 
 def _close(files: list[int]) -> None:

@@ -28,9 +28,9 @@ NONE = measure(ROWS, Labels())
 
 
 def purity(good: int, labels: int) -> Purity:
-    from sharpen.stats import stratified_bound
+    from sharpen.stats import purity_bound
 
-    share = stratified_bound([(good, labels, 1000)])
+    share = purity_bound([(good, labels, 1000)])
     outcome = "clears" if share.low >= 0.9 else "below" if good / labels < 0.5 else "open"
     return replace(NONE, good=good, bad=labels - good, share=share, outcome=outcome, missing=7)  # type: ignore[arg-type]
 
@@ -42,7 +42,7 @@ def purity(good: int, labels: int) -> Purity:
         (
             {"purity": NONE},
             "refuse",
-            "neither exact nor audited: no row is labelled; 29 more of these 100 rows, all good, would clear the bar of 90%; ASK",
+            "neither exact nor audited: no row is labelled; 23 more of these 100 rows, all good, would clear the bar of 90%; ASK",
         ),
         ({"purity": NONE, "trusted_unaudited": True}, "proceed", "no row is labelled"),
         ({"purity": purity(20, 20)}, "refuse", "20 of 20 labelled rows are good: purity 100.0%, lower bound 86.1%"),
@@ -113,12 +113,18 @@ def test_refused_then_labelled_the_same_command_goes_on(
     assert run() == 0
     rung = Path("runs/mine/rungs/001-rejection-sampling")
     decision = read_json(rung / "decision.json", Decision)
-    assert decision.outcome == "refuse" and "29 more of these" in decision.reasons[0] and "sharpen label runs/mine" in decision.reasons[0]
+    enough = read_json(rung / "purity.json", RoundPurity).purity.missing
+    assert 20 < enough < 29  # as many rows as are kept
+    assert (
+        decision.outcome == "refuse"
+        and f"{enough} more of these" in decision.reasons[0]
+        and "sharpen label runs/mine" in decision.reasons[0]
+    )
     assert not (rung / "model").exists() and not Path("runs/mine/rungs/000-base/evaluation-test.json").exists()
     assert "the test split stays closed" in capsys.readouterr().err
     tries = (rung / "sampling/stage.json").read_bytes()
 
-    label_kept(rung, 28)
+    label_kept(rung, enough - 1)
     assert run() == 0
     assert "1 more of these" in read_json(rung / "decision.json", Decision).reasons[0]
     monkeypatch.setattr("sys.stdin", io.StringIO("g\n" * 9))
@@ -129,10 +135,10 @@ def test_refused_then_labelled_the_same_command_goes_on(
     assert decision.outcome == "keep" and decision.banners == ()
     assert (rung / "sampling/stage.json").read_bytes() == tries  # no try was bought again
     measured = read_json(rung / "purity.json", RoundPurity).purity
-    assert (measured.outcome, measured.good, measured.missing) == ("clears", 29, 0)
+    assert (measured.outcome, measured.good, measured.missing) == ("clears", enough, 0)
     view = read_run(Path("runs/mine"))
     assert view.banners == () and Path("runs/mine/rungs/000-base/evaluation-test.json").exists()  # opened once, for these two
-    assert "lower bound 90.2%" in Path("runs/mine/report.html").read_text()
+    assert f"{enough} of {enough} labelled rows are good: purity 100.0%, lower bound 9" in Path("runs/mine/report.html").read_text()
 
 
 def test_a_rung_further_on_waits_with_the_one_that_waits_for_labels(project: Path) -> None:

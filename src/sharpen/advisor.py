@@ -76,7 +76,7 @@ def purity_line(purity: Purity) -> str:
     seen = f"{purity.good} of {labelled} labelled rows are good{unsure}" if labelled else "no row is labelled"
     if labelled:
         value = "undefined" if math.isnan(purity.share.value) else f"{purity.share.value:.1%}"
-        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided)"
+        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided, at any look)"
     match purity.outcome:
         case "clears":
             return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"

@@ -373,7 +373,7 @@ class Label(Record, frozen=True, kw_only=True):
 class Purity(Record, frozen=True, kw_only=True):
     """How much of what a selection keeps is truly good, by labels on a sample of it.
 
-    ``share`` has the one-sided lower bound at its level (Clopper-Pearson; by stratum where labels were drawn by disagreement); ``unsure`` counts as
+    ``share`` has a one-sided lower bound at its level that holds at all looks together (``stats.purity_bound``); ``unsure`` counts as
     not good. ``clears``: the bound is at ``bar`` or over. ``below``: surely not, and more labels would not help. ``open`` until one of them holds;
     ``missing`` is how many labels more, all good, would clear. ``notes`` say which labels were not used, and why.
     """

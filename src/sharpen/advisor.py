@@ -40,11 +40,11 @@ def after_sampling(method: Method, seen: Measurements) -> Decision:
     return Decision(outcome="proceed", action=f"train on the survivors of {method}", reasons=(reason,))
 
 
-def gate(method: Method, seen: Measurements, ask: str) -> Decision:
+def gate(method: Method, seen: Measurements, ask: str, trust: str = "--trust-unaudited-verifier") -> Decision:
     """Whether what was selected may train (honesty rule 4): the verifier is exact, or labels show that what it keeps is pure.
 
-    Neither: refused, with what is missing and ``ask``, the command that asks for it; unless the user trusts the verifier unaudited, and then the decision
-    carries the banner. Labels that show it to be impure are an audit, and no trust goes past them.
+    Neither: refused, with what is missing and ``ask``, the command that asks for it; unless the user trusts the verifier unaudited, as by ``trust``, and then
+    the decision carries the banner. Labels that show it to be impure are an audit, and no trust goes past them.
     """
     purity, go = seen.purity, f"train on the survivors of {method}"
     if seen.verifier_exact:
@@ -59,7 +59,7 @@ def gate(method: Method, seen: Measurements, ask: str) -> Decision:
     else:
         reason = (
             f"the verifier {seen.verifier} is neither exact nor audited: {purity_line(purity)}; {ask} asks for them, and then this command goes on; "
-            "--trust-unaudited-verifier goes on without"
+            f"{trust} goes on without"
         )
     return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from sharpen.advisor import gate
 from sharpen.audit import tries_in
 from sharpen.cli import main
+from sharpen.formats.load import read
 from sharpen.labels import Labels, content, copy_of, measure, read_labels, write_label
 from sharpen.models import open_folder
 from sharpen.policies.scripted import scripted_model
@@ -203,6 +204,19 @@ def test_the_steps_by_hand_carry_the_banner_too_until_labels_take_it_away(projec
     assert "nobody audited the verifier v.py:verify" in capsys.readouterr().out
     assert main(["train", "mine.yaml", "w", "--out", "w/model"]) == 0
     assert open_folder(Path("w/model")).lineage.banners == read_json(Path("w/selection.json"), Selection).banners != ()
+    assert "nobody audited" in capsys.readouterr().out
+    (banner,) = read_json(Path("w/selection.json"), Selection).banners
+    for format, name in (
+        ("trl", "rows.jsonl"),
+        ("trl", "rows.parquet"),
+        ("openai", "o.jsonl"),
+        ("sharegpt", "s.jsonl"),
+        ("atif", "a.jsonl"),
+        ("hub", "h"),
+    ):
+        assert main(["export", "w", name, "--format", format]) == 0
+        assert Path(f"{name}.WARNING.txt").read_text() == f"{banner}\n" and f"{banner} ({name}.WARNING.txt)" in capsys.readouterr().out
+        assert len(list(read(Path(name), format))) == len(read_json(Path("w/selection.json"), Selection).kept)  # the format is as it was
     tries = tries_in(Path("w"))
     for key in tries.kept or ():
         one = tries.trajectories[key]
@@ -213,6 +227,7 @@ def test_the_steps_by_hand_carry_the_banner_too_until_labels_take_it_away(projec
         write_label(Path("labels/mine.jsonl"), label)
     assert main(["select", "mine.yaml", "w"]) == 0
     assert read_json(Path("w/selection.json"), Selection).banners == ()
+    assert main(["export", "w", "rows.jsonl", "--format", "trl"]) == 0 and not Path("rows.jsonl.WARNING.txt").exists()
     assert main(["audit", "mine.yaml", "w"]) == 0
     assert "every row labelled" in Path("w/audit.json").read_text() and "no more labels are needed" in capsys.readouterr().out
 

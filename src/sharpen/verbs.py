@@ -41,7 +41,7 @@ from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Tolerance, fill, fill_adaptively, silent
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
-from sharpen.store.files import digest, read_json, replacing, write_json
+from sharpen.store.files import digest, read_json, replacing, write_atomic, write_json
 from sharpen.store.run import SETTINGS, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
@@ -96,7 +96,10 @@ def import_(
 
 
 def export(work: Path, path: Path, format: str) -> Exported:
-    """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format."""
+    """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format.
+
+    Banners on the selection have no place in these formats, so they go into a text file beside it, ``NAME.WARNING.txt``.
+    """
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}{nearest(format, (*FORMATS, *MODEL_FORMATS))}")
     tries, chosen = work, work
@@ -105,8 +108,15 @@ def export(work: Path, path: Path, format: str) -> Exported:
     elif not (work / "trajectories").exists() and (work / "sampling").is_dir():
         tries = work / "sampling"
     trajectories = _trajectories(tries).records
-    keys = _selection(chosen).kept if (chosen / "selection.json").exists() else tuple(sorted(trajectories, key=order))
-    return write((trajectories[key] for key in keys if key in trajectories), path, format)
+    selection = _selection(chosen) if (chosen / "selection.json").exists() else None
+    keys = selection.kept if selection is not None else tuple(sorted(trajectories, key=order))
+    done = write((trajectories[key] for key in keys if key in trajectories), path, format)
+    warning = path.with_name(f"{path.name}.WARNING.txt")
+    if selection is None or not selection.banners:
+        warning.unlink(missing_ok=True)  # of an export before, to the same place
+        return done
+    write_atomic(warning, "".join(f"{banner}\n" for banner in selection.banners).encode())
+    return replace(done, banners=selection.banners, warning=str(warning))
 
 
 MODEL_FORMATS = ("model", "adapter")

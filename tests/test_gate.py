@@ -54,12 +54,21 @@ def purity(good: int, labels: int) -> Purity:
             "surely under the bar of 90%, and more labels would not help; mend it, or lower ladder.purity",
         ),
         ({"purity": purity(2, 20), "trusted_unaudited": True}, "refuse", "keeps too much that is not good"),
+        (
+            {"purity": purity(29, 29), "cheat": "a list: task 't' got pass"},
+            "refuse",
+            "the verifier v passes a cheat (a list: task 't' got pass); mend it",
+        ),
+        ({"purity": purity(29, 29), "cheat": "a list: task 't' got pass", "trusted_unaudited": True}, "proceed", "29 of 29"),
+        ({"verifier_exact": True, "cheat": "a list: task 't' got pass"}, "proceed", "the verifier v is exact"),
     ],
 )
 def test_the_gate_says_in_one_line_what_is_missing_and_what_would_lift_it(seen: dict[str, Any], outcome: str, why: str) -> None:
     decision = gate("rejection-sampling", replace(READY, **seen), "ASK")
     assert decision.outcome == outcome and why in decision.reasons[0] and "\n" not in decision.reasons[0]
     assert bool(decision.banners) == (outcome == "proceed" and bool(seen.get("trusted_unaudited")))
+    if seen.get("trusted_unaudited") and "cheat" in seen:
+        assert decision.banners == ("the verifier v passes a cheat: a list",)
     if outcome == "refuse" and "purity" in seen and seen["purity"].outcome == "open":
         assert "--trust-unaudited-verifier goes on without" in decision.reasons[0]
 

@@ -50,12 +50,16 @@ def gate(method: Method, seen: Measurements, ask: str, trust: str = "--trust-una
     if seen.verifier_exact:
         return Decision(outcome="proceed", action=go, reasons=(f"the verifier {seen.verifier} is exact",))
     assert purity is not None
-    if purity.outcome == "clears":
+    if seen.cheat and not seen.trusted_unaudited:
+        reason = f"the verifier {seen.verifier} passes a cheat ({seen.cheat}); mend it, claim that it is exact, or go on with {trust}"
+        return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
+    if purity.outcome == "clears" and not seen.cheat:
         return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),))
     if purity.outcome == "below":
         reason = f"the verifier {seen.verifier} keeps too much that is not good: {purity_line(purity)}; mend it, or lower ladder.purity"
     elif seen.trusted_unaudited:
-        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),), banners=(unaudited(seen.verifier),))
+        banner = f"the verifier {seen.verifier} passes a cheat: {seen.cheat.partition(':')[0]}" if seen.cheat else unaudited(seen.verifier)
+        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),), banners=(banner,))
     else:
         reason = (
             f"the verifier {seen.verifier} is neither exact nor audited: {purity_line(purity)}; {ask} asks for them, and then this command goes on; "

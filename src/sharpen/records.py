@@ -507,7 +507,8 @@ class Measurements(Record, frozen=True, kw_only=True):
     """All that the advisor may know. ``None`` means not measured.
 
     ``samples_per_task``, ``tasks_solved`` and ``tasks_mixed`` are of tries fixed beforehand; ``solved_later`` counts the tasks that only an adaptive
-    budget's later waves solved. ``purity`` is that of what this round would keep, by labels; ``trusted_unaudited`` says that the user goes on without.
+    budget's later waves solved. ``cheat`` is a cheat that the verifier passes, in a line, "" where none does. ``purity`` is that of what this round would
+    keep, by labels; ``trusted_unaudited`` says that the user goes on without.
     """
 
     demonstrations: int = 0
@@ -516,6 +517,7 @@ class Measurements(Record, frozen=True, kw_only=True):
     verifier_exact: bool = False
     gold_passes: bool | None = None
     noop_fails: bool | None = None
+    cheat: str = ""
     samples_per_task: int | None = None
     tasks_sampled: int | None = None
     tasks_solved: int | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sharpen import loop, stats
 from sharpen.agents.recorded import replay
@@ -19,10 +20,12 @@ from sharpen.cli import main
 from sharpen.environments.base import Step
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import EnvironmentFault, TaskError
-from sharpen.labels import Labels, content, copy_of
+from sharpen.labels import Labels, content, copy_of, write_label
 from sharpen.records import Label, Message, SampleKey, Task, Trajectory, Verdict
+from sharpen.settings import load_settings
 from sharpen.store.files import read_json
 from sharpen.tasks.base import TaskSet
+from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.answer import Choice, Exact, Numeric
 from sharpen.verifiers.base import Described, close
 from sharpen.verifiers.code import Code, CodeVerifier
@@ -403,3 +406,23 @@ def test_the_gate_hears_of_a_cheat_that_passes_and_not_of_what_may_be_right() ->
     cheated = taskset(last_word)
     object.__setattr__(cheated.verifier, "cheats", lambda task: {"mine": f"The answer is {task.reference}."})
     assert fooled(cheated).startswith("mine: task 't1'")
+
+
+def test_no_labels_and_contradictory_ones_are_said_in_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, work = str(project(tmp_path, "good")), str(tmp_path / "work")
+    assert main(["audit", settings, work]) == 0
+    assert f"there are no labels in {tmp_path / 'labels.jsonl'}; sharpen label {work} asks for them" in capsys.readouterr().out
+    tasks = load_tasks(load_settings(Path(settings), {}).tasks)
+    first, other = (
+        loop.run(replay(task, tasks.environment, (task.reference,), agent="m"))
+        for task in (tasks.tasks[0], replace(tasks.tasks[1], key="gone"))
+    )
+    for one, said, by in ((first, "good", "ann"), (first, "bad", "ann"), (first, "good", "bea"), (other, "good", "ann")):
+        write_label(tmp_path / "labels.jsonl", replace(label(one, said), labeller=by))
+    assert main(["audit", settings, work]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "note: 1 trajectories were called both good and bad by the same labeller; the last word counts" in lines
+    assert "note: labellers disagree on 1 trajectories; most of them decide, and a tie is unsure" in lines
+    assert "by labels (0 tries, 95 %): nothing can be said; 1 not used: errors, or nobody is sure" in lines or not any(
+        "nan" in line for line in lines
+    )

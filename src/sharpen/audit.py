@@ -189,7 +189,8 @@ def _probes(taskset: TaskSet, tasks: Sequence[Task], asked: _Asked, limits: list
     if not golds:
         limits.append("no task has a gold solution: whether gold passes, and the cheats made from gold, could not be tried")
     if len(tasks) == 1:
-        limits.append("there is one task: another task's answer could not be tried, and nothing says how the verifier does on others")
+        one = "there is one task" if len(taskset.tasks) == 1 else "one task was tried"
+        limits.append(f"{one}: another task's answer could not be tried, and nothing says how the verifier does on others")
     found: dict[str, Probe] = {}
     for task in tasks:
         for kind, answer in _made_up(taskset, task, tasks, golds):

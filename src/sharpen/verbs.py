@@ -261,6 +261,10 @@ def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limi
         labels = read_labels(settings.labels_place)
         bar, timeout_s = settings.ladder.purity, settings.sampling.verifier_timeout_s
         found = audit(tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s)
+        if not labels.lines:
+            found = replace(
+                found, limits=(*found.limits, f"there are no labels in {settings.labels_place}; sharpen label {work} asks for them")
+            )
         write_json(work / AUDIT, found)
     return found
 

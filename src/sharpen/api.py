@@ -19,6 +19,7 @@ from pathlib import Path
 from sharpen import loop
 from sharpen.advisor import gate
 from sharpen.agents.base import PolicyAgent
+from sharpen.audit import fooled
 from sharpen.budget import Uniform
 from sharpen.chat.load import load_template
 from sharpen.errors import Refused, SettingsError
@@ -161,7 +162,8 @@ class Session:
                 banner = "no verifier vouches for the tries it was trained on"
             else:
                 purity = measure({one.trajectory.key: content(one.trajectory) for one in chosen}, read_labels(place), BAR)
-                seen = Measurements(verifier=verifier.name, purity=purity, trusted_unaudited=trust)
+                cheat = fooled(tasks, timeout_s=self.sampling.verifier_timeout_s) if purity.outcome == "clears" and not trust else ""
+                seen = Measurements(verifier=verifier.name, purity=purity, cheat=cheat, trusted_unaudited=trust)
                 where = (
                     f"sharpen label {self.folder} --among passed"
                     if self._lasting

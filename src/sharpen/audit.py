@@ -78,7 +78,9 @@ def audit(
         asked.twice(known[key.task], here[key])
     verdicts = {key: tries.verdicts[key] for key in here if key in tries.verdicts and tries.verdicts[key].verifier == verifier.name}
     by_labels = _by_labels(known, labels, asked)
-    confusions = [by_labels] if by_labels.n else []
+    confusions = [by_labels] if by_labels.n or by_labels.unused else []
+    if strange := sum(next(iter(said_.values())).key.task not in known for said_ in labels.standing().values()):
+        limits.append(f"{strange} labelled trajectories are of no task of these settings and were left aside")
     if by_labels.n and by_labels.n == by_labels.passes:
         limits.append(
             "the labels are on passing tries alone: how often the verifier fails good ones is not known; sharpen label --among failed asks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import math
@@ -10,20 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sharpen import loop, stats
 from sharpen.agents.recorded import replay
-from sharpen.audit import Tries, audit
+from sharpen.audit import Tries, audit, fooled
 from sharpen.cli import main
 from sharpen.environments.base import Step
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import EnvironmentFault, TaskError
-from sharpen.labels import Labels, content, copy_of
+from sharpen.labels import Labels, content, copy_of, write_label
 from sharpen.records import Label, Message, SampleKey, Task, Trajectory, Verdict
+from sharpen.settings import load_settings
 from sharpen.store.files import read_json
 from sharpen.tasks.base import TaskSet
+from sharpen.tasks.load import load_tasks
+from sharpen.verifiers.answer import Choice, Exact, Numeric
+from sharpen.verifiers.base import Described, close
+from sharpen.verifiers.code import Code, CodeVerifier
 from sharpen.verifiers.function import FunctionVerifier
+from sharpen.verifiers.json import Json
+from sharpen.verifiers.load import load_verifier as verifier_for
 from sharpen.verifiers.outcome import EnvironmentOutcome
+from sharpen.verifiers.part import DENIAL
+from sharpen.verifiers.regex import Regex
+from sharpen.verifiers.run import judge
+from sharpen.verifiers.sql import Sql
 
 
 def taskset(
@@ -312,3 +325,103 @@ def test_an_audit_that_cannot_be_made_is_one_line(
     assert main(["audit", str(project(tmp_path, verifier)), str(tmp_path / "work"), *flags]) == 2
     error = capsys.readouterr().err
     assert why in error and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------- cheats that fit a verifier
+
+
+def own(settings: Any, task: Task) -> tuple[Described, dict[str, Any]]:
+    verifier = verifier_for(settings)
+    assert verifier.problem(task) == ""
+    return verifier, verifier.cheats(task)  # type: ignore[attr-defined]
+
+
+SUMS = {"test": "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(1, 1) == 2\n", "entry_point": "add"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "right", "passes"),
+    [
+        (Exact(), "42", "42", set()),
+        (Exact(part="last_line"), "42", "42", set()),
+        (Exact(part="boxed"), "42", "\\boxed{42}", set()),
+        (Numeric(), "42", "42", {DENIAL}),  # it reads one number, whatever is said of it
+        (Choice(), "B", "B", set()),
+        (Json(), {"a": 1}, '{"a": 1}', set()),
+        (Json(schema={"type": "object"}), None, '{"a": 1}', {"an empty object"}),
+        (Regex(match="full"), "[0-9]+", "42", set()),
+        (Regex(match="search"), "[a-z0-9]", "7", {"all that can be typed"}),
+        (Sql(), {"query": "SELECT a FROM t", "scripts": ["CREATE TABLE t (a); INSERT INTO t VALUES (7);"]}, "SELECT a FROM t", set()),
+    ],
+)  # fmt: skip
+def test_a_verifier_fails_its_own_cheats_but_for_what_is_said_of_it(settings: Any, reference: Any, right: str, passes: set[str]) -> None:
+    task = Task(key="t", family="t", prompt=(Message(role="user", content="?"),), reference=reference)
+    verifier, cheats = own(settings, task)
+    try:
+        verdicts = {
+            kind: judge(task, loop.run(replay(task, SingleTurn(), (answer,))), verifier).outcome
+            for kind, answer in {**cheats, "": right}.items()
+        }
+    finally:
+        close(verifier)
+    assert verdicts.pop("") == "pass"
+    assert {kind for kind, outcome in verdicts.items() if outcome == "pass"} == passes and "error" not in verdicts.values()
+
+
+def test_programs_that_set_out_to_pass_define_what_is_asked_for() -> None:
+    verifier = CodeVerifier()
+    for reference, name in (
+        (SUMS, "add"),
+        ({"inputs": [[1]], "outputs": [1], "fn_name": "same"}, "same"),
+        ({"inputs": ["1"], "outputs": ["1"]}, "solution"),
+    ):
+        cheats = verifier.cheats(Task(key="t", family="t", reference=reference))
+        assert len(cheats) == 5
+        for text in cheats.values():
+            tree = ast.parse(text.removeprefix("```python\n").removesuffix("\n```"))
+            assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.real
+def test_programs_that_set_out_to_pass_do_so_only_where_tests_and_code_are_together() -> None:
+    task = Task(key="t", family="t", prompt=(Message(role="user", content="?"),), reference=SUMS)
+    for settings, fooled_ in ((Code(), False), (Code(judge="together"), True)):
+        verifier = CodeVerifier(settings)
+        try:
+            passed = {
+                kind
+                for kind, answer in verifier.cheats(task).items()
+                if judge(task, loop.run(replay(task, SingleTurn(), (answer,))), verifier)
+            }
+        finally:
+            close(verifier)
+        assert bool(passed) == fooled_, passed
+
+
+def test_the_gate_hears_of_a_cheat_that_passes_and_not_of_what_may_be_right() -> None:
+    assert fooled(taskset(last_word)) == ""
+    assert fooled(taskset(somewhere)).startswith("every answer listed: task 't1': ")
+    assert fooled(taskset(anything)).startswith("asks to be passed")
+    assert fooled(taskset(somewhere, gold=False)) == ""  # nothing can be made of no answer
+    cheated = taskset(last_word)
+    object.__setattr__(cheated.verifier, "cheats", lambda task: {"mine": f"The answer is {task.reference}."})
+    assert fooled(cheated).startswith("mine: task 't1'")
+
+
+def test_no_labels_and_contradictory_ones_are_said_in_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, work = str(project(tmp_path, "good")), str(tmp_path / "work")
+    assert main(["audit", settings, work]) == 0
+    assert f"there are no labels in {tmp_path / 'labels.jsonl'}; sharpen label {work} asks for them" in capsys.readouterr().out
+    tasks = load_tasks(load_settings(Path(settings), {}).tasks)
+    first, other = (
+        loop.run(replay(task, tasks.environment, (task.reference,), agent="m"))
+        for task in (tasks.tasks[0], replace(tasks.tasks[1], key="gone"))
+    )
+    for one, said, by in ((first, "good", "ann"), (first, "bad", "ann"), (first, "good", "bea"), (other, "good", "ann")):
+        write_label(tmp_path / "labels.jsonl", replace(label(one, said), labeller=by))
+    assert main(["audit", settings, work]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "note: 1 trajectories were called both good and bad by the same labeller; the last word counts" in lines
+    assert "note: labellers disagree on 1 trajectories; most of them decide, and a tie is unsure" in lines
+    assert "by labels (0 tries, 95 %): nothing can be said; 1 not used: errors, or nobody is sure" in lines
+    assert "not looked at: 1 labelled trajectories are of no task of these settings and were left aside" in lines

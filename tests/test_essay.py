@@ -14,8 +14,9 @@ import pytest
 import sharpen
 from sharpen import Session, Training, api, load_model, load_tasks
 from sharpen.errors import Refused
+from sharpen.labels import content, copy_of, write_label
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Model
+from sharpen.records import Label, Model
 from sharpen.sampling import SamplingSettings
 from sharpen.tasks.base import Splits
 from sharpen.tasks.reasoning_gym import ReasoningGym
@@ -91,9 +92,9 @@ def test_the_essays_lines_run_on_a_real_model(quiet: Session) -> None:
 
 
 class _Answers:
-    """Passes any finished episode."""
+    """Passes any finished episode, which is what success means here."""
 
-    name, exact = "answers", False
+    name, exact = "answers", True
 
     def verify(self, task: sharpen.Task, trajectory: sharpen.Trajectory) -> sharpen.Verdict:
         return sharpen.Verdict(key=trajectory.key, outcome="pass", verifier=self.name)
@@ -133,6 +134,64 @@ def test_a_verdict_is_true_for_a_pass_only() -> None:
 def test_training_on_nothing_is_refused_in_one_line(quiet: Session, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="nothing to train on: no candidate passed"):
         sharpen.sft(scripted(tmp_path), [])
+
+
+class _Guess:
+    """Passes every second try, whatever it says."""
+
+    name, exact = "guess", False
+
+    def verify(self, task: sharpen.Task, trajectory: sharpen.Trajectory) -> sharpen.Verdict:
+        return sharpen.Verdict(key=trajectory.key, outcome="pass" if trajectory.key.index % 2 else "fail", verifier=self.name)
+
+
+def test_what_an_unaudited_verifier_kept_does_not_train_unless_trusted_and_then_says_so(
+    quiet: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, exact = scripted(tmp_path), load_tasks(sums())
+    tasks = sharpen.TaskSet("guessed", exact.tasks, exact.environment, _Guess())
+    good = sharpen.filter(sharpen.sample_many(model, tasks), sharpen.verify)
+    with pytest.raises(Refused, match="the verifier guess is neither exact nor audited: no row is labelled") as caught:
+        sharpen.sft(model, good)
+    line = str(caught.value)
+    assert (
+        f"sharpen label {quiet.folder} --among passed" in line
+        and "trust_unaudited_verifier=True goes on without" in line
+        and "\n" not in line
+    )
+    with pytest.raises(Refused, match="neither exact nor audited"):  # whatever chose them
+        sharpen.sft(
+            model, sharpen.filter(good, lambda candidate: sharpen.Verdict(key=candidate.trajectory.key, outcome="pass", verifier="mine"))
+        )
+
+    trusted = sharpen.sft(model, good, trust_unaudited_verifier=True)
+    assert trusted.lineage.banners == ("nobody audited the verifier guess: how much of what it kept is truly good is not known",)
+    assert load_model(trusted.path).lineage.banners == trusted.lineage.banners
+    right = sharpen.filter(sharpen.sample_many(trusted, exact), sharpen.verify)
+    assert sharpen.sft(trusted, right).lineage.banners == trusted.lineage.banners  # a child inherits
+
+    for candidate in good:
+        one = candidate.trajectory
+        write_label(Path("labels/session.jsonl"), Label(
+            key=one.key, digest=content(one), label="good", labeller="ann", at="", seconds=1.0, of=len(good), inclusion=1.0, population="p",
+            trajectory=copy_of(one),
+        ))  # fmt: skip
+    assert sharpen.sft(model, good).lineage.banners == ()  # labels that lie where sharpen label writes them
+
+
+def test_what_fails_an_exact_verifier_or_has_none_does_not_train_in_silence(quiet: Session, tmp_path: Path) -> None:
+    model, exact = scripted(tmp_path), load_tasks(sums())
+    tries = list(sharpen.sample_many(model, exact))
+    bad = [candidate for candidate in tries if not sharpen.verify(candidate)]
+    with pytest.raises(
+        Refused, match=rf"^{len(bad)} of {len(tries)} candidates do not pass the verifier .*which is exact; leave them out, or"
+    ):
+        sharpen.sft(model, tries)
+    assert "do not pass" in sharpen.sft(model, bad, trust_unaudited_verifier=True).lineage.banners[0]
+    bare = sharpen.TaskSet("bare", exact.tasks, exact.environment, None)
+    with pytest.raises(Refused, match="has no verifier: without filtering this is SFT on average behaviour; give the tasks one, or say"):
+        sharpen.sft(model, sharpen.sample_many(model, bare))
 
 
 def test_verifying_without_a_verifier_is_refused(quiet: Session, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from sharpen.advisor import gate
 from sharpen.audit import tries_in
 from sharpen.cli import main
+from sharpen.formats.load import read
 from sharpen.labels import Labels, content, copy_of, measure, read_labels, write_label
 from sharpen.models import open_folder
 from sharpen.policies.scripted import scripted_model
@@ -28,9 +29,9 @@ NONE = measure(ROWS, Labels())
 
 
 def purity(good: int, labels: int) -> Purity:
-    from sharpen.stats import stratified_bound
+    from sharpen.stats import purity_bound
 
-    share = stratified_bound([(good, labels, 1000)])
+    share = purity_bound([(good, labels, 1000)])
     outcome = "clears" if share.low >= 0.9 else "below" if good / labels < 0.5 else "open"
     return replace(NONE, good=good, bad=labels - good, share=share, outcome=outcome, missing=7)  # type: ignore[arg-type]
 
@@ -42,7 +43,7 @@ def purity(good: int, labels: int) -> Purity:
         (
             {"purity": NONE},
             "refuse",
-            "neither exact nor audited: no row is labelled; 29 more of these 100 rows, all good, would clear the bar of 90%; ASK",
+            "neither exact nor audited: no row is labelled; 23 more of these 100 rows, all good, would clear the bar of 90%; ASK",
         ),
         ({"purity": NONE, "trusted_unaudited": True}, "proceed", "no row is labelled"),
         ({"purity": purity(20, 20)}, "refuse", "20 of 20 labelled rows are good: purity 100.0%, lower bound 86.1%"),
@@ -53,12 +54,21 @@ def purity(good: int, labels: int) -> Purity:
             "surely under the bar of 90%, and more labels would not help; mend it, or lower ladder.purity",
         ),
         ({"purity": purity(2, 20), "trusted_unaudited": True}, "refuse", "keeps too much that is not good"),
+        (
+            {"purity": purity(29, 29), "cheat": "a list: task 't' got pass"},
+            "refuse",
+            "the verifier v passes a cheat (a list: task 't' got pass); mend it",
+        ),
+        ({"purity": purity(29, 29), "cheat": "a list: task 't' got pass", "trusted_unaudited": True}, "proceed", "29 of 29"),
+        ({"verifier_exact": True, "cheat": "a list: task 't' got pass"}, "proceed", "the verifier v is exact"),
     ],
 )
 def test_the_gate_says_in_one_line_what_is_missing_and_what_would_lift_it(seen: dict[str, Any], outcome: str, why: str) -> None:
     decision = gate("rejection-sampling", replace(READY, **seen), "ASK")
     assert decision.outcome == outcome and why in decision.reasons[0] and "\n" not in decision.reasons[0]
     assert bool(decision.banners) == (outcome == "proceed" and bool(seen.get("trusted_unaudited")))
+    if seen.get("trusted_unaudited") and "cheat" in seen:
+        assert decision.banners == ("the verifier v passes a cheat: a list",)
     if outcome == "refuse" and "purity" in seen and seen["purity"].outcome == "open":
         assert "--trust-unaudited-verifier goes on without" in decision.reasons[0]
 
@@ -113,12 +123,18 @@ def test_refused_then_labelled_the_same_command_goes_on(
     assert run() == 0
     rung = Path("runs/mine/rungs/001-rejection-sampling")
     decision = read_json(rung / "decision.json", Decision)
-    assert decision.outcome == "refuse" and "29 more of these" in decision.reasons[0] and "sharpen label runs/mine" in decision.reasons[0]
+    enough = read_json(rung / "purity.json", RoundPurity).purity.missing
+    assert 20 < enough < 29  # as many rows as are kept
+    assert (
+        decision.outcome == "refuse"
+        and f"{enough} more of these" in decision.reasons[0]
+        and "sharpen label runs/mine" in decision.reasons[0]
+    )
     assert not (rung / "model").exists() and not Path("runs/mine/rungs/000-base/evaluation-test.json").exists()
     assert "the test split stays closed" in capsys.readouterr().err
     tries = (rung / "sampling/stage.json").read_bytes()
 
-    label_kept(rung, 28)
+    label_kept(rung, enough - 1)
     assert run() == 0
     assert "1 more of these" in read_json(rung / "decision.json", Decision).reasons[0]
     monkeypatch.setattr("sys.stdin", io.StringIO("g\n" * 9))
@@ -129,10 +145,10 @@ def test_refused_then_labelled_the_same_command_goes_on(
     assert decision.outcome == "keep" and decision.banners == ()
     assert (rung / "sampling/stage.json").read_bytes() == tries  # no try was bought again
     measured = read_json(rung / "purity.json", RoundPurity).purity
-    assert (measured.outcome, measured.good, measured.missing) == ("clears", 29, 0)
+    assert (measured.outcome, measured.good, measured.missing) == ("clears", enough, 0)
     view = read_run(Path("runs/mine"))
     assert view.banners == () and Path("runs/mine/rungs/000-base/evaluation-test.json").exists()  # opened once, for these two
-    assert "lower bound 90.2%" in Path("runs/mine/report.html").read_text()
+    assert f"{enough} of {enough} labelled rows are good: purity 100.0%, lower bound 9" in Path("runs/mine/report.html").read_text()
 
 
 def test_a_rung_further_on_waits_with_the_one_that_waits_for_labels(project: Path) -> None:
@@ -197,6 +213,19 @@ def test_the_steps_by_hand_carry_the_banner_too_until_labels_take_it_away(projec
     assert "nobody audited the verifier v.py:verify" in capsys.readouterr().out
     assert main(["train", "mine.yaml", "w", "--out", "w/model"]) == 0
     assert open_folder(Path("w/model")).lineage.banners == read_json(Path("w/selection.json"), Selection).banners != ()
+    assert "nobody audited" in capsys.readouterr().out
+    (banner,) = read_json(Path("w/selection.json"), Selection).banners
+    for format, name in (
+        ("trl", "rows.jsonl"),
+        ("trl", "rows.parquet"),
+        ("openai", "o.jsonl"),
+        ("sharegpt", "s.jsonl"),
+        ("atif", "a.jsonl"),
+        ("hub", "h"),
+    ):
+        assert main(["export", "w", name, "--format", format]) == 0
+        assert Path(f"{name}.WARNING.txt").read_text() == f"{banner}\n" and f"{banner} ({name}.WARNING.txt)" in capsys.readouterr().out
+        assert len(list(read(Path(name), format))) == len(read_json(Path("w/selection.json"), Selection).kept)  # the format is as it was
     tries = tries_in(Path("w"))
     for key in tries.kept or ():
         one = tries.trajectories[key]
@@ -207,6 +236,7 @@ def test_the_steps_by_hand_carry_the_banner_too_until_labels_take_it_away(projec
         write_label(Path("labels/mine.jsonl"), label)
     assert main(["select", "mine.yaml", "w"]) == 0
     assert read_json(Path("w/selection.json"), Selection).banners == ()
+    assert main(["export", "w", "rows.jsonl", "--format", "trl"]) == 0 and not Path("rows.jsonl.WARNING.txt").exists()
     assert main(["audit", "mine.yaml", "w"]) == 0
     assert "every row labelled" in Path("w/audit.json").read_text() and "no more labels are needed" in capsys.readouterr().out
 

@@ -113,35 +113,35 @@ def test_labellers_who_disagree_are_reported_and_a_tie_is_not_good(file: Path) -
 
 
 def test_zero_labels_need_29_and_29_good_ones_settle_it(file: Path) -> None:
-    none = measure(rows(400), read_labels(file))
+    none = measure(rows(4000), read_labels(file))
     assert (none.outcome, none.missing) == ("open", 29) and math.isnan(none.share.value)
-    assert purity_line(none) == "no row is labelled; 29 more of these 400 rows, all good, would clear the bar of 90%"
+    assert purity_line(none) == "no row is labelled; 29 more of these 4000 rows, all good, would clear the bar of 90%"
     for number in range(28):
         write_label(file, label(number))
-    assert measure(rows(400), read_labels(file)).missing == 1
+    assert measure(rows(4000), read_labels(file)).missing == 1
     write_label(file, label(28))
-    done = measure(rows(400), read_labels(file))
+    done = measure(rows(4000), read_labels(file))
     assert (done.outcome, done.missing, done.good) == ("clears", 0, 29)
     write_label(file, label(29, "bad"))
-    assert measure(rows(400), read_labels(file)).missing == 16  # one bad one: 46 in all
+    assert measure(rows(4000), read_labels(file)).missing == 63  # one bad one: 93 in all
 
 
 def test_unsure_never_makes_it_purer(file: Path) -> None:
     for number in range(29):
         write_label(file, label(number, "unsure" if number == 5 else "good"))
     purity = measure(rows(400), read_labels(file))
-    assert purity.outcome == "open" and purity.unsure == 1 and purity.share.low == pytest.approx(stats.purity_bound(28, 29).low)
+    assert purity.outcome == "open" and purity.unsure == 1 and purity.share.low == stats.purity_bound([(28, 29, 400)]).low < 0.9
 
 
 def test_when_every_row_is_labelled_the_purity_is_known(file: Path) -> None:
     for number in range(9):
-        write_label(file, label(number))
+        write_label(file, label(number, "bad" if number == 3 else "good"))
     ten = measure(rows(10), read_labels(file))
-    assert (ten.outcome, ten.missing) == ("open", 1)  # fewer than 29 rows: all of them do
+    assert (ten.outcome, ten.missing) == ("open", 1)  # nine of ten is the bar itself
     write_label(file, label(9))
-    assert measure(rows(10), read_labels(file)).share.low == 1.0
-    nine = measure(rows(9), read_labels(file))
-    assert nine.outcome == "clears" and nine.share.method == "every row labelled"
+    known = measure(rows(10), read_labels(file))
+    assert known.outcome == "clears" and known.share.low == known.share.value == 0.9 and known.share.method == "every row labelled"
+    assert measure(rows(9), read_labels(file)).outcome == "below"  # eight of nine, and no row is left to label
 
 
 def test_a_verifier_surely_under_the_bar_asks_for_no_more_labels(file: Path) -> None:
@@ -179,18 +179,18 @@ def test_disagreements_come_first_and_are_weighed_down_again(file: Path) -> None
         write_label(file, label(number, "bad" if one.key in suspects else "good", shown=one))
     purity = measure(keys, read_labels(file))
     assert purity.share.value == pytest.approx(0.9)  # not 30 of 40
-    assert purity.share.low == pytest.approx(0.9 * stats.purity_bound(30, 30).low)
+    assert purity.share.low == pytest.approx(0.9 * stats.bound_at_any_look(30, 30, 90, 1 - 0.05 * 0.9) / 90)
     assert measure(rows(90), read_labels(file)).share.n == 0  # drawn from other rows: no weights, no estimate
 
 
-def test_the_stratified_bound_holds_at_least_as_often_as_it_purity_line() -> None:
+def test_the_bound_by_strata_holds_at_least_as_often_as_it_says() -> None:
     draw_, truth, covered, trials = random.Random(1), (0.5 * 20 + 0.95 * 180) / 200, 0, 400
     for _ in range(trials):
         strata = [
             ([True] * round(p * size) + [False] * (size - round(p * size)), size, n) for p, size, n in ((0.5, 20, 10), (0.95, 180, 25))
         ]
         seen = [(sum(draw_.sample(of, n)), n, size) for of, size, n in strata]
-        covered += stats.stratified_bound(seen).low <= truth
+        covered += stats.purity_bound(seen).low <= truth
     assert covered / trials >= 0.95
 
 
@@ -240,7 +240,7 @@ def test_the_labels_needed_are_the_fewest_that_clear(strata: list[tuple[int, int
         for _ in range(more):
             at = min((at for at in range(len(strata)) if added[at] < room[at]), key=lambda at: (added[at], room[at]))
             added[at] += 1
-        return stats.stratified_bound([(good + m, n + m, rows) for (good, n, rows), m in zip(strata, added, strict=True)]).low
+        return stats.purity_bound([(good + m, n + m, rows) for (good, n, rows), m in zip(strata, added, strict=True)]).low
 
     assert then(needed) >= 0.9 and not then(needed - 1) >= 0.9
 
@@ -250,7 +250,7 @@ def test_no_number_of_labels_clears_what_is_known_to_be_impure() -> None:
     assert stats.labels_needed([(5, 5, 5)], 0.9) == 0
     for wrong in ([(2, 1, 5)], [(1, 6, 5)], [(-1, 1, 5)]):
         with pytest.raises(ValueError, match="each must be at most the next"):
-            stats.stratified_bound(wrong)
+            stats.purity_bound(wrong)
     for bar in (0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match="between 0 and 1"):
             stats.labels_needed([(1, 1, 5)], bar)

@@ -462,3 +462,32 @@ def test_vllms_pooling_endpoint_gives_the_scores_that_transformers_gives(make: C
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def test_tries_of_one_family_count_once() -> None:
+    """Forty tries of four families say as much as four."""
+    scores, labels = [float(at) for at in range(40)], [True] * 40
+    with pytest.raises(Refused, match="by these 40 labels, which are of 4 families and count once for each; at least 29"):
+        calibrate(scores, labels, families=[f"f{at % 4}" for at in range(40)])
+    assert calibrate(scores, labels, families=[f"f{at}" for at in range(40)]) == calibrate(scores, labels)
+    found = calibrate([float(at) for at in range(90)], [True] * 90, families=[f"f{at % 30}" for at in range(90)])
+    assert (found.precision.n, found.labels, found.found, found.threshold) == (30, 90, 1.0, 0.0)
+    with pytest.raises(ValueError, match="40 scores and 3 families"):
+        calibrate(scores, labels, families=["a", "b", "c"])
+
+
+def test_alike_families_do_not_fool_it() -> None:
+    """60 families of ten tries each, all good or all bad: by tries alone the bar, where the truth lies, would be cleared far too often."""
+    wrong = 0
+    for seed in range(60):
+        draw = random.Random(seed)
+        good = [draw.random() < 0.7 for _ in range(60)]  # precision exactly at the bar
+        tries = [(draw.random(), good[family], f"f{family}") for family in range(60) for _ in range(10)]
+        try:
+            calibrate(
+                [score for score, _, _ in tries], [label for _, label, _ in tries], bar=0.7, families=[family for _, _, family in tries]
+            )
+            wrong += 1
+        except Refused:
+            pass
+    assert wrong <= 8  # 5 % of 60 is 3; over 8 has a chance of 1 in 300

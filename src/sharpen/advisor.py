@@ -40,26 +40,30 @@ def after_sampling(method: Method, seen: Measurements) -> Decision:
     return Decision(outcome="proceed", action=f"train on the survivors of {method}", reasons=(reason,))
 
 
-def gate(method: Method, seen: Measurements, ask: str) -> Decision:
+def gate(method: Method, seen: Measurements, ask: str, trust: str = "--trust-unaudited-verifier") -> Decision:
     """Whether what was selected may train (honesty rule 4): the verifier is exact, or labels show that what it keeps is pure.
 
-    Neither: refused, with what is missing and ``ask``, the command that asks for it; unless the user trusts the verifier unaudited, and then the decision
-    carries the banner. Labels that show it to be impure are an audit, and no trust goes past them.
+    Neither: refused, with what is missing and ``ask``, the command that asks for it; unless the user trusts the verifier unaudited, as by ``trust``, and then
+    the decision carries the banner. Labels that show it to be impure are an audit, and no trust goes past them.
     """
     purity, go = seen.purity, f"train on the survivors of {method}"
     if seen.verifier_exact:
         return Decision(outcome="proceed", action=go, reasons=(f"the verifier {seen.verifier} is exact",))
     assert purity is not None
-    if purity.outcome == "clears":
+    if seen.cheat and not seen.trusted_unaudited:
+        reason = f"the verifier {seen.verifier} passes a cheat ({seen.cheat}); mend it, claim that it is exact, or go on with {trust}"
+        return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
+    if purity.outcome == "clears" and not seen.cheat:
         return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),))
     if purity.outcome == "below":
         reason = f"the verifier {seen.verifier} keeps too much that is not good: {purity_line(purity)}; mend it, or lower ladder.purity"
     elif seen.trusted_unaudited:
-        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),), banners=(unaudited(seen.verifier),))
+        banner = f"the verifier {seen.verifier} passes a cheat: {seen.cheat.partition(':')[0]}" if seen.cheat else unaudited(seen.verifier)
+        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),), banners=(banner,))
     else:
         reason = (
             f"the verifier {seen.verifier} is neither exact nor audited: {purity_line(purity)}; {ask} asks for them, and then this command goes on; "
-            "--trust-unaudited-verifier goes on without"
+            f"{trust} goes on without"
         )
     return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
 
@@ -76,7 +80,7 @@ def purity_line(purity: Purity) -> str:
     seen = f"{purity.good} of {labelled} labelled rows are good{unsure}" if labelled else "no row is labelled"
     if labelled:
         value = "undefined" if math.isnan(purity.share.value) else f"{purity.share.value:.1%}"
-        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided)"
+        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided, at any look)"
     match purity.outcome:
         case "clears":
             return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"

@@ -10,21 +10,25 @@ import shutil
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from sharpen import loop
+from sharpen.advisor import gate
 from sharpen.agents.base import PolicyAgent
+from sharpen.audit import fooled
 from sharpen.budget import Uniform
 from sharpen.chat.load import load_template
 from sharpen.errors import Refused, SettingsError
+from sharpen.labels import BAR, content, measure, read_labels
+from sharpen.methods.base import inherit
 from sharpen.models import load_model
 from sharpen.policies.base import Policy
 from sharpen.policies.choose import Auto, Engine, open_policy
-from sharpen.records import Model, SampleKey, Selection, Trajectory, Verdict
+from sharpen.records import Measurements, Model, SampleKey, Selection, Trajectory, Verdict
 from sharpen.sampling import SamplingSettings, collect
 from sharpen.selection import build_rows
 from sharpen.store.segments import Segments
@@ -67,6 +71,7 @@ class Session:
         self.training = training or Training()
         self.engine = engine or Auto()
         self.seed = seed
+        self._lasting = folder is not None
         if folder is None:
             folder = tempfile.mkdtemp(prefix="sharpen-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -116,9 +121,17 @@ class Session:
         self._verdicts.append(verdict)
         return verdict
 
-    def sft(self, model: Model | str, good: Iterable[Candidate]) -> Model:
-        """Train ``model`` on the trajectories in ``good`` with exact masks, and return the new model. Refused where there is nothing to train on."""
-        model = _model(model)
+    def sft(
+        self, model: Model | str, good: Iterable[Candidate], *, trust_unaudited_verifier: bool = False, labels: str | Path | None = None
+    ) -> Model:
+        """Train ``model`` on the trajectories in ``good`` with exact masks, and return the new model. Refused where there is nothing to train on.
+
+        Whatever chose them, their own task set's verifier must vouch for them: it is exact and passes each, or ``labels`` (a file or folder that ``sharpen
+        label`` wrote; default: where it writes those of this session's folder) show that they are pure. Else it is refused, unless ``trust_unaudited_verifier``
+        says to go on, and then the new model's lineage, and all that is trained from it, carry the banner.
+        """
+        model, good = _model(model), builtins.list(good)
+        banners = self._vouched(good, trust_unaudited_verifier, Path(labels or f"labels/{self.folder.resolve().name}.jsonl"))
         chosen = [("sampled", candidate.trajectory) for candidate in good]
         keys: tuple[SampleKey, ...] = tuple(trajectory.key for _, trajectory in chosen)
         rows, selection = build_rows(Selection(kept=keys, left_out=(), counts={}), chosen, load_template(model), self.training.max_length)
@@ -128,7 +141,43 @@ class Session:
         self.close()  # the engine's memory is free for the trainer
         out = self.folder / "models" / f"{next(self._trained):03d}"
         trained, _ = trainer_for(model)(rows, model, self.training, out)
-        return trained
+        return inherit(trained, model, banners)
+
+    def _vouched(self, good: Sequence[Candidate], trust: bool, place: Path) -> tuple[str, ...]:
+        """The banners for what is trained on ``good``. Refused where nobody vouches for it."""
+        banners: list[str] = []
+        by_set: dict[int, list[Candidate]] = defaultdict(list)
+        for candidate in good:
+            by_set[id(candidate.bound.tasks)].append(candidate)
+        for chosen in by_set.values():
+            tasks = chosen[0].bound.tasks
+            verifier = tasks.verifier
+            if verifier is not None and verifier.exact:
+                if not (bad := sum(not self.verify(candidate) for candidate in chosen)):
+                    continue
+                problem = f"{bad} of {len(chosen)} candidates do not pass the verifier {verifier.name}, which is exact; leave them out"
+                banner = f"it was trained on {bad} tries that do not pass the verifier {verifier.name}"
+            elif verifier is None:
+                problem = f"task set {tasks.name!r} has no verifier: without filtering this is SFT on average behaviour; give the tasks one"
+                banner = "no verifier vouches for the tries it was trained on"
+            else:
+                purity = measure({one.trajectory.key: content(one.trajectory) for one in chosen}, read_labels(place), BAR)
+                cheat = fooled(tasks, timeout_s=self.sampling.verifier_timeout_s) if purity.outcome == "clears" and not trust else ""
+                seen = Measurements(verifier=verifier.name, purity=purity, cheat=cheat, trusted_unaudited=trust)
+                where = (
+                    f"sharpen label {self.folder} --among passed"
+                    if self._lasting
+                    else "a Session(FOLDER), and sharpen label FOLDER --among passed,"
+                )
+                decision = gate("rejection-sampling", seen, where, "trust_unaudited_verifier=True")
+                if decision.outcome == "refuse":
+                    raise Refused(decision.reasons[0])
+                banners += decision.banners
+                continue
+            if not trust:
+                raise Refused(f"{problem}, or say trust_unaudited_verifier=True")
+            banners.append(banner)
+        return tuple(dict.fromkeys(banners))
 
     def close(self) -> None:
         """Give the engines back. What is on disk stays; the next call opens them again."""
@@ -181,13 +230,18 @@ def verify(candidate: Candidate) -> Verdict:
 
 
 def filter(candidates: Iterable[Candidate], verify: Callable[[Candidate], Verdict]) -> list[Candidate]:
-    """The candidates that ``verify`` passes. An error is no pass, and neither is a low score."""
+    """The candidates that ``verify`` passes. An error is no pass, and neither is a low score.
+
+    ``verify`` may be any function: what it says chooses, and vouches for nothing. ``sft`` asks the tasks' own verifier.
+    """
     return [candidate for candidate in builtins.list(candidates) if verify(candidate)]
 
 
-def sft(model: Model | str, good: Iterable[Candidate]) -> Model:
-    """A new model: ``model`` trained on ``good``. See Session.sft."""
-    return _ephemeral().sft(model, good)
+def sft(
+    model: Model | str, good: Iterable[Candidate], *, trust_unaudited_verifier: bool = False, labels: str | Path | None = None
+) -> Model:
+    """A new model: ``model`` trained on ``good``, which an exact verifier passes or labels show to be pure. See Session.sft."""
+    return _ephemeral().sft(model, good, trust_unaudited_verifier=trust_unaudited_verifier, labels=labels)
 
 
 @cache

@@ -339,6 +339,8 @@ def _train(arguments: argparse.Namespace) -> None:
     with _watched() as watch:
         model, report = verbs.train(_settings(arguments), arguments.work, arguments.out, watch=watch)
     print(f"{report.steps} steps over {report.trained_tokens} trained tokens of {report.tokens}, in {report.precision}: {model.path}")
+    for banner in model.lineage.banners:
+        print(banner)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -409,9 +411,13 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.format in verbs.MODEL_FORMATS:
         model = verbs.export_weights(arguments.work, arguments.path, arguments.format)
         print(f"{model.name}, weights {model.fingerprint[:16]}: {arguments.path}")
+        for banner in model.lineage.banners:
+            print(banner)
         return
     done = verbs.export(arguments.work, arguments.path, arguments.format)
     print(f"{done.written} trajectories: {done.path}" + (f"; {done.format} has no place for {', '.join(done.loses)}" if done.loses else ""))
+    for banner in done.banners:
+        print(f"{banner} ({done.warning})")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from sharpen.errors import FormatError
 from sharpen.records import Agreement, Label, Purity, SampleKey, Trajectory
-from sharpen.stats import krippendorff_alpha, labels_needed, stratified_bound
+from sharpen.stats import krippendorff_alpha, labels_needed, purity_bound
 from sharpen.store.files import digest, writing
 from sharpen.store.segments import order
 
@@ -203,8 +203,7 @@ def measure(rows: Mapping[SampleKey, str], labels: Labels, bar: float = BAR) -> 
     Random labels estimate by themselves; those drawn by disagreement do so with the weights of their strata, if they were drawn from these very rows.
     The two kinds are not mixed: whichever are more decide.
 
-    The bound is that of labels whose number was fixed beforehand, as the first look at 29 is. Whoever goes on labelling until it clears gets it wrong
-    more often: ``benchmarks/labels.py`` measures how much.
+    The bounds hold however often one looks (``stats.purity_bound``): whoever labels until the bar is settled is misled no more often than they say.
     """
     notes = list(labels.notes)
     standing, texts = labels.standing(), set(rows.values())
@@ -241,12 +240,12 @@ def measure(rows: Mapping[SampleKey, str], labels: Labels, bar: float = BAR) -> 
     counts = {stratum: Counter(word for of, word in ways[way].values() if of == stratum) for stratum in size}
     strata = [(counts[stratum]["good"], counts[stratum].total(), size[stratum]) for stratum in size]
     total = sum(counts.values(), Counter[Said]())
-    share = stratified_bound(strata, LEVEL)
+    share = purity_bound(strata, LEVEL)
     missing = labels_needed(strata, bar, LEVEL) if rows else None
     if share.low >= bar:
         outcome: Literal["clears", "below", "open"] = "clears"
     else:
-        surely = stratified_bound(strata, LEVEL, "upper").high < bar
+        surely = purity_bound(strata, LEVEL, "upper").high < bar
         outcome = "below" if surely or (missing is None and rows) else "open"
     return Purity(
         rows=len(rows), good=total["good"], bad=total["bad"], unsure=total["unsure"], share=share, bar=bar,

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
+from sharpen.audit import fooled
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
@@ -146,7 +147,12 @@ class Ladder:
         checked = loop.run(gold_and_noop(tasks))
         if checked.example:
             self.bench.say(f"the verifier fails its checks: {checked.example}")
+        keeps = {"rejection-sampling", "expert-iteration"} & set(self.settings.rungs)
+        cheat = fooled(tasks, timeout_s=self.bench.sampling.verifier_timeout_s) if keeps and not verifier.exact else ""
+        if cheat:
+            self.bench.say(f"the verifier passes a cheat: {cheat}")
         return Measurements(
+            cheat=cheat,
             demonstrations=worth.count,
             demonstrations_passing=worth.passed,
             verifier=verifier.name,
@@ -234,7 +240,7 @@ class Ladder:
         for note in purity.notes if purity.share.n or not seen.verifier_exact else ():
             self.bench.say(f"labels: {note}")
         if decision.outcome == "refuse":
-            self.waiting = self.waiting or purity.outcome == "open"
+            self.waiting = self.waiting or (purity.outcome == "open" and not seen.cheat)
             raise Refused(decision.reasons[0])
         banners = (advisor.unaudited(seen.verifier),) if trusted else decision.banners
         if banners and not trusted:

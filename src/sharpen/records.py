@@ -373,7 +373,7 @@ class Label(Record, frozen=True, kw_only=True):
 class Purity(Record, frozen=True, kw_only=True):
     """How much of what a selection keeps is truly good, by labels on a sample of it.
 
-    ``share`` has the one-sided lower bound at its level (Clopper-Pearson; by stratum where labels were drawn by disagreement); ``unsure`` counts as
+    ``share`` has a one-sided lower bound at its level that holds at all looks together (``stats.purity_bound``); ``unsure`` counts as
     not good. ``clears``: the bound is at ``bar`` or over. ``below``: surely not, and more labels would not help. ``open`` until one of them holds;
     ``missing`` is how many labels more, all good, would clear. ``notes`` say which labels were not used, and why.
     """
@@ -507,7 +507,8 @@ class Measurements(Record, frozen=True, kw_only=True):
     """All that the advisor may know. ``None`` means not measured.
 
     ``samples_per_task``, ``tasks_solved`` and ``tasks_mixed`` are of tries fixed beforehand; ``solved_later`` counts the tasks that only an adaptive
-    budget's later waves solved. ``purity`` is that of what this round would keep, by labels; ``trusted_unaudited`` says that the user goes on without.
+    budget's later waves solved. ``cheat`` is a cheat that the verifier passes, in a line, "" where none does. ``purity`` is that of what this round would
+    keep, by labels; ``trusted_unaudited`` says that the user goes on without.
     """
 
     demonstrations: int = 0
@@ -516,6 +517,7 @@ class Measurements(Record, frozen=True, kw_only=True):
     verifier_exact: bool = False
     gold_passes: bool | None = None
     noop_fails: bool | None = None
+    cheat: str = ""
     samples_per_task: int | None = None
     tasks_sampled: int | None = None
     tasks_solved: int | None = None

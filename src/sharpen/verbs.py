@@ -41,7 +41,7 @@ from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Tolerance, fill, fill_adaptively, silent
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
-from sharpen.store.files import digest, read_json, replacing, write_json
+from sharpen.store.files import digest, read_json, replacing, write_atomic, write_json
 from sharpen.store.run import SETTINGS, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
@@ -96,7 +96,10 @@ def import_(
 
 
 def export(work: Path, path: Path, format: str) -> Exported:
-    """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format."""
+    """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format.
+
+    Banners on the selection have no place in these formats, so they go into a text file beside it, ``NAME.WARNING.txt``.
+    """
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}{nearest(format, (*FORMATS, *MODEL_FORMATS))}")
     tries, chosen = work, work
@@ -105,8 +108,15 @@ def export(work: Path, path: Path, format: str) -> Exported:
     elif not (work / "trajectories").exists() and (work / "sampling").is_dir():
         tries = work / "sampling"
     trajectories = _trajectories(tries).records
-    keys = _selection(chosen).kept if (chosen / "selection.json").exists() else tuple(sorted(trajectories, key=order))
-    return write((trajectories[key] for key in keys if key in trajectories), path, format)
+    selection = _selection(chosen) if (chosen / "selection.json").exists() else None
+    keys = selection.kept if selection is not None else tuple(sorted(trajectories, key=order))
+    done = write((trajectories[key] for key in keys if key in trajectories), path, format)
+    warning = path.with_name(f"{path.name}.WARNING.txt")
+    if selection is None or not selection.banners:
+        warning.unlink(missing_ok=True)  # of an export before, to the same place
+        return done
+    write_atomic(warning, "".join(f"{banner}\n" for banner in selection.banners).encode())
+    return replace(done, banners=selection.banners, warning=str(warning))
 
 
 MODEL_FORMATS = ("model", "adapter")
@@ -256,6 +266,10 @@ def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limi
         labels = read_labels(settings.labels_place)
         bar, timeout_s = settings.ladder.purity, settings.sampling.verifier_timeout_s
         found = audit(tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s)
+        if not labels.lines:
+            found = replace(
+                found, limits=(*found.limits, f"there are no labels in {settings.labels_place}; sharpen label {work} asks for them")
+            )
         write_json(work / AUDIT, found)
     return found
 

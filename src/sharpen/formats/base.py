@@ -68,12 +68,14 @@ class Imported(Record, frozen=True, kw_only=True):
 
 
 class Exported(Record, frozen=True, kw_only=True):
-    """What was written, and what the format has no place for (see ``docs/formats.md``)."""
+    """What was written, and what the format has no place for (see ``docs/formats.md``). ``banners`` are in the file ``warning`` beside it."""
 
     path: str
     format: str
     written: int
     loses: tuple[str, ...]
+    banners: tuple[str, ...] = ()
+    warning: str = ""
 
 
 class Draft(Record, frozen=True, kw_only=True):

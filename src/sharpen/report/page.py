@@ -202,10 +202,13 @@ def bought(rung: RungView) -> str:
     spent, kept = rung.sampling, rung.kept
     paid = f" for {dollars(spent.dollars)}" if spent.dollars else ""
     unknown = f" ({spent.unpriced} of unknown price, in no dollar figure)" if spent.unpriced else ""
+    brought = [f"{kept} kept, {each(spent, kept)} each" if kept else "nothing kept"]
+    brought += [
+        f"{rung.newly_solved} tasks newly solved, {each(spent, rung.newly_solved)} each" if rung.newly_solved else "no task newly solved"
+    ]
     return (
         f"sampled {count(spent.calls)} calls{unknown}, {count(spent.tokens)} tokens ({count(spent.sampled_tokens)} of them sampled){paid}, "
-        f"{minutes(spent.seconds / 60)} min: {kept} kept, {each(spent, kept)} each; "
-        f"{rung.newly_solved} tasks newly solved, {each(spent, rung.newly_solved)} each"
+        f"{minutes(spent.seconds / 60)} min: {'; '.join(brought)}"
     )
 
 

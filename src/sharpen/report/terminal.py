@@ -100,10 +100,14 @@ def audit_text(audit: Audit) -> RenderableType:
     same = f"asked twice: {audit.repeated - audit.unstable} of {audit.repeated} inputs got the same verdict again"
     parts.append(_plain(f"{same}; {audit.unstable_example}" if audit.unstable else same))
     for found in audit.confusions:
-        parts.append(_plain(
-            f"by {found.truth} ({found.n} tries): of what passes {rate(found.false_passes)} is not good; of what is good {rate(found.false_fails)} fails; "
-            f"of what is not good {rate(found.bad_passes)} passes (95 %)" + (f"; {found.unused} not used: errors, or nobody is sure" if found.unused else "")
-        ))  # fmt: skip
+        shares = (
+            ("passes", found.false_passes, "is not good"),
+            ("is good", found.false_fails, "fails"),
+            ("is not good", found.bad_passes, "passes"),
+        )
+        said = [f"of what {of} {rate(share)} {what}" for of, share, what in shares if share.n] or ["nothing can be said"]
+        said += [f"{found.unused} not used: errors, or nobody is sure"] if found.unused else []
+        parts.append(_plain(f"by {found.truth} ({found.n} tries, 95 %): {'; '.join(said)}"))
     if audit.forecast == audit.forecast:
         parts.append(_plain(f"forecast: {audit.forecast:.1%} of what is kept will be good"))
     if (agreed := audit.agreement) is not None and len(agreed.labellers) > 1:

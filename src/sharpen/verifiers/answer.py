@@ -14,7 +14,7 @@ from sharpen.errors import SettingsError
 from sharpen.records import Task, Trajectory, Verdict
 from sharpen.verifiers.base import Properties, name_of, says, shown, texts
 from sharpen.verifiers.function import answer_of
-from sharpen.verifiers.part import Reading, boxed, read
+from sharpen.verifiers.part import Reading, boxed, hedges, read
 
 LONGEST = 100_000  # characters at the end of an answer that are looked at
 MANY = 10  # an answer so many times as long as its reference is not it, whatever is ignored
@@ -55,6 +55,9 @@ class ExactVerifier:
         return (
             f"has the reference {shown(empty[0])}, of which nothing is left once {self.name} has ignored what it ignores" if empty else ""
         )
+
+    def cheats(self, task: Task) -> dict[str, str]:
+        return hedges(task)
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         right = {normal(text, self._settings.ignore) for text in texts(task)}
@@ -133,6 +136,9 @@ class NumericVerifier:
         if number is None:
             raise SettingsError(f"has the reference {shown(given)}, which cannot be read as one finite number; write it as one")
         return number
+
+    def cheats(self, task: Task) -> dict[str, str]:
+        return hedges(task)
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         right = self._right(task)
@@ -246,6 +252,10 @@ class ChoiceVerifier:
         if letter not in self._letters:
             return f"has the reference {shown(given)}, which is none of A to {self._letters[-1]}; set options to how many there are"
         return ""
+
+    def cheats(self, task: Task) -> dict[str, str]:
+        letters = ", ".join(self._letters)
+        return {**hedges(task), "every option named": f"The answer is {letters}.", "every option boxed": f"\\boxed{{{letters}}}"}
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         if problem := self.problem(task):

@@ -85,6 +85,66 @@ def check(candidate):
 """
 
 
+CHEATS = {  # of code that is asked for ``name``
+    "ends the process as if all had passed": """
+import os
+print("1 passed")
+print("OK", flush=True)
+def {name}(*given, **more):
+    os._exit(0)
+os._exit(0)
+""",
+    "leaves by sys.exit(0)": """
+import sys
+def {name}(*given, **more):
+    sys.exit(0)
+""",
+    "gives what equals anything": """
+class Same:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __contains__ = __lt__
+    def __bool__(self): return True
+    def __hash__(self): return 0
+    def __len__(self): return 1
+    def __iter__(self): return iter((self,))
+    def __getattr__(self, name): return self
+    def __call__(self, *given, **more): return self
+    def __getitem__(self, at): return self
+    __sub__ = __rsub__ = __add__ = __radd__ = __mul__ = __mod__ = __getitem__
+    def __abs__(self): return 0.0
+    __float__ = __abs__
+    def __int__(self): return 0
+def {name}(*given, **more):
+    return Same()
+""",
+    "reads what is wanted from the caller's frames": """
+import sys
+def {name}(*given, **more):
+    frame = sys._getframe()
+    while frame is not None:
+        for place in ("wanted", "expected", "want", "result"):
+            if place in frame.f_locals: return frame.f_locals[place]
+        frame = frame.f_back
+""",
+    "overwrites the tests": """
+import builtins, sys
+def nothing(*given, **more): return None
+def {name}(*given, **more):
+    frame = sys._getframe()
+    while frame is not None:
+        for place in list(frame.f_globals):
+            if place == "check" or place.startswith("test"): frame.f_globals[place] = nothing
+        frame = frame.f_back
+    raise SystemExit(0)
+builtins.AssertionError = type("Quiet", (BaseException,), dict())
+for module in list(sys.modules.values()):
+    if hasattr(module, "check"): module.check = nothing
+""",
+}
+
+
 class CodeVerifier:
     """Passes an answer whose code passes the unit tests in the task's reference, which is one of
 
@@ -138,6 +198,13 @@ class CodeVerifier:
         except TaskError as error:
             return str(error)
         return ""
+
+    def cheats(self, task: Task) -> dict[str, str]:
+        """Programs that set out to pass and solve nothing."""
+        reference = read_reference(task)
+        name = reference.fn_name if isinstance(reference, Cases) else reference.entry_point
+        programs = {kind: text.format(name=name or "solution") for kind, text in CHEATS.items()}
+        return {kind: f"```python\n{text.strip()}\n```" for kind, text in programs.items()}
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         reference = read_reference(task)

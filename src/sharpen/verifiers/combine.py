@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sharpen.records import Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.verifiers.base import COSTS, Described, Properties
@@ -35,6 +37,10 @@ class Combination:
     def problem(self, task: Task) -> str:
         """What the first member lacks that lacks something."""
         return next((f"{problem} (for {member.name})" for member in self._members if (problem := member.problem(task))), "")
+
+    def cheats(self, task: Task) -> dict[str, Any]:
+        """Those of all members."""
+        return {kind: answer for member in self._members for kind, answer in getattr(member, "cheats", lambda task: {})(task).items()}
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         passed: list[str] = []

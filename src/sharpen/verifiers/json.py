@@ -55,6 +55,17 @@ class JsonVerifier:
             return f"has the reference {shown(task.reference)}, which is not JSON ({error}); write it as JSON"
         return ""
 
+    def cheats(self, task: Task) -> dict[str, str]:
+        """What has a form and says nothing; where the reference is one of them, that is no cheat."""
+        made = {"an empty object": "{}", "an empty list": "[]", "null": "null", "true": "true"}
+        if self._schema is not None:
+            return made
+        right = _reference(task.reference)
+        return {name: text for name, text in made.items() if not same(parse(text), right)} | {
+            "the reference among others": json.dumps([right, "something else"]),
+            "a key given twice": json.dumps({"answer": 0})[:-1] + f', "answer": {json.dumps(right)}}}',
+        }
+
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         right = None if self._schema is not None else _reference(task.reference)
         said, missing = read(self._settings, answer_of(trajectory))

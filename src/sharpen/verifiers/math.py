@@ -12,7 +12,7 @@ from sharpen.errors import SettingsError
 from sharpen.records import Task, Trajectory, Verdict
 from sharpen.verifiers.base import Properties, name_of, says, texts
 from sharpen.verifiers.function import answer_of
-from sharpen.verifiers.part import Reading, read
+from sharpen.verifiers.part import Reading, hedges, read
 from sharpen.verifiers.workers import pool
 
 
@@ -50,6 +50,9 @@ class MathVerifier:
         except SettingsError as error:
             return str(error)
         return ""
+
+    def cheats(self, task: Task) -> dict[str, str]:
+        return hedges(task)
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         right = texts(task)

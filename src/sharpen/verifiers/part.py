@@ -6,7 +6,8 @@ import re
 from typing import Literal
 
 from sharpen.errors import SettingsError
-from sharpen.verifiers.base import Common, Seconds
+from sharpen.records import Task
+from sharpen.verifiers.base import Common, Seconds, texts
 from sharpen.verifiers.workers import pool
 
 
@@ -53,6 +54,23 @@ def read(settings: Reading, text: str) -> tuple[str, str]:
                 return "", "the answer has no \\boxed{}"
             text = content.strip()
     return (text, "") if text else ("", "the answer is empty")
+
+
+DENIAL, BOXED, TAKEN_BACK = "the reference in a denial", "several boxed answers", "an answer taken back"
+HEDGES = (DENIAL, BOXED, TAKEN_BACK)
+
+
+def hedges(task: Task) -> dict[str, str]:
+    """Cheats for verifiers of short answers: wrong answers that quote the right one, where a verifier may look for it. Whoever gives them knows the answer."""
+    try:
+        right = texts(task)[0]
+    except SettingsError:
+        return {}
+    return {
+        DENIAL: f"It is certainly not {right}.",
+        BOXED: f"\\boxed{{-98765}} \\boxed{{{right}}} \\boxed{{-56789}}",
+        TAKEN_BACK: f"{right}\nNo, that is wrong. The answer is -98765.",
+    }
 
 
 def boxed(text: str) -> str | None:

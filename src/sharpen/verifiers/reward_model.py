@@ -136,7 +136,7 @@ class RewardModelVerifier:
         tries = list(labelled)
         with ThreadPoolExecutor(16) as threads:
             scores = list(threads.map(lambda one: self.score(one[0], one[1]), tries))
-        return calibrate(scores, [good for _, _, good in tries], bar, level)
+        return calibrate(scores, [good for _, _, good in tries], bar, level, [task.family for task, _, _ in tries])
 
     def close(self) -> None:
         """Give the model's memory back; the next call loads it again."""

@@ -94,6 +94,14 @@ class SqlVerifier:
                 raise SettingsError(f"names the database {path!r}, which is no file here; put it there")
         return wanted
 
+    def cheats(self, task: Task) -> dict[str, str]:
+        return {
+            "a constant": "SELECT -98765",
+            "no rows": "SELECT 1 WHERE 0",
+            "two statements": "SELECT -98765; SELECT 1",
+            "the schema itself": "SELECT * FROM sqlite_master",
+        }
+
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         wanted = self._wanted(task)
         said, missing = read(self._settings, answer_of(trajectory))

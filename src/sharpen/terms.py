@@ -66,8 +66,8 @@ class TermsSettings(Record, frozen=True, kw_only=True):
 class Licence(Record, frozen=True, kw_only=True):
     """One line of the table: what a licence, or a service's terms, say of training other models on outputs (of models) or on the text (of data).
 
-    ``also`` are other names. ``says`` is what ``training`` goes by, as read at ``source`` on ``checked``; where it could not be read there, or leaves
-    it open, ``training`` is ``unknown``. ``covers`` tells weights and software from data and from services.
+    ``also`` are other names. ``says`` is what ``training`` goes by, read on ``checked`` as far as ``read`` tells (its whole text, the clause in question,
+    or not); ``source`` is where to read it again. Where it was not read, or leaves it open, ``training`` is ``unknown``, and so it is for every service.
     """
 
     id: str
@@ -77,6 +77,7 @@ class Licence(Record, frozen=True, kw_only=True):
     conditions: tuple[str, ...] = ()
     says: str
     source: str
+    read: Literal["text", "clause", "no"]
     checked: datetime.date
     also: tuple[str, ...] = ()
 

@@ -19,6 +19,7 @@ from sharpen.models import load_model, open_folder, save_lineage
 from sharpen.policies.scripted import scripted_model
 from sharpen.records import Lineage, Maker, Model, Row, SampleKey, Terms
 from sharpen.report.card import misnamed, model_card
+from sharpen.report.page import RunView
 from sharpen.settings import convert, load_settings, load_terms, to_yaml
 from sharpen.tasks.load import load_tasks
 from sharpen.terms import (
@@ -397,8 +398,12 @@ def test_a_card_says_when_a_name_breaks_the_terms(tmp_path: Path) -> None:
     assert misnamed("Llama-mine", [terms]) == misnamed("my-model", [OWL]) == []
     scripted_model(tmp_path / "m", skill=0.1)
     save_lineage(tmp_path / "m", Lineage(base="b/c", training_set="x", terms=(terms,)), "m")
-    card = model_card(open_folder(tmp_path / "m"), "my-model", licence="llama3.1")
-    assert "license: llama3.1" in card and "> **Warning:** the terms of owl" in card and "Built with Llama" in card
+    view = RunView(name="r", settings_yaml="tasks: {source: dataset, id: some/sums}", rungs=())
+    card = model_card(open_folder(tmp_path / "m"), "my-model", view, licence="llama3.1")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == "b/c" and front["license"] == "llama3.1" and front["datasets"] == ["some/sums"]
+    assert front["tags"] == ["sharpen", "distillation"]
+    assert "It is given the licence `llama3.1`" in card and "> **Warning:** the terms of owl" in card and "Built with Llama" in card
 
 
 def test_terms_in_the_settings_are_read_strictly_and_are_no_part_of_a_run() -> None:

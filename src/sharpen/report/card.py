@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sharpen.models import ADAPTER
@@ -31,6 +32,7 @@ def model_card(
         pipeline_tag="text-generation",
         tags=tags,
         license=licence or None,
+        datasets=_datasets(view) or None,
         base_model=base if "/" in base else None,  # the hub takes ids of its own only
     )
     # Markdown, not HTML: escaped, it would be read as it stands.
@@ -53,6 +55,13 @@ def misnamed(name: str, terms: Iterable[Terms]) -> list[str]:
         for one, found in asked
         if found is not None and not name.casefold().startswith(found[1].casefold())
     ]
+
+
+def _datasets(view: RunView | None) -> list[str]:
+    """The hub's data set that the run's tasks come from, where they come from one."""
+    tasks = (yaml.safe_load(view.settings_yaml) if view is not None else None) or {}
+    name = tasks["tasks"].get("id", "") if isinstance(tasks.get("tasks"), dict) else ""
+    return [name] if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else []
 
 
 def _start(model: Model) -> str:

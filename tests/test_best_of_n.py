@@ -19,8 +19,9 @@ from sharpen.agents.choose import make_several, most_turns
 from sharpen.agents.ensemble import Ensemble, InTurn, Member
 from sharpen.cli import main
 from sharpen.environments.single_turn import SingleTurn
-from sharpen.errors import EnvironmentFault, PolicyError, SettingsError
+from sharpen.errors import EnvironmentFault, PolicyError, SettingsError, Unsettled
 from sharpen.evaluation import EvaluationSettings, evaluate
+from sharpen.models import open_folder
 from sharpen.policies.base import Conversation, Sampling, Turn
 from sharpen.policies.scripted import ScriptedPolicy, scripted_model
 from sharpen.records import Message, SampleKey, Task, ToolCall, Trajectory, Verdict
@@ -566,8 +567,17 @@ def test_every_member_is_closed_also_where_one_cannot_be_opened(
     assert not fails or "no room" in capsys.readouterr().err
     opened.clear()
     if not fails:
-        climb(load_settings(pair[0], {**flags, "ladder.rungs": "[rejection-sampling]"}), tmp_path / "runs")
+        flags["ladder.rungs"] = "[rejection-sampling]"
+        with pytest.raises(Unsettled, match="tries by the member other would train scripted and are the words of 'other'"):
+            climb(load_settings(pair[0], flags), tmp_path / "runs")
+        assert not opened  # before the first token
+        leave = "licence: MIT, settled_by: Ann, settled_on: 2026-01-01, evidence: 'https://example.org/licence'"
+        climb(load_settings(pair[0], {**flags, "terms": f"[{{teacher: other, {leave}}}]"}), tmp_path / "runs")
         assert len(opened) > 2 and all(policy._closed for policy in opened)
+        rung = tmp_path / "runs/ladder/rungs/001-rejection-sampling"
+        rows = [json.loads(line)["maker"] for line in (rung / "training_set/rows.jsonl").read_text().splitlines()]
+        assert {one["name"] for one in rows if one.get("terms")} == {"expert", "other"}
+        assert [one.teacher for one in open_folder(rung / "model").lineage.terms] == ["expert", "other"]
 
 
 def test_a_ladder_distils_the_best_of_four_into_single_tries(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

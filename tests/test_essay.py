@@ -205,7 +205,7 @@ def test_verifying_without_a_verifier_is_refused(quiet: Session, tmp_path: Path)
 def test_the_public_face_is_exactly_this() -> None:
     assert sharpen.__all__ == [
         "Bench", "Candidate", "EvaluationSettings", "Ladder", "LadderSettings", "Message", "Model", "Refused", "RunSettings",
-        "SamplingSettings", "ScriptedPolicy", "SelectionSettings", "Session", "SharpenError", "Task", "TaskSet", "Training",
+        "SamplingSettings", "ScriptedPolicy", "SelectionSettings", "Session", "SharpenError", "Task", "TaskSet", "TermsSettings", "Training",
         "Trajectory", "Verdict", "filter", "load_model", "load_tasks", "sample", "sample_many", "sft", "verify",
     ]  # fmt: skip
     assert all(getattr(sharpen, name) is not None for name in sharpen.__all__)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sharpen.settings import RunSettings as RunSettings
     from sharpen.tasks.base import TaskSet as TaskSet
     from sharpen.tasks.load import load_tasks as load_tasks
+    from sharpen.terms import TermsSettings as TermsSettings
     from sharpen.training.base import Training as Training
 
 _HOMES = {
@@ -52,6 +53,7 @@ _HOMES = {
     "settings": ("RunSettings",),
     "tasks.base": ("TaskSet",),
     "tasks.load": ("load_tasks",),
+    "terms": ("TermsSettings",),
     "training.base": ("Training",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

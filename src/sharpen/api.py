@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from sharpen import loop
-from sharpen.advisor import gate
+from sharpen import advisor, loop
 from sharpen.agents.base import PolicyAgent
 from sharpen.audit import fooled
 from sharpen.budget import Uniform
@@ -33,6 +32,7 @@ from sharpen.sampling import SamplingSettings, collect
 from sharpen.selection import build_rows
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import BoundTask, TaskSet
+from sharpen.terms import TermsSettings, gate, maker_of, with_terms
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
@@ -122,13 +122,21 @@ class Session:
         return verdict
 
     def sft(
-        self, model: Model | str, good: Iterable[Candidate], *, trust_unaudited_verifier: bool = False, labels: str | Path | None = None
+        self,
+        model: Model | str,
+        good: Iterable[Candidate],
+        terms: Sequence[TermsSettings] = (),
+        *,
+        trust_unaudited_verifier: bool = False,
+        labels: str | Path | None = None,
     ) -> Model:
         """Train ``model`` on the trajectories in ``good`` with exact masks, and return the new model. Refused where there is nothing to train on.
 
         Whatever chose them, their own task set's verifier must vouch for them: it is exact and passes each, or ``labels`` (a file or folder that ``sharpen
         label`` wrote; default: where it writes those of this session's folder) show that they are pure. Else it is refused, unless ``trust_unaudited_verifier``
         says to go on, and then the new model's lineage, and all that is trained from it, carry the banner.
+
+        ``terms`` settle whose words outside the model's own lineage may train it; Unsettled where one is missing.
         """
         model, good = _model(model), builtins.list(good)
         banners = self._vouched(good, trust_unaudited_verifier, Path(labels or f"labels/{self.folder.resolve().name}.jsonl"))
@@ -138,6 +146,8 @@ class Session:
         if not rows:
             reasons = ", ".join(sorted({item.reason for item in selection.left_out})) or "no candidate passed"
             raise Refused(f"nothing to train on: {reasons}")
+        rows = with_terms(rows, terms)
+        gate(rows, model)
         self.close()  # the engine's memory is free for the trainer
         out = self.folder / "models" / f"{next(self._trained):03d}"
         trained, _ = trainer_for(model)(rows, model, self.training, out)
@@ -169,7 +179,7 @@ class Session:
                     if self._lasting
                     else "a Session(FOLDER), and sharpen label FOLDER --among passed,"
                 )
-                decision = gate("rejection-sampling", seen, where, "trust_unaudited_verifier=True")
+                decision = advisor.gate("rejection-sampling", seen, where, "trust_unaudited_verifier=True")
                 if decision.outcome == "refuse":
                     raise Refused(decision.reasons[0])
                 banners += decision.banners
@@ -189,7 +199,8 @@ class Session:
         if model.fingerprint not in self._policies:
             self._policies[model.fingerprint], _ = open_policy(model, self.engine, self.folder)
         policy = self._policies[model.fingerprint]
-        return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, self.sampling.turn(self.seed))
+        sampling, maker = self.sampling.turn(self.seed), maker_of(model)
+        return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, sampling, maker=maker)
 
     async def _one(self, agent: PolicyAgent, task: BoundTask, index: int) -> Trajectory:
         if self._slots is None:
@@ -238,10 +249,15 @@ def filter(candidates: Iterable[Candidate], verify: Callable[[Candidate], Verdic
 
 
 def sft(
-    model: Model | str, good: Iterable[Candidate], *, trust_unaudited_verifier: bool = False, labels: str | Path | None = None
+    model: Model | str,
+    good: Iterable[Candidate],
+    terms: Sequence[TermsSettings] = (),
+    *,
+    trust_unaudited_verifier: bool = False,
+    labels: str | Path | None = None,
 ) -> Model:
     """A new model: ``model`` trained on ``good``, which an exact verifier passes or labels show to be pure. See Session.sft."""
-    return _ephemeral().sft(model, good, trust_unaudited_verifier=trust_unaudited_verifier, labels=labels)
+    return _ephemeral().sft(model, good, terms, trust_unaudited_verifier=trust_unaudited_verifier, labels=labels)
 
 
 @cache

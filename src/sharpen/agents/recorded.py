@@ -7,16 +7,24 @@ from collections.abc import Sequence
 
 from sharpen.environments.base import Environment
 from sharpen.formats.base import RECORDED
-from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory
+from sharpen.records import Cost, Maker, Message, SampleKey, Stop, Task, Trajectory
+from sharpen.terms import EXPERT
 
 
 async def replay(
-    task: Task, environment: Environment, actions: Sequence[str | Message], *, agent: str = "expert", index: int = 0
+    task: Task,
+    environment: Environment,
+    actions: Sequence[str | Message],
+    *,
+    agent: str = EXPERT.name,
+    index: int = 0,
+    maker: Maker = EXPERT,
 ) -> Trajectory:
     """Play ``actions``, one an assistant turn, and record what happened.
 
     Ends with ``done`` when the environment says so and leaves the remaining actions unplayed; with ``turn_limit`` when the actions
     or the environment's turns are used up before. ``turns`` stays empty: there are no sampled tokens. EnvironmentFault passes through.
+    ``maker`` says whose turns they are, where they are not the task source's own.
     """
     started = time.monotonic()
     episode, opening = await environment.start(task)
@@ -45,4 +53,5 @@ async def replay(
         stop=stop,
         outcome=outcome,
         cost=Cost(seconds=time.monotonic() - started, turns=len(understood)),
+        maker=maker,
     )

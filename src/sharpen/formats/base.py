@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from sharpen.errors import FormatError, nearest
-from sharpen.records import Choice, Cost, Message, Record, SampleKey, Stop, ToolCall, Trajectory, TurnTokens
+from sharpen.records import Choice, Cost, Maker, Message, Record, SampleKey, Stop, ToolCall, Trajectory, TurnTokens
 
 MAX_BYTES = 64 * 2**20  # of one line or one sample: 9,000 times a usual trajectory
 ENVIRONMENT = "imported"
@@ -68,7 +68,8 @@ class Imported(Record, frozen=True, kw_only=True):
 
 
 class Exported(Record, frozen=True, kw_only=True):
-    """What was written, and what the format has no place for (see ``docs/formats.md``). ``banners`` are in the file ``warning`` beside it."""
+    """What was written, and what the format has no place for (see ``docs/formats.md``). ``banners`` are in the file ``warning`` beside it, and ``terms`` is
+    the file beside it with the terms that ride on it, "" where none do."""
 
     path: str
     format: str
@@ -76,6 +77,7 @@ class Exported(Record, frozen=True, kw_only=True):
     loses: tuple[str, ...]
     banners: tuple[str, ...] = ()
     warning: str = ""
+    terms: str = ""
 
 
 class Draft(Record, frozen=True, kw_only=True):
@@ -97,6 +99,7 @@ class Draft(Record, frozen=True, kw_only=True):
     cost: Cost = Cost()
     error: str | None = None
     choice: Choice | None = None
+    maker: Maker | None = None
 
 
 class Rest(Record, frozen=True, kw_only=True):
@@ -110,6 +113,7 @@ class Rest(Record, frozen=True, kw_only=True):
     cost: Cost = Cost()
     error: str | None = None
     choice: Choice | None = None
+    maker: Maker | None = None
 
 
 OURS = "sharpen"

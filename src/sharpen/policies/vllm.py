@@ -241,7 +241,10 @@ class _Server:
         while True:
             if self.dead():
                 why = _last_error(self._written())
-                hints = {"No module named 'vllm'": "; name the interpreter that has it in engine.python", "gpu-memory-util": "; set engine.gpu_memory"}
+                hints = {
+                    "No module named 'vllm'": "; name the interpreter that has it in engine.python",
+                    "gpu-memory-util": "; set engine.gpu_memory",
+                }
                 hint = next((hint for said, hint in hints.items() if said in why.replace("_", "-")), "")
                 raise ModelError(f"vLLM could not start with {self.path}: {why}{hint} (log: {self.log})")
             with contextlib.suppress(aiohttp.ClientError):

@@ -97,14 +97,16 @@ class Asked(Record, frozen=True, kw_only=True):
 
 class Distilling(Work, frozen=True, kw_only=True):
     """What the training process is asked to do. ``teacher`` is a folder, ``teacher_name`` its name; ``asked`` holds the prompts of all steps in order,
-    ``on_policy.batch_size`` a step; ``end_ids`` end a student's turn."""
+    ``on_policy.batch_size`` a step, and with its answer none is longer than ``longest``; ``end_ids`` end a student's turn."""
 
     teacher: str
     teacher_name: str
     on_policy: OnPolicy
     way: Way
+    one_vocabulary: bool
     rate: float
     asked: tuple[Asked, ...]
+    longest: int
     end_ids: tuple[int, ...]
 
 
@@ -112,8 +114,10 @@ class Fit(Record, frozen=True, kw_only=True):
     """How student, teacher and prompts go together: by which trainer and ``why``, the prompts as read, and why others were left out."""
 
     way: Way
+    one_vocabulary: bool
     why: str
     asked: tuple[Asked, ...]
+    longest: int
     left_out: dict[str, int]
     end_ids: tuple[int, ...]
 
@@ -181,8 +185,10 @@ def train_on_policy(
         teacher_name=teacher.name,
         on_policy=settings,
         way=pair.way,
+        one_vocabulary=pair.one_vocabulary,
         rate=DEFAULT_RATES[training.method] if settings.learning_rate is None else settings.learning_rate,
         asked=asked,
+        longest=pair.longest,
         end_ids=pair.end_ids,
     )
     lines = work_in_process("sharpen.training.on_policy_worker", job, on_progress)
@@ -226,14 +232,27 @@ def fit(student: Model, teacher: Model, prompts: Sequence[Prompt], settings: OnP
     if way == "distillation" and different:
         raise Refused(f"TRL's DistillationTrainer needs one vocabulary, but {different}; set trainer: gold, or {INSTEAD}")
     if way == "gold":
-        asked = _alignable(student, teacher, ours, theirs, asked, left_out)
+        asked = _as_text(ours, asked, left_out)
+        if different:
+            _check_alignable(student, teacher, ours, theirs, asked)
     if not asked:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise Refused(f"on-policy distillation has no prompt left of {len(prompts)}: {reasons}")
     why = different or (
         "they share one vocabulary" if way == "distillation" else f"trainer is {settings.trainer}, lmbda {settings.lmbda:g}"
     )
-    return Fit(way=way, why=why, asked=tuple(asked), left_out=dict(left_out), end_ids=tuple(sorted(ours.end_ids)))
+    longest = max(
+        len(one.ids) + max(settings.max_new_tokens, len(ours.tokenizer.encode(one.answer, add_special_tokens=False))) for one in asked
+    )
+    return Fit(
+        way=way,
+        one_vocabulary=not different,
+        why=why,
+        asked=tuple(asked),
+        longest=longest,
+        left_out=dict(left_out),
+        end_ids=tuple(sorted(ours.end_ids)),
+    )
 
 
 def _check_weights(student: Model, teacher: Model) -> None:
@@ -332,10 +351,16 @@ def _rows(model: Model) -> int:
     return rows
 
 
-def _alignable(
-    student: Model, teacher: Model, ours: ChatTemplate, theirs: ChatTemplate, asked: Sequence[Asked], left_out: Counter[str]
-) -> list[Asked]:
-    """The prompts that GOLD reads as they are meant: it goes through text. Refused where the tokenizers do not work on bytes, or share no token."""
+def _as_text(template: ChatTemplate, asked: Sequence[Asked], left_out: Counter[str]) -> list[Asked]:
+    """The prompts that GOLD, which is given text, reads as they are meant."""
+    kept = [one for one in asked if tuple(template.tokenizer.encode(one.text, add_special_tokens=False)) == one.ids]
+    if len(kept) < len(asked):
+        left_out["with the name of a control token in their text"] += len(asked) - len(kept)
+    return kept
+
+
+def _check_alignable(student: Model, teacher: Model, ours: ChatTemplate, theirs: ChatTemplate, asked: Sequence[Asked]) -> None:
+    """Refused where the tokenizers do not work on bytes or share no token, or the teacher's adds to a prompt."""
     for model, template in ((student, ours), (teacher, theirs)):
         # As TRL tells them; it aligns tokens by the bytes that they stand for.
         backend = getattr(template.tokenizer, "backend_tokenizer", None)
@@ -343,12 +368,5 @@ def _alignable(
             raise Refused(f"TRL's GOLDTrainer aligns byte-level tokenizers only, and that of {model.name} is none; {INSTEAD}")
     if not ours.tokenizer.get_vocab().keys() & theirs.tokenizer.get_vocab().keys():
         raise Refused(f"{student.name} and {teacher.name} share no token, so nothing can be aligned; {INSTEAD}")
-    kept = []
-    for one in asked:
-        if tuple(ours.tokenizer.encode(one.text, add_special_tokens=False)) != one.ids:
-            left_out["with the name of a control token in their text"] += 1
-        elif theirs.tokenizer(one.text)["input_ids"] != theirs.tokenizer.encode(one.text, add_special_tokens=False):
-            raise Refused(f"the tokenizer of {teacher.name} adds a token to a prompt that is already rendered; {INSTEAD}")
-        else:
-            kept.append(one)
-    return kept
+    if any(theirs.tokenizer(one.text)["input_ids"] != theirs.tokenizer.encode(one.text, add_special_tokens=False) for one in asked):
+        raise Refused(f"the tokenizer of {teacher.name} adds a token to a prompt that is already rendered; {INSTEAD}")

@@ -21,7 +21,7 @@ from sharpen.policies.scripted import scripted_model
 from sharpen.records import Lineage, Message, Model, Task
 from sharpen.tasks.base import TaskSet
 from sharpen.training.base import Line, Progress, Training
-from sharpen.training.on_policy import Distilling, OnPolicy, Prompt, fit, openings, plan_prompts, train_on_policy
+from sharpen.training.on_policy import OnPolicy, Prompt, fit, openings, plan_prompts, prepare, train_on_policy
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -238,8 +238,9 @@ def test_names_of_control_tokens_are_text_to_the_one_and_left_out_of_the_other(s
 
 
 def test_an_answer_ends_with_its_end_token(student: Model, teacher: Model) -> None:
-    pair = fit(student, teacher, PROMPTS, replace(FEW, lmbda=0.5), QUIET)
+    pair = fit(student, teacher, PROMPTS, replace(FEW, lmbda=0.5, max_new_tokens=40), QUIET)
     assert pair.way == "gold" and [one.answer for one in pair.asked] == [one.answer + "<|im_end|>" for one in PROMPTS]
+    refused(student, teacher, "4 with an answer longer than on_policy.max_new_tokens", lmbda=0.5, max_new_tokens=3)
 
 
 # ---------------------------------------------------------------- both trainers, in this process
@@ -249,26 +250,8 @@ def distil(student: Model, teacher: Model, settings: OnPolicy, out: Path, traini
     """As the worker does, without a process; what it told."""
     from sharpen.training import on_policy_worker
 
-    pair = fit(student, teacher, PROMPTS, settings, training)
-    order = plan_prompts(len(pair.asked), settings.steps, settings.batch_size, training.seed)
     out.mkdir()
-    job = Distilling(
-        model=student.path,
-        start=student.name,
-        out=str(out / "model"),
-        name="new",
-        lineage=Lineage(base="student"),
-        settings=training,
-        teacher=teacher.path,
-        teacher_name=teacher.name,
-        on_policy=settings,
-        way=pair.way,
-        one_vocabulary=pair.one_vocabulary,
-        rate=settings.learning_rate or 1e-3,
-        asked=tuple(pair.asked[index] for index in order),
-        longest=pair.longest,
-        end_ids=pair.end_ids,
-    )
+    job = prepare(student, teacher, PROMPTS, settings, out / "model", training)
     on_policy_worker.train(job, out / "progress.jsonl")
     return [msgspec.json.decode(line, type=Line) for line in (out / "progress.jsonl").read_bytes().splitlines()]
 
@@ -317,7 +300,7 @@ def test_the_student_moves_towards_a_teacher_with_one_token_more(make: Callable[
 @pytest.mark.parametrize("kind", ["teacher", "stranger"])
 def test_lora_and_a_teachers_share(student: Model, kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     stranger: Model = request.getfixturevalue(kind)
-    settings = replace(FEW, lmbda=0.5, learning_rate=1e-2)
+    settings = replace(FEW, lmbda=0.5, learning_rate=1e-2, max_new_tokens=40)
     distil(student, stranger, settings, tmp_path / "a", replace(QUIET, method="lora", lora_rank=2, micro_tokens=80))
     new = open_folder(tmp_path / "a" / "model")
     assert new.fingerprint != student.fingerprint and (Path(new.path) / "adapter").is_dir()

@@ -97,7 +97,7 @@ class Asked(Record, frozen=True, kw_only=True):
 
 class Distilling(Work, frozen=True, kw_only=True):
     """What the training process is asked to do. ``teacher`` is a folder, ``teacher_name`` its name; ``asked`` holds the prompts of all steps in order,
-    ``on_policy.batch_size`` a step, and with its answer none is longer than ``longest``; ``end_ids`` end a student's turn."""
+    ``on_policy.batch_size`` a step, and none is longer than ``longest`` with its answer; ``end_ids`` end a student's turn."""
 
     teacher: str
     teacher_name: str
@@ -157,13 +157,27 @@ def train_on_policy(
     probabilities). The log is ``train.log`` beside ``out``. Refused where a condition is not met, see ``fit``; TrainingError and StorageError as in
     ``sft.train``; ``out`` is then as it was before. A failing or interrupted ``on_progress`` ends the training.
     """
-    started, training = time.monotonic(), training or Training()
+    started = time.monotonic()
+    job = prepare(student, teacher, prompts, settings, out, training or Training())
+    lines = work_in_process("sharpen.training.on_policy_worker", job, on_progress)
+    report = TrainingReport(
+        steps=settings.steps,
+        tokens=sum(line.tokens for line in lines),
+        trained_tokens=sum(line.trained_tokens for line in lines),
+        seconds=time.monotonic() - started,
+        losses=tuple(line.progress.loss for line in lines if line.progress is not None),
+        precision=next((line.precision for line in lines if line.precision), ""),
+    )
+    return open_folder(out), report
+
+
+def prepare(student: Model, teacher: Model, prompts: Sequence[Prompt], settings: OnPolicy, out: Path, training: Training) -> Distilling:
+    """The job for the process: prompts as read, in the order of the steps. Refused as ``fit`` refuses."""
     pair = fit(student, teacher, prompts, settings, training)
     order = plan_prompts(len(pair.asked), settings.steps, settings.batch_size, training.seed)
     asked = tuple(pair.asked[index] for index in order)
     learnt = hashlib.sha256(msgspec.json.encode([teacher.fingerprint, asked])).hexdigest()
-    how: dict[str, Any] = {
-        **msgspec.to_builtins(training),
+    how = msgspec.to_builtins(training) | {
         "on_policy": {
             **msgspec.to_builtins(settings),
             "teacher": teacher.name,
@@ -172,9 +186,9 @@ def train_on_policy(
             "why": pair.why,
             "prompts": len(pair.asked),
             "left_out": pair.left_out,
-        },
+        }
     }
-    job = Distilling(
+    return Distilling(
         model=student.path,
         start=student.name,
         out=str(out),
@@ -191,16 +205,6 @@ def train_on_policy(
         longest=pair.longest,
         end_ids=pair.end_ids,
     )
-    lines = work_in_process("sharpen.training.on_policy_worker", job, on_progress)
-    report = TrainingReport(
-        steps=settings.steps,
-        tokens=sum(line.tokens for line in lines),
-        trained_tokens=sum(line.trained_tokens for line in lines),
-        seconds=time.monotonic() - started,
-        losses=tuple(line.progress.loss for line in lines if line.progress is not None),
-        precision=next((line.precision for line in lines if line.precision), ""),
-    )
-    return open_folder(out), report
 
 
 def plan_prompts(count: int, steps: int, batch_size: int, seed: int) -> list[int]:
@@ -241,15 +245,12 @@ def fit(student: Model, teacher: Model, prompts: Sequence[Prompt], settings: OnP
     why = different or (
         "they share one vocabulary" if way == "distillation" else f"trainer is {settings.trainer}, lmbda {settings.lmbda:g}"
     )
-    longest = max(
-        len(one.ids) + max(settings.max_new_tokens, len(ours.tokenizer.encode(one.answer, add_special_tokens=False))) for one in asked
-    )
     return Fit(
         way=way,
         one_vocabulary=not different,
         why=why,
         asked=tuple(asked),
-        longest=longest,
+        longest=max(len(one.ids) for one in asked) + settings.max_new_tokens,
         left_out=dict(left_out),
         end_ids=tuple(sorted(ours.end_ids)),
     )
@@ -281,7 +282,7 @@ def _ask(
     settings: OnPolicy,
     training: Training,
 ) -> tuple[list[Asked], Counter[str]]:
-    """The prompts as the student reads them, longest first left out. Refused where the teacher's own template would write one otherwise."""
+    """The prompts as the student reads them, without those that cannot be used. Refused where the teacher's own template would write one otherwise."""
     windows = [config.get("max_position_embeddings") for config in map(read_config, (student.path, teacher.path))]
     room = min(training.max_length, *(window for window in windows if isinstance(window, int))) - settings.max_new_tokens
     asked, left_out = list[Asked](), Counter[str]()
@@ -303,7 +304,10 @@ def _ask(
             left_out[f"longer than {max(room, 0)} tokens, which is all that on_policy.max_new_tokens leaves"] += 1
             continue
         answer = _answer(ours, text, closed) if prompt.answer else ""
-        asked.append(Asked(ids=tuple(ids), text=unmarked(text), answer=answer))
+        if settings.lmbda < 1 and len(ours.tokenizer.encode(answer, add_special_tokens=False)) > settings.max_new_tokens:
+            left_out["with an answer longer than on_policy.max_new_tokens"] += 1
+            continue
+        asked.append(Asked(ids=tuple(ids), text=unmarked(text), answer=answer if settings.lmbda < 1 else ""))
     return asked, left_out
 
 

@@ -83,8 +83,7 @@ def train(job: Distilling, progress: Path) -> None:
 def make_trainer(job: Distilling, chosen: Literal["f32", "bf16"], progress: Path) -> tuple[Distiller, LoraConfig | None]:
     """The trainer, ready to train, and the adapter's settings where there is one."""
     settings, processes = job.on_policy, int(os.environ.get("WORLD_SIZE", "1"))  # as launchers set it
-    longest = job.longest
-    each = rows_at_once(settings.batch_size, processes, micro_tokens(job.settings) // longest)
+    each = rows_at_once(settings.batch_size, processes, micro_tokens(job.settings) // job.longest)
     common = {
         **arguments(job.settings, settings.steps, chosen, progress),
         "per_device_train_batch_size": each,
@@ -113,10 +112,12 @@ def make_trainer(job: Distilling, chosen: Literal["f32", "bf16"], progress: Path
         gold = GOLDConfig(
             **common,
             lmbda=settings.lmbda,
-            max_length=longest,
+            max_length=job.longest,
             use_uld_loss=not job.one_vocabulary,
             use_extended_uld=not job.one_vocabulary,
             uld_use_hybrid_loss=True,
+            uld_student_temperature=settings.temperature,
+            uld_teacher_temperature=settings.temperature,
             uld_token_merge_strategy="bayesian",  # "observed" compares each position with the one behind it
             uld_skip_student_eos=False,  # the end of a turn is to be learnt; only what TRL appends to the teacher's text is skipped
         )

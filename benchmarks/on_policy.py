@@ -14,11 +14,13 @@ shared with others slows all alike.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -130,7 +132,7 @@ def main() -> None:
     settings = OnPolicy(steps=chosen.steps, batch_size=chosen.batch_size, max_new_tokens=chosen.max_new_tokens, learning_rate=1e-12)
     precision, why = worker.precision(training.precision)
     runs: dict[str, list[tuple[float, int]]] = {"bare": [], "ours": []}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # the trainers print their logs
         here = Path(folder)
         torch.manual_seed(chosen.seed)
         student = load_model(chosen.model)

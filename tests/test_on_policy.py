@@ -215,6 +215,18 @@ def test_another_template_is_refused(make: Callable[..., Model], student: Model)
     refused(student, broken, "differently")
 
 
+def test_a_teacher_whose_template_shows_no_tools_is_refused(make: Callable[..., Model], teacher: Model) -> None:
+    import sharpen.chat
+
+    hermes = (Path(sharpen.chat.__file__).parent / "templates" / "hermes.jinja").read_text()
+    caller, other = make("caller", 0, template=hermes, positions=2048), make("other", 1, template=hermes, positions=2048)
+    look = {"type": "function", "function": {"name": "look_around", "description": "", "parameters": {"type": "object", "properties": {}}}}
+    asked = replace(ask("what is one and two"), tools=(look,))
+    refused(caller, teacher, "templates of caller and teacher write", prompts=(asked,))
+    (read,) = fit(caller, other, (asked,), FEW, QUIET).asked
+    assert "look_around" in read.text
+
+
 def test_prompts_that_cannot_be_used_are_counted_and_none_left_is_refused(
     make: Callable[..., Model], student: Model, teacher: Model
 ) -> None:

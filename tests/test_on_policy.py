@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from sharpen.chat.template import ChatTemplate
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import ModelError, Refused, SettingsError, TrainingError
 from sharpen.models import load_model, open_folder
@@ -322,6 +323,17 @@ def test_lora_and_a_teachers_share(student: Model, kind: str, request: pytest.Fi
     assert new.fingerprint != student.fingerprint and (Path(new.path) / "adapter").is_dir()
     for file in ("tokenizer.json", "chat_template.jinja"):
         assert (Path(new.path) / file).read_text() == (Path(student.path) / file).read_text()
+
+
+@pytest.mark.parametrize("kind", ["teacher", "stranger"])
+def test_a_share_of_nearly_nothing_learns_the_teachers_answers_and_nothing_else(
+    student: Model, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    settings = replace(FEW, steps=1, lmbda=1e-9, max_new_tokens=40)
+    lines = distil(student, request.getfixturevalue(kind), settings, tmp_path / "a")
+    tokenizer = ChatTemplate.load(student.path).tokenizer
+    answers = [tokenizer.encode(one.answer + "<|im_end|>", add_special_tokens=False) for one in PROMPTS]
+    assert lines[-1].trained_tokens == sum(map(len, answers))
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])

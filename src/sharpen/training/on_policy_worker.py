@@ -46,7 +46,7 @@ class OnPolicyOnly(DistillationTrainer, Counted):
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *given: Any, **named: Any) -> torch.Tensor:
         self.count(torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1), inputs["completion_mask"])
-        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)
         return loss
 
 
@@ -58,7 +58,7 @@ class Mixed(GOLDTrainer, Counted):
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *given: Any, **named: Any) -> torch.Tensor:
         self.count(inputs["attention_mask"], inputs["labels"] != -100)
-        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)
+        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)  # type: ignore[no-untyped-call]
         return loss
 
 

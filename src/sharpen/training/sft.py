@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from sharpen.models import open_folder
 from sharpen.records import Model, Row, TrainingReport
 from sharpen.training.base import Job, Progress, Training, descend, plan_rows

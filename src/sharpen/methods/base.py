@@ -16,20 +16,22 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
+from sharpen.agents.base import Agent
 from sharpen.agents.choose import CONSIDERED, Several, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
-from sharpen.agents.recorded import replay
+from sharpen.agents.recorded import RecordedAgent, replay
 from sharpen.budget import Adaptive, Terms, terms
+from sharpen.environments.base import Environment
 from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import RECORDED
 from sharpen.models import load_model, save_lineage
-from sharpen.policies.base import Lasting, Policy
+from sharpen.policies.base import Lasting, Policy, Sampling
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.policies.meter import Account, Meter, Metered, total
 from sharpen.policies.prices import price_of
 from sharpen.records import Evaluation, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
-from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill, fill_adaptively, silent
+from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill_adaptively, fill_these, silent
 from sharpen.selection import SelectionSettings
 from sharpen.store.files import digest, write_atomic, write_blob, write_json
 from sharpen.store.run import Run
@@ -57,6 +59,27 @@ class Prompted:
     @property
     def fingerprint(self) -> str:
         return digest([self.model.fingerprint, self.shots])
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays beside the model that is asked, and how: the program in the environment's place, what is made of several tries, ``others`` at them.
+
+    ``engine`` runs the model, where that is not the run's own (None). ``recorded`` takes the place of all of it.
+    """
+
+    harness: Harness | None = None
+    several: Several | None = None
+    others: tuple[tuple[Model, Engine], ...] = ()
+    engine: Engine | None = None
+    recorded: Recorded | None = None
+
+    @property
+    def identity(self) -> list[Any]:
+        """What changes its tries, beside the model that is asked."""
+        played: list[Any] = [self.harness] if self.harness else []
+        played += [self.several, *(model.fingerprint for model, _ in self.others)] if self.several else []
+        return played + ([[self.recorded.trajectories, self.recorded.replay]] if self.recorded else [])
 
 
 @dataclass(frozen=True)
@@ -104,13 +127,15 @@ class Bench(AbstractContextManager["Bench"]):
     banners: tuple[str, ...] = ()
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
-    _others: list[tuple[Model, Engine]] = field(default_factory=list)
+    _others: tuple[tuple[Model, Engine], ...] = ()
     _others_open: dict[str, Policy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._others = load_members(self.several)
+        self._others = tuple(load_members(self.several))
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
-        self._terms(self.tasks.split("train").tasks, self.tasks)  # what cannot be kept to is said before anything is paid for
+        self._terms(
+            self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling)
+        )  # what cannot be kept to is said before anything is paid for
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
@@ -138,10 +163,16 @@ class Bench(AbstractContextManager["Bench"]):
     def _rest(self) -> None:
         """Give the memory of policies and verifier back for a while."""
         close(self.tasks.verifier)
+        self._rest_own()
+        self._rest_others()
+
+    def _rest_own(self) -> None:
         if self._policy is not None and isinstance(self._policy[1], Lasting):
             loop.run(self._policy[1].rest())
         else:
             self._close_own()
+
+    def _rest_others(self) -> None:
         for name, other in list(self._others_open.items()):
             loop.run(other.rest() if isinstance(other, Lasting) else self._others_open.pop(name).close())
 
@@ -176,9 +207,10 @@ class Bench(AbstractContextManager["Bench"]):
             self.say(f"{model.name}: engine {why}")
         return self._others_open[name]
 
-    def _several(self, settings: SamplingSettings | EvaluationSettings) -> Several | None:
-        """The settings of the agent that makes several tries of each, where one does."""
-        return playing(self.several, "sampling" if isinstance(settings, SamplingSettings) else "evaluation")
+    def _cast(self, settings: SamplingSettings | EvaluationSettings) -> Cast:
+        """How the run's own agent plays."""
+        several = playing(self.several, "sampling" if isinstance(settings, SamplingSettings) else "evaluation")
+        return Cast(self.harness, several, self._others)
 
     @property
     def grader_chooses(self) -> bool:
@@ -198,65 +230,62 @@ class Bench(AbstractContextManager["Bench"]):
         of: TaskSet | None = None,
         known: Collection[tuple[str, tuple[str, ...]]] = (),
         first: int | None = None,
+        cast: Cast | None = None,
     ) -> Pool:
         """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again.
 
         ``of`` is the set that the tasks belong to, where it is not the run's own. ``known`` are (task, actions) that train already: an adaptive
         budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
+        ``cast`` plays in the place of the run's own agent.
         """
-        of = of or self.tasks
-        verifier = required(of)
+        of, cast = of or self.tasks, cast or self._cast(settings)
+        verifier, several, recorded = required(of), cast.several, cast.recorded
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
-        bound = self._terms(tasks, of) if isinstance(settings, SamplingSettings) else None
+        bound = self._terms(tasks, of, settings, cast)
         goal = Goal(cap=self.selection.limit, dedup=self.selection.dedup, known=frozenset(known))
-        how_many = [indices.start, indices.stop] if bound is None else [self.sampling.budget, bound, goal.dedup, sorted(goal.known)]
+        how_many = [indices.start, indices.stop] if bound is None else [settings.budget, bound, goal.dedup, sorted(goal.known)]  # type: ignore[union-attr]
         inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": of.environment.name}
-        several = self._several(settings)
-        played: list[Any] = [self.harness] if self.harness else []
-        played += [several, *(model.fingerprint for model, _ in self._others)] if several else []
-        stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *played])
+        stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *cast.identity])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
         account = self.meter.account(name)
-        policy = self._metered(agent.name, agent.model, self.engine, self._open, account)
-        player = make_agent(agent.name, agent.model, policy, of.environment, turn, self.harness, agent.shots)
         done = stage.done()
         considered = Segments(stage.folder / CONSIDERED, Trajectory) if several and not done else None
-        if several:
-            others = [
-                (model, self._metered(model.name, model, engine, partial(self._open_other, engine), account))
-                for model, engine in self._others
-            ]
-            makers = [make_agent(m.name, m, p, of.environment, turn, self.harness, agent.shots) for m, p in others]
-            player = make_several(several, [player, *makers], verifier, considered, **self.sampling.limits)
+        player = self._player(agent, of.environment, turn, cast, verifier, considered, account)
+        wanted = tries_of(tasks, indices, recorded)
         if done:
             by_key = {task.key: task for task in tasks}
             waves = stage.read(WAVES, Waves) if bound is not None else None
-            tries = [(task.key, index) for index in indices for task in tasks] if waves is None else waves.tries
-            wanted = tuple(player.key(by_key[task], index) for task, index in tries)
-            return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
+            tries = [(task.key, index) for task, index in wanted] if waves is None else waves.tries
+            keys = tuple(player.key(by_key[task], index) for task, index in tries)
+            return Pool(by_key, keys, trajectories.records, verdicts.records, waves)
         stage.begin()
         for place in (trajectories, verdicts, considered):
             if place is not None and (said := place.mend()):
                 self.run.note({"event": "repaired", "what": said})
                 self.say(said)
-        self._turn_to(agent.model)
+        if cast.engine is not None:
+            self._rest_own()  # two local models at once may be more than the memory holds
+        elif recorded is None:
+            self._turn_to(agent.model)
         limits = self.sampling.limits_of(several.tries if several else 1)
         options: dict[str, Any] = {**limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
         try:
             if bound is None:
-                pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, first=first, **options))
+                pool = loop.run(fill_these(player, tasks, wanted[:first], verifier, trajectories, verdicts, **options))
             else:
-                assert isinstance(self.sampling.budget, Adaptive)
+                assert isinstance(settings, SamplingSettings) and isinstance(settings.budget, Adaptive)
                 places = trajectories, verdicts, stage.folder / WAVES
-                pool = loop.run(fill_adaptively(player, tasks, self.sampling.budget, bound, goal, self.seed, verifier, *places, **options))
+                pool = loop.run(fill_adaptively(player, tasks, settings.budget, bound, goal, self.seed, verifier, *places, **options))
         finally:
             trajectories.close()
             verdicts.close()
             if considered is not None:
                 considered.close()
             self.meter.write()
+            if cast.engine is not None:
+                self._rest_others()
         if first is not None:
             return pool
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.wanted)]
@@ -266,16 +295,47 @@ class Bench(AbstractContextManager["Bench"]):
         stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=account.busy_s)
         return pool
 
-    def _terms(self, tasks: Sequence[Task], of: TaskSet) -> Terms | None:
+    def _player(
+        self,
+        agent: Prompted,
+        environment: Environment,
+        turn: Sampling,
+        cast: Cast,
+        verifier: Verifier,
+        considered: Segments[Trajectory] | None,
+        account: Account,
+    ) -> Agent:
+        """The agent that ``cast`` describes, with ``agent`` as the model that is asked."""
+        if cast.recorded is not None:
+            return RecordedAgent(agent.name, cast.recorded, environment)
+
+        def member(one: Prompted, engine: Engine, open_: Callable[[Model], Policy]) -> Agent:
+            policy = self._metered(one.name, one.model, engine, open_, account)
+            return make_agent(one.name, one.model, policy, environment, turn, cast.harness, one.shots)
+
+        engine = cast.engine
+        first = member(agent, self.engine, self._open) if engine is None else member(agent, engine, partial(self._open_other, engine))
+        if cast.several is None:
+            return first
+        others = [member(Prompted(model, agent.shots), engine, partial(self._open_other, engine)) for model, engine in cast.others]
+        return make_several(cast.several, [first, *others], verifier, considered, **self.sampling.limits)
+
+    def _terms(self, tasks: Sequence[Task], of: TaskSet, settings: SamplingSettings | EvaluationSettings, cast: Cast) -> Terms | None:
         """What an adaptive budget is held to on ``tasks``; None where the budget is uniform. SettingsError where it cannot be kept to."""
-        settings = self.sampling
-        if not isinstance(settings.budget, Adaptive):
+        if not isinstance(settings, SamplingSettings) or not isinstance(settings.budget, Adaptive):
             return None
-        most = settings.max_tokens * most_turns(of.environment, self.harness, self._several(settings))
+        most = settings.max_tokens * most_turns(of.environment, cast.harness, cast.several)
         return terms(settings.budget, settings.n, len(tasks), self.selection.limit, most)
 
     def evaluate(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Evaluation:
         """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look). A later look adds tries to the earlier ones."""
+        pool = self.look(name, agent, split, n)
+        evaluation = evaluate(pool, list(pool.tasks.values()), agent.name, split, self.evaluation, self.seed)
+        write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
+        return evaluation
+
+    def look(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Pool:
+        """The judged tries that ``evaluate`` goes by."""
         tasks = self.tasks.split(split).tasks
         n = self.evaluation.n if n is None else n
         pool = Pool({task.key: task for task in tasks}, ())
@@ -287,9 +347,7 @@ class Bench(AbstractContextManager["Bench"]):
             verdicts: Mapping[SampleKey, Verdict] = ChainMap(more.verdicts, pool.verdicts)  # type: ignore[arg-type]
             pool = Pool(pool.tasks, (*pool.wanted, *more.wanted), trajectories, verdicts)
             made = look
-        evaluation = evaluate(pool, tasks, agent.name, split, self.evaluation, self.seed)
-        write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
-        return evaluation
+        return pool
 
     def look_aside(self, name: str, agent: Prompted, panel: TaskSet) -> Evaluation:
         """pass@1 of ``agent`` on all tasks of a panel that has nothing to do with the run's, so that forgetting is seen."""
@@ -379,6 +437,13 @@ class Bench(AbstractContextManager["Bench"]):
         outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
         stage.commit(outputs, trained_tokens=report.trained_tokens, inside_s=report.seconds)
         return model, report
+
+
+def tries_of(tasks: Sequence[Task], indices: range, recorded: Recorded | None = None) -> list[tuple[Task, int]]:
+    """(task, index) of every try, in launch order; of ``recorded`` ones, as many as lie there."""
+    if recorded is not None:
+        return [(task, index) for task in tasks for index in range(len(recorded.of(task)))]
+    return [(task, index) for index in indices for task in tasks]
 
 
 def inherit(model: Model, start: Model, banners: Sequence[str]) -> Model:

@@ -32,6 +32,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sharpen.models import Model, load_model
 from sharpen.records import Lineage, Row, SampleKey
+from sharpen.terms import EXPERT
 from sharpen.training import sft, worker
 from sharpen.training.base import Job, Plan, Progress, Training, micro_batches, plan_rows
 
@@ -44,7 +45,7 @@ def episodes(count: int, seed: int) -> list[Row]:
         ids = tuple(draw.randrange(100, 40_000) for _ in range(draw.randint(120, 480)))
         labels = tuple(token if at > 60 and at % 60 < 8 else -100 for at, token in enumerate(ids))
         key = SampleKey(model="", task=str(number), environment="", sampling="", index=0)
-        rows.append(Row(input_ids=ids, labels=labels, key=key, source="sampled", origin="sampled"))
+        rows.append(Row(input_ids=ids, labels=labels, key=key, source="sampled", origin="sampled", maker=EXPERT))
     return rows
 
 

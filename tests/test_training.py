@@ -16,6 +16,7 @@ import pytest
 from sharpen.errors import ModelError, SettingsError, StorageError, TrainingError
 from sharpen.models import Model, load_model, open_folder
 from sharpen.records import Lineage, Row, SampleKey
+from sharpen.terms import EXPERT
 from sharpen.training import sft
 from sharpen.training.base import Job, Line, Plan, Progress, Training, micro_batches, plan_rows, trained
 
@@ -24,7 +25,7 @@ def row(task: str, ids: Sequence[int], learnt: int) -> Row:
     """A row of ``ids`` whose last ``learnt`` tokens are trained."""
     key = SampleKey(model="m", task=task, environment="e", sampling="s", index=0)
     labels = [-100] * (len(ids) - learnt) + list(ids[len(ids) - learnt :])
-    return Row(input_ids=tuple(ids), labels=tuple(labels), key=key, source="sampled", origin="sampled")
+    return Row(input_ids=tuple(ids), labels=tuple(labels), key=key, source="sampled", origin="sampled", maker=EXPERT)
 
 
 def some_rows(count: int, seed: int = 0, vocabulary: int = 90) -> list[Row]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +29,7 @@ from sharpen.sampling import SamplingSettings, collect
 from sharpen.selection import build_rows
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import BoundTask, TaskSet
+from sharpen.terms import TermsSettings, gate, maker_of, with_terms
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
@@ -116,8 +117,11 @@ class Session:
         self._verdicts.append(verdict)
         return verdict
 
-    def sft(self, model: Model | str, good: Iterable[Candidate]) -> Model:
-        """Train ``model`` on the trajectories in ``good`` with exact masks, and return the new model. Refused where there is nothing to train on."""
+    def sft(self, model: Model | str, good: Iterable[Candidate], terms: Sequence[TermsSettings] = ()) -> Model:
+        """Train ``model`` on the trajectories in ``good`` with exact masks, and return the new model. Refused where there is nothing to train on.
+
+        ``terms`` settle whose words outside the model's own lineage may train it; Unsettled where one is missing.
+        """
         model = _model(model)
         chosen = [("sampled", candidate.trajectory) for candidate in good]
         keys: tuple[SampleKey, ...] = tuple(trajectory.key for _, trajectory in chosen)
@@ -125,6 +129,8 @@ class Session:
         if not rows:
             reasons = ", ".join(sorted({item.reason for item in selection.left_out})) or "no candidate passed"
             raise Refused(f"nothing to train on: {reasons}")
+        rows = with_terms(rows, terms)
+        gate(rows, model)
         self.close()  # the engine's memory is free for the trainer
         out = self.folder / "models" / f"{next(self._trained):03d}"
         trained, _ = trainer_for(model)(rows, model, self.training, out)
@@ -140,7 +146,8 @@ class Session:
         if model.fingerprint not in self._policies:
             self._policies[model.fingerprint], _ = open_policy(model, self.engine, self.folder)
         policy = self._policies[model.fingerprint]
-        return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, self.sampling.turn(self.seed))
+        sampling, maker = self.sampling.turn(self.seed), maker_of(model)
+        return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, sampling, maker=maker)
 
     async def _one(self, agent: PolicyAgent, task: BoundTask, index: int) -> Trajectory:
         if self._slots is None:
@@ -185,9 +192,9 @@ def filter(candidates: Iterable[Candidate], verify: Callable[[Candidate], Verdic
     return [candidate for candidate in builtins.list(candidates) if verify(candidate)]
 
 
-def sft(model: Model | str, good: Iterable[Candidate]) -> Model:
+def sft(model: Model | str, good: Iterable[Candidate], terms: Sequence[TermsSettings] = ()) -> Model:
     """A new model: ``model`` trained on ``good``. See Session.sft."""
-    return _ephemeral().sft(model, good)
+    return _ephemeral().sft(model, good, terms)
 
 
 @cache

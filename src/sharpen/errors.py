@@ -16,6 +16,7 @@
     ├── Stopped                      a cap is reached, or the user asked: what is finished is kept, and the same command goes on from there
     ├── TooManyErrors                more of a stage's tries, or of its verdicts, ended in an error than a setting allows
     └── Refused                      the advisor refuses a method, and says what would lift the refusal
+        └── Unsettled                words of someone outside the trainee's lineage may not train: nobody settled the terms, or they forbid it, or ended
 
 A bad rollout is data, not a crash: ``sampling.py`` turns PolicyError and EnvironmentFault into trajectories with ``stop="error"``
 at one boundary; everything else ends the command in one line.
@@ -119,6 +120,10 @@ class TooManyErrors(SharpenError):
 
 class Refused(SharpenError):
     """A method would be useless here. The message says what would lift the refusal."""
+
+
+class Unsettled(Refused):
+    """Words of someone outside the trainee's lineage may not train. The message says whose, why, and which settings would lift that."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -113,6 +113,8 @@ class Ladder:
 
     def climb(self) -> Rung:
         """All rungs, then the test split once, for the base and for what ships. Returns the rung that ships."""
+        if set(self.settings.rungs) - {"few-shot"}:  # which shows, and trains nothing
+            self.bench.permitted()
         if said := too_small(self.settings, self.bench.evaluation, self.bench.tasks):
             self.bench.say(said)
         self.seen = self.look()

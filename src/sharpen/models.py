@@ -21,6 +21,7 @@ from sharpen.errors import ModelError, nearest
 from sharpen.records import Decision, Lineage, Model, Record
 from sharpen.store.files import read_json, writing
 from sharpen.store.run import SETTINGS
+from sharpen.terms import root_of
 
 CARD = "sharpen.json"
 ADAPTER = "adapter"  # the folder, beside merged weights, of the LoRA that they were merged from
@@ -123,7 +124,7 @@ def with_template(model: Model, template: str, cache: Path | None = None) -> Mod
                 if file.name not in ("chat_template.jinja", _DIGESTS, CARD):
                     (work / file.name).symlink_to(file)
             (work / "chat_template.jinja").write_bytes(text)
-            save_lineage(work, model.lineage, f"{model.name} ({source.stem})")
+            save_lineage(work, msgspec.structs.replace(model.lineage, root=root_of(model)), f"{model.name} ({source.stem})")
             work.rename(folder)
         except OSError as error:
             if not folder.exists():  # it does where another process was faster

@@ -59,17 +59,50 @@ class Task(Record, frozen=True, kw_only=True):
     reference: Any = None
 
 
+class Terms(Record, frozen=True, kw_only=True):
+    """What may be done with the words of ``teacher`` (a model, a person or a service, by name), and who found that out.
+
+    ``licence`` is an SPDX id or the name of the terms, ``training`` what it says of training other models on the words, ``conditions`` what has to be
+    kept to where it allows that. ``settled_by`` is a person's name, ``settled_on`` the ISO date, ``evidence`` a URL or a file; ``expires`` is the last
+    ISO date on which the words may train, "" for none. Nothing here is legal advice.
+    """
+
+    teacher: str
+    licence: str
+    training: Literal["allowed", "forbidden", "unknown"]
+    conditions: tuple[str, ...] = ()
+    settled_by: str
+    settled_on: str
+    evidence: str
+    expires: str = ""
+
+
+class Maker(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Whose words a trajectory is: a model, a program or a person called ``name``.
+
+    ``root`` is the fingerprint of the weights that a model descends from (its own, where it was not trained here), "" where nothing is known of
+    weights. ``terms`` ride on the words: those settled for the maker, and those of everyone whose words it was itself trained on.
+    """
+
+    name: str
+    root: str = ""
+    terms: tuple[Terms, ...] = ()
+
+
 class Lineage(Record, frozen=True, kw_only=True):
     """Where weights come from: the base they started at, the model trained from, what it was trained on and how.
 
-    ``banners`` are warnings that whatever is made of these weights inherits, such as that nobody audited the verifier.
+    ``root`` is the fingerprint of the base, "" where these weights are the base. ``banners`` are warnings that whatever is made of these weights
+    inherits, such as that nobody audited the verifier, and so are ``terms``: those of everyone outside this lineage whose words were trained on.
     """
 
     base: str
+    root: str = ""
     parent: str | None = None
     training_set: str | None = None
     settings: dict[str, Any] = {}
     banners: tuple[str, ...] = ()
+    terms: tuple[Terms, ...] = ()
 
 
 class Model(Record, frozen=True, kw_only=True):
@@ -199,8 +232,8 @@ class Trajectory(Record, frozen=True, kw_only=True):
     (empty for demonstrations: only text exists). Where there were several conversations, these are the longest one's, and the others
     are ``threads``. ``actions`` is what the environment understood, the unit of
     de-duplication. ``outcome`` is what the environment itself says at the end (``won``, ``score`` and the like).
-    ``agent`` names who made it (a model's name, ``expert``, ...). Where that chose one of several tries this is the one, ``choice`` says what the
-    others were, and ``cost`` is the cost of all.
+    ``agent`` names who made it (a model's name, ``expert``, ...), ``maker`` says whose words it is, None where nobody told. Where the agent chose one of
+    several tries this is the one, ``choice`` says what the others were, and ``cost`` is the cost of all.
     Of a try that broken infrastructure ended, ``error`` is what was said and ``fault`` its class: one of ``errors.Failure``, ``environment`` or ``timeout``.
     """
 
@@ -217,6 +250,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     fault: str | None = None
     threads: tuple[Thread, ...] = ()
     choice: Choice | None = None
+    maker: Maker | None = None
 
 
 class Verdict(Record, frozen=True, kw_only=True):
@@ -238,11 +272,12 @@ class Verdict(Record, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- training
 
 
-class Row(Record, frozen=True, kw_only=True):
+class Row(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One training row: ``input_ids`` and, same length, ``labels`` (the id where trained, -100 where not).
 
     ``key`` is the try it came from, ``source`` where that came from (``demonstration``, ``sampled``, ``earlier round``);
-    ``origin`` says whether the ids are the engine's (``sampled``) or were rendered from text (``rendered``).
+    ``origin`` says whether the ids are the engine's (``sampled``) or were rendered from text (``rendered``). ``maker`` says whose words it is, as in
+    Trajectory, with the terms that let it train.
     """
 
     input_ids: tuple[int, ...]
@@ -250,6 +285,7 @@ class Row(Record, frozen=True, kw_only=True):
     key: SampleKey
     source: str
     origin: Literal["sampled", "rendered"]
+    maker: Maker | None = None
 
 
 class LeftOut(Record, frozen=True, kw_only=True):
@@ -265,6 +301,7 @@ class RowCounts(Record, frozen=True, kw_only=True):
     ``sampled`` rows hold the engine's own token ids, ``rendered`` ones were tokenised from text, for the reasons in ``rendered_because``. ``split``
     trajectories gave several rows, since a turn did not continue what was before it; ``dropped`` ones gave none, since their mask could not be
     proved. Of all ``tokens`` in the rows ``trained`` have a label and ``read_again`` are context in the second and later rows of split trajectories.
+    ``by`` counts the rows by whose words they are.
     """
 
     sampled: int
@@ -275,10 +312,12 @@ class RowCounts(Record, frozen=True, kw_only=True):
     trained: int
     read_again: int
     rendered_because: dict[str, int] = {}
+    by: dict[str, int] = {}
 
 
 class Selection(Record, frozen=True, kw_only=True):
-    """Which trajectories train, and why each of the others does not. ``rows`` is there once rows were made of them. ``banners`` as in Lineage."""
+    """Which trajectories train, and why each of the others does not. ``rows`` is there once rows were made of them. ``banners`` and ``terms`` as in
+    Lineage; terms are there once it trained."""
 
     kept: tuple[SampleKey, ...]
     left_out: tuple[LeftOut, ...]
@@ -286,6 +325,7 @@ class Selection(Record, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     rows: RowCounts | None = None
     banners: tuple[str, ...] = ()
+    terms: tuple[Terms, ...] = ()
 
 
 class TrainingReport(Record, frozen=True, kw_only=True):

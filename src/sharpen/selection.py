@@ -138,6 +138,7 @@ def build_rows(
         trained=sum(label != -100 for row in rows for label in row.labels),
         read_again=read_again,
         rendered_because=dict(because.most_common()),
+        by=dict(Counter(row.maker.name if row.maker is not None else row.key.model for row in rows).most_common()),
     )
     proved = _selection(kept, [*selection.left_out, *dropped], selection.settings)
     return tuple(rows), replace(proved, rows=counts, banners=selection.banners)

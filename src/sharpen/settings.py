@@ -23,6 +23,7 @@ from sharpen.sampling import SamplingSettings
 from sharpen.selection import SelectionSettings
 from sharpen.tasks.load import TaskSource
 from sharpen.tasks.recorded import Demonstrations
+from sharpen.terms import TermsSettings
 from sharpen.training.base import Training
 
 
@@ -33,7 +34,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     ``harness`` is an outside program that plays the tasks in the place of their environment. ``agent`` makes every try one of several, chosen
     (``best-of-n``, ``ensemble``); what trains is the model. ``demonstrations`` are recorded trajectories that
     demonstrate the demo split, in the place of the tasks' own expert. ``labels`` is the file, or folder of files, of what people say of trajectories; ""
-    means ``labels/NAME.jsonl``.
+    means ``labels/NAME.jsonl``. ``terms`` settle who outside the model's lineage may teach it: recorded trajectories, other models.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     few_shot: FewShot = FewShot()
     ladder: LadderSettings = LadderSettings()
     labels: str = ""
+    terms: tuple[TermsSettings, ...] = ()
     spending: Spending = Spending()
 
     def __post_init__(self) -> None:
@@ -94,9 +96,10 @@ def convert(data: Mapping[str, Any], where: str) -> RunSettings:
 
 
 def to_yaml(settings: RunSettings) -> str:
-    """The resolved settings, every default written out, without ``spending``: caps may change while a run lasts, and are no part of what it is."""
+    """The resolved settings, every default written out, without ``spending`` and ``terms``: caps may change, and permissions be renewed, while a run
+    lasts, so they are no part of what it is. What trained keeps its terms (``Lineage``)."""
     data = msgspec.to_builtins(settings)
-    del data["spending"]
+    del data["spending"], data["terms"]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

@@ -48,6 +48,7 @@ from sharpen.tasks.base import TaskSet
 from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
+from sharpen.terms import gate, with_terms
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.base import close
 from sharpen.verifiers.run import judge
@@ -210,7 +211,10 @@ def select_(settings: RunSettings, work: Path) -> Selection:
 
 
 def train(settings: RunSettings, work: Path, out: Path, *, watch: Watcher = UNWATCHED) -> tuple[Model, TrainingReport]:
-    """Train the settings' model on what ``work/selection.json`` keeps, into the new folder ``out``. Refused where nothing is left to train on."""
+    """Train the settings' model on what ``work/selection.json`` keeps, into the new folder ``out``. Refused where nothing is left to train on.
+
+    Unsettled where rows are words of someone outside the model's lineage and neither the settings' terms nor those they came with let them train.
+    """
     if out.exists():
         raise RunError(f"{out} exists already; choose another folder with --out")
     with _held(work):
@@ -219,7 +223,8 @@ def train(settings: RunSettings, work: Path, out: Path, *, watch: Watcher = UNWA
         model = load_model(settings.model, settings.template)
         chosen = [(_source(trajectories[key]), trajectories[key]) for key in selection.kept if key in trajectories]
         rows, proved = build_rows(selection, chosen, load_template(model), settings.training.max_length)
-        write_json(work / "selection.json", proved)
+        rows = with_terms(rows, settings.terms)
+        write_json(work / "selection.json", replace(proved, terms=gate(rows, model)))
         if not rows:
             raise Refused(
                 f"nothing in {work} to train on: {', '.join(f'{n} {reason}' for reason, n in proved.counts.items()) or 'no trajectory'}"

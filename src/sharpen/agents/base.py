@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sharpen.environments.base import Environment
 from sharpen.errors import ContentFiltered, ContextOverflow
 from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
-from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory, TurnTokens
+from sharpen.records import Cost, Maker, Message, SampleKey, Stop, Task, Trajectory, TurnTokens
 from sharpen.store.files import digest
 
 
@@ -35,7 +35,7 @@ class Agent(Protocol):
 class PolicyAgent:
     """A policy in an environment, with ``shots`` (few-shot examples) put between the system message and the task.
 
-    ``fingerprint`` is the model's. Each try has a seed of its own, from the sampling seed, the task and the index.
+    ``fingerprint`` is the model's, ``maker`` says whose words they are. Each try has a seed of its own, from the sampling seed, the task and the index.
     """
 
     name: str
@@ -44,6 +44,7 @@ class PolicyAgent:
     environment: Environment
     sampling: Sampling
     shots: tuple[Message, ...] = ()
+    maker: Maker | None = None
 
     def key(self, task: Task, index: int) -> SampleKey:
         settings = digest([self.sampling, self.shots, self.environment.max_turns])
@@ -97,6 +98,7 @@ class PolicyAgent:
             stop=stop,
             outcome=outcome,
             cost=cost,
+            maker=self.maker,
         )
 
 

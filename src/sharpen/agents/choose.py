@@ -15,6 +15,7 @@ from sharpen.policies.base import Policy, Sampling
 from sharpen.policies.choose import Engine
 from sharpen.records import Message, Model, Trajectory
 from sharpen.store.segments import Segments
+from sharpen.terms import maker_of
 from sharpen.verifiers.base import Verifier
 
 Several = BestOfN | Ensemble
@@ -42,9 +43,9 @@ def make_agent(
 ) -> Agent:
     """The agent called ``name``. A ``harness`` writes its prompts itself, so it takes no few-shot examples."""
     if harness is None:
-        return PolicyAgent(name, policy, model.fingerprint, environment, sampling, shots)
+        return PolicyAgent(name, policy, model.fingerprint, environment, sampling, shots, maker_of(model))
     assert not shots
-    return HarnessAgent(name, policy, model.fingerprint, harness, sampling)
+    return HarnessAgent(name, policy, model.fingerprint, harness, sampling, maker_of(model))
 
 
 def load_members(several: Several | None) -> list[tuple[Model, Engine]]:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from sharpen.agents.proxy import Call, Calls, conversations, serve
 from sharpen.errors import ContentFiltered, EnvironmentFault, ModelError, SettingsError
 from sharpen.policies.base import Policy, Sampling, turn_seed
-from sharpen.records import Cost, Message, Record, SampleKey, Stop, Task, Thread, Trajectory
+from sharpen.records import Cost, Maker, Message, Record, SampleKey, Stop, Task, Thread, Trajectory
 from sharpen.store.files import digest
 
 TAIL = 16 << 10  # bytes kept of what a program prints, the last ones
@@ -87,6 +87,7 @@ class HarnessAgent:
     fingerprint: str
     harness: Harness
     sampling: Sampling
+    maker: Maker | None = None
 
     def __post_init__(self) -> None:
         program = _fill(self.harness.command[0], {"here": str(Path.cwd())})
@@ -200,6 +201,7 @@ def _trajectory(agent: HarnessAgent, task: Task, index: int, calls: Calls, stop:
         stop=stop,
         outcome=outcome,
         cost=Cost(prompt_tokens=calls.prompt_tokens, sampled_tokens=calls.sampled_tokens, seconds=seconds, turns=len(calls.answered)),
+        maker=agent.maker,
     )
 
 

@@ -10,19 +10,27 @@ from msgspec.structs import replace
 
 from sharpen.environments.base import Environment
 from sharpen.formats.base import RECORDED
-from sharpen.records import Cost, Message, SampleKey, Stop, Task, Trajectory
+from sharpen.records import Cost, Maker, Message, SampleKey, Stop, Task, Trajectory
 from sharpen.tasks.base import Recorded
+from sharpen.terms import EXPERT
 
 TAUGHT = "recorded by a teacher"  # stands for sampling settings in the keys of its tries: those of demonstrations are ``RECORDED``
 
 
 async def replay(
-    task: Task, environment: Environment, actions: Sequence[str | Message], *, agent: str = "expert", index: int = 0
+    task: Task,
+    environment: Environment,
+    actions: Sequence[str | Message],
+    *,
+    agent: str = EXPERT.name,
+    index: int = 0,
+    maker: Maker = EXPERT,
 ) -> Trajectory:
     """Play ``actions``, one an assistant turn, and record what happened.
 
     Ends with ``done`` when the environment says so and leaves the remaining actions unplayed; with ``turn_limit`` when the actions
     or the environment's turns are used up before. ``turns`` stays empty: there are no sampled tokens. EnvironmentFault passes through.
+    ``maker`` says whose turns they are, where they are not the task source's own.
     """
     started = time.monotonic()
     episode, opening = await environment.start(task)
@@ -51,6 +59,7 @@ async def replay(
         stop=stop,
         outcome=outcome,
         cost=Cost(seconds=time.monotonic() - started, turns=len(understood)),
+        maker=maker,
     )
 
 
@@ -73,9 +82,10 @@ class RecordedAgent:
     async def run(self, task: Task, index: int) -> Trajectory:
         """EnvironmentFault passes through."""
         made = self.recorded.of(task)[index]
+        maker = made.maker or Maker(name=made.agent)
         if not self.recorded.replay:
-            return replace(made, key=self.key(task, index))
+            return replace(made, key=self.key(task, index), maker=maker)
         asked = sum(message.role == "assistant" for message in task.prompt)
         turns = [message for message in made.messages if message.role == "assistant"][asked:]
-        again = await replay(task, self.environment, turns, agent=made.agent, index=index)
+        again = await replay(task, self.environment, turns, agent=made.agent, index=index, maker=maker)
         return replace(again, key=self.key(task, index), cost=made.cost if made.cost.turns else again.cost)

@@ -53,7 +53,8 @@ def rows(trajectory: Trajectory, template: Template, source: str, max_length: in
         return [], OVER_LENGTH
     origin: Any = "sampled" if sampled else "rendered"
     return [
-        Row(input_ids=tuple(ids), labels=tuple(labels), key=trajectory.key, source=source, origin=origin) for ids, labels in joined
+        Row(input_ids=tuple(ids), labels=tuple(labels), key=trajectory.key, source=source, origin=origin, maker=trajectory.maker)
+        for ids, labels in joined
     ], None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from sharpen.errors import FormatError, nearest
-from sharpen.records import Choice, Cost, Message, Record, SampleKey, Stop, ToolCall, Trajectory, TurnTokens
+from sharpen.records import Choice, Cost, Maker, Message, Record, SampleKey, Stop, ToolCall, Trajectory, TurnTokens
 
 MAX_BYTES = 64 * 2**20  # of one line or one sample: 9,000 times a usual trajectory
 ENVIRONMENT = "imported"
@@ -95,6 +95,7 @@ class Draft(Record, frozen=True, kw_only=True):
     cost: Cost = Cost()
     error: str | None = None
     choice: Choice | None = None
+    maker: Maker | None = None
 
 
 class Rest(Record, frozen=True, kw_only=True):
@@ -108,6 +109,7 @@ class Rest(Record, frozen=True, kw_only=True):
     cost: Cost = Cost()
     error: str | None = None
     choice: Choice | None = None
+    maker: Maker | None = None
 
 
 OURS = "sharpen"

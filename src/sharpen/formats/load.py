@@ -100,6 +100,7 @@ class Reading:
             cost=draft.cost,
             error=draft.error,
             choice=draft.choice,
+            maker=draft.maker,
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections import ChainMap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,15 +30,16 @@ from sharpen.policies.base import Lasting, Policy, Sampling
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.policies.meter import Account, Meter, Metered, total
 from sharpen.policies.prices import price_of
-from sharpen.records import Evaluation, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import Evaluation, Maker, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill_adaptively, fill_these, silent
 from sharpen.selection import SelectionSettings
 from sharpen.store.files import digest, write_atomic, write_blob, write_json
 from sharpen.store.run import Run
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import Recorded, TaskSet
+from sharpen.terms import EXPERT, TermsSettings, gate, maker_of, settled, vouch, with_terms
 from sharpen.training.base import Progress as TrainingProgress
-from sharpen.training.base import Training
+from sharpen.training.base import Training, unmarked
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.base import Verifier, close
 from sharpen.verifiers.outcome import EnvironmentOutcome
@@ -104,7 +105,7 @@ class FewShot(Record, frozen=True, kw_only=True):
 class Bench(AbstractContextManager["Bench"]):
     """One run's tasks, base model and settings, and the stages that methods are made of.
 
-    ``banners`` go on all that is selected and trained from here on.
+    ``banners`` go on all that is selected and trained from here on. ``permissions`` are what is settled of those outside the base's lineage.
 
     One policy is open at a time; it is closed before training, or rests, so that a GPU's or the machine's memory is free for it.
     """
@@ -125,6 +126,7 @@ class Bench(AbstractContextManager["Bench"]):
     listen: Listener = silent
     say: Callable[[str], None] = lambda line: None
     banners: tuple[str, ...] = ()
+    permissions: tuple[TermsSettings, ...] = ()
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
     _others: tuple[tuple[Model, Engine], ...] = ()
@@ -217,6 +219,24 @@ class Bench(AbstractContextManager["Bench"]):
         """Whether the tries that may train were chosen by the verifier already."""
         several = playing(self.several, "sampling")
         return several is not None and several.by in ("verifier", self.verifier.name)
+
+    def permitted(self) -> None:
+        """Unsettled where what is known beforehand of whoever's words will train the base does not let them: to be asked before the first token.
+
+        Those are who made the recorded demonstrations, and the members of an ensemble that makes the tries.
+        """
+        recorded = self.tasks.recorded.trajectories if self.tasks.recorded is not None else ()
+        shown = Counter(theirs.maker or Maker(name=theirs.agent) for theirs in recorded)
+        if recorded:
+            self._permitted((maker, f"{count} recorded demonstrations") for maker, count in shown.items())
+        else:
+            self._permitted([(EXPERT, "the demonstrations")])
+        if playing(self.several, "sampling") is not None:
+            self._permitted((maker_of(model), f"tries by the member {model.name}") for model, _ in self._others)
+
+    def _permitted(self, makers: Iterable[tuple[Maker, str]]) -> None:
+        for maker, what in makers:
+            vouch(settled(maker, self.permissions), self.base, what)
 
     # ------------------------------------------------------------ sampling
 
@@ -387,16 +407,19 @@ class Bench(AbstractContextManager["Bench"]):
         environment = self.tasks.environment
         if recorded is None:
             actions = environment.expert(task)
-            ways = [] if actions is None else [("expert", 0, actions)]
+            ways = [] if actions is None else [(EXPERT, EXPERT.name, 0, actions)]
         elif recorded.replay:
             asked = sum(message.role == "assistant" for message in task.prompt)
-            ways = [(theirs.agent, theirs.key.index, _turns(theirs)[asked:]) for theirs in recorded.of(task)]
+            ways = [
+                (theirs.maker or Maker(name=theirs.agent), theirs.agent, theirs.key.index, _turns(theirs)[asked:])
+                for theirs in recorded.of(task)
+            ]
         else:
             yield from recorded.of(task)
             return
-        for agent, index, turns in ways:
+        for maker, agent, index, turns in ways:
             try:
-                yield loop.run(replay(task, environment, turns, agent=agent, index=index))
+                yield loop.run(replay(task, environment, turns, agent=agent, index=index, maker=maker))
             except EnvironmentFault as fault:
                 key = SampleKey(model=agent, task=task.key, environment=environment.name, sampling=RECORDED, index=index)
                 yield broken(key, agent, task, fault)
@@ -411,14 +434,17 @@ class Bench(AbstractContextManager["Bench"]):
             raise Refused(f"{name}: nothing was selected, so there is nothing to train on; see {name}/selection.json for the reasons")
         # Where to start is said by ``start``, the model, so the setting of that name changes nothing from here on.
         settings = replace(self.training, seed=self.training.seed + self.seed, start="base")
-        inputs = {"model": start.fingerprint, "rows": digest(rows)}
+        inputs = {"model": start.fingerprint, "rows": digest(unmarked(rows))}
         stage = self.run.stage(name, inputs, [settings, token_budget])
         folder = stage.folder
         if stage.done():
             return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
         self.meter.check()
+        rows = with_terms(rows, self.permissions)
+        terms = gate(rows, start)
         stage.begin()
-        write_json(folder / "selection.json", replace(selection, banners=tuple(dict.fromkeys((*self.banners, *selection.banners)))))
+        banners = tuple(dict.fromkeys((*self.banners, *selection.banners)))
+        write_json(folder / "selection.json", replace(selection, banners=banners, terms=terms))
         write_rows(folder, rows)
         self._rest()
         train, short = trainer_for(start), name.removeprefix("rungs/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import msgspec
 
 from sharpen.errors import SettingsError
 from sharpen.records import Lineage, Model, Record, Row, TrainingReport
+from sharpen.terms import gate, merged, root_of
 
 # Tuned on SmolLM2-135M (see benchmarks/training.py); LoRA wants about ten times the rate of full training whatever the model
 # (Schulman et al., "LoRA Without Regret", 2025), and larger models want less of both.
@@ -97,7 +99,10 @@ class Trainer(Protocol):
         token_budget: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> tuple[Model, TrainingReport]:
-        """The trained model in the folder ``out``. TrainingError where it failed; then ``out`` does not exist."""
+        """The trained model in the folder ``out``. TrainingError where it failed; then ``out`` does not exist.
+
+        First of all it asks ``descend``: Unsettled where the terms of whoever made a row do not let it train.
+        """
         ...
 
 
@@ -133,6 +138,26 @@ class Line(Record, frozen=True, kw_only=True, omit_defaults=True):
     disk: bool = False
 
 
+def descend(model: Model, rows: Sequence[Row], plan: Plan, settings: Training) -> Lineage:
+    """The lineage of what is to be trained from ``model`` on ``rows``, as planned, and the gate that every training passes.
+
+    Unsettled, before anything is made, where the terms of whoever made a row do not let it train; those that do are inherited, beside the model's own.
+    """
+    return Lineage(
+        base=model.lineage.base,
+        root=root_of(model),
+        parent=model.fingerprint,
+        training_set=hashlib.sha256(msgspec.json.encode(plan)).hexdigest(),
+        settings=msgspec.to_builtins(settings),
+        terms=merged(model.lineage.terms, gate(rows, model)),
+    )
+
+
+def unmarked(rows: Sequence[Row]) -> list[Row]:
+    """``rows`` without who made them: what is learnt, and what names a training set. Terms that are renewed make no other set."""
+    return [msgspec.structs.replace(row, maker=None) for row in rows]
+
+
 def trained(row: Row) -> int:
     """How many tokens of ``row`` are learnt. A label on the first token counts for nothing: nothing predicts it."""
     return sum(label != -100 for label in row.labels[1:])
@@ -145,7 +170,7 @@ def plan_rows(rows: Sequence[Row], epochs: int, seed: int, token_budget: int | N
     epochs go on until the budget is reached, the last row included, so the count overshoots by less than one row.
     Batches hold rows of like length, which is what keeps padding small; their order is random.
     """
-    ordered = sorted(rows, key=lambda row: (msgspec.json.encode(row.key), row.input_ids, row.labels))
+    ordered = sorted(unmarked(rows), key=lambda row: (msgspec.json.encode(row.key), row.input_ids, row.labels))
     counts = [trained(row) for row in ordered]
     if not any(counts):
         raise SettingsError("there is nothing to train on: no row has a token with a label")

@@ -9,8 +9,8 @@ from pathlib import Path
 from sharpen.chat.scripted import ScriptedTemplate
 from sharpen.models import load_model, save_lineage
 from sharpen.policies.scripted import learn
-from sharpen.records import Lineage, Model, Row, TrainingReport
-from sharpen.training.base import Progress, Training, plan_rows
+from sharpen.records import Model, Row, TrainingReport
+from sharpen.training.base import Progress, Training, descend, plan_rows
 
 
 def train(
@@ -25,6 +25,7 @@ def train(
     """Learn the last question and the answer of every row. See Trainer."""
     started = time.monotonic()
     plan = plan_rows(rows, settings.epochs, settings.seed, token_budget, batch_size=settings.batch_size)
+    lineage = descend(model, rows, plan, settings)
     template = ScriptedTemplate()
     pairs = []
     for row in plan.rows:
@@ -34,7 +35,7 @@ def train(
         pairs.append((question, template.answer([row.input_ids[place] for place in taught])))
     learn(Path(model.path), pairs, out)
     name = f"{model.lineage.base}-{out.parent.name}"
-    save_lineage(out, Lineage(base=model.lineage.base, parent=model.fingerprint), name)
+    save_lineage(out, lineage, name)
     if on_progress is not None:
         on_progress(Progress(step=len(plan.steps), steps=len(plan.steps), loss=0.0, tokens_per_second=0.0))
     seconds = time.monotonic() - started

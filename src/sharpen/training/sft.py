@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -19,8 +18,8 @@ import msgspec
 
 from sharpen.errors import SharpenError, StorageError, TrainingError
 from sharpen.models import open_folder
-from sharpen.records import Lineage, Model, Row, TrainingReport
-from sharpen.training.base import Job, Line, Progress, Training, plan_rows
+from sharpen.records import Model, Row, TrainingReport
+from sharpen.training.base import Job, Line, Progress, Training, descend, plan_rows
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -42,8 +41,7 @@ def train(
     """
     started = time.monotonic()
     plan = plan_rows(rows, settings.epochs, settings.seed, token_budget, batch_size=settings.batch_size)
-    learnt = hashlib.sha256(msgspec.json.encode(plan)).hexdigest()
-    lineage = Lineage(base=model.lineage.base, parent=model.fingerprint, training_set=learnt, settings=msgspec.to_builtins(settings))
+    lineage = descend(model, rows, plan, settings)
     log, work = out.with_name("train.log"), out.with_name(f".{out.name}.training")
     alone = settings.accelerate_config is None
     job = Job(

@@ -17,7 +17,7 @@ from sharpen.errors import ModelError, SettingsError, StorageError, TrainingErro
 from sharpen.models import Model, load_model, open_folder
 from sharpen.records import Lineage, Row, SampleKey
 from sharpen.terms import EXPERT
-from sharpen.training import sft
+from sharpen.training import process, sft
 from sharpen.training.base import Job, Line, Plan, Progress, Training, micro_batches, plan_rows, trained
 
 
@@ -110,12 +110,12 @@ def test_the_rate_is_the_methods_unless_set() -> None:
 def test_deaths_are_one_line_with_the_reason(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("Traceback\nsubprocess.CalledProcessError: Command '[...]' died with <Signals.SIGKILL: 9>.\n")
-    assert "want of memory" in str(sft._death(1, log)) and str(log) in str(sft._death(1, log))
+    assert "want of memory" in str(process.death(1, log)) and str(log) in str(process.death(1, log))
     log.write_text("OSError: [Errno 28] No space left on device\n")
-    assert isinstance(sft._death(1, log), StorageError)
-    assert isinstance(sft._error(Line(failed="x", disk=True), log), StorageError)
+    assert isinstance(process.death(1, log), StorageError)
+    assert isinstance(process.told(Line(failed="x", disk=True), log), StorageError)
     log.write_text("something\nlast words\n\n")
-    assert "last words" in str(sft._death(2, log))
+    assert "last words" in str(process.death(2, log))
 
 
 # ---------------------------------------------------------------- real: TRL on a tiny model

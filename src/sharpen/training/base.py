@@ -115,9 +115,9 @@ class Plan(Record, frozen=True, kw_only=True):
     tokens: int
 
 
-class Job(Record, frozen=True, kw_only=True):
-    """What the process is asked to do. ``model`` and ``out`` are folders, ``start`` is the name of the first, ``name`` and ``lineage`` are the new
-    model's; ``watched``: stdin closes when the parent dies."""
+class Work(Record, frozen=True, kw_only=True):
+    """What a training process is asked to do, whatever it learns from. ``model`` and ``out`` are folders, ``start`` is the name of the first, ``name``
+    and ``lineage`` are the new model's; ``watched``: stdin closes when the parent dies."""
 
     model: str
     start: str
@@ -125,17 +125,28 @@ class Job(Record, frozen=True, kw_only=True):
     name: str
     lineage: Lineage
     settings: Training
-    plan: Plan
     watched: bool = False
 
 
+class Job(Work, frozen=True, kw_only=True):
+    """Training on rows, in the order of ``plan``."""
+
+    plan: Plan
+
+
 class Line(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A line to the parent, in ``progress.jsonl``: how far it is, or how it ended."""
+    """A line to the parent, in ``progress.jsonl``: how far it is, or how it ended. ``refused``: it was no failure, but would have been useless.
+
+    ``tokens`` and ``trained_tokens`` are told at the end by a training that samples what it learns from.
+    """
 
     progress: Progress | None = None
     precision: str = ""
     failed: str = ""
     disk: bool = False
+    refused: bool = False
+    tokens: int = 0
+    trained_tokens: int = 0
 
 
 def descend(model: Model, rows: Sequence[Row], plan: Plan, settings: Training) -> Lineage:

@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import torch
@@ -28,9 +29,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from sharpen.errors import ModelError
+from sharpen.errors import ModelError, Refused
 from sharpen.models import ADAPTER, save_pretrained
-from sharpen.training.base import Job, Line, Plan, Progress, micro_batches, trained
+from sharpen.training.base import Job, Line, Plan, Progress, Training, Work, micro_batches, trained
+
+AnyWork = TypeVar("AnyWork", bound=Work)
 
 
 class Broken(Exception):
@@ -110,9 +113,9 @@ class RowTrainer(SFTTrainer):
 class Teller(TrainerCallback):
     """Tells the parent how far it is, and stops at the first loss that is not a number."""
 
-    def __init__(self, plan: Plan, path: Path) -> None:
-        self.sizes = [sum(len(plan.rows[index].input_ids) for index in step) for step in plan.steps]
-        self.path = path
+    def __init__(self, steps: int, tokens: Callable[[int], int], path: Path) -> None:
+        """``tokens`` says how many tokens the first so many of the ``steps`` have read."""
+        self.steps, self.tokens, self.path = steps, tokens, path
         self.started = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -124,10 +127,16 @@ class Teller(TrainerCallback):
             return
         step, loss = state.global_step, float(logs["loss"])
         if not math.isfinite(loss):
-            raise Broken(f"the loss is {loss} at step {step} of {len(self.sizes)}; lower learning_rate (now {args.learning_rate:g})")
+            # The first loss is that of the weights as they came: a lower rate would not change it.
+            what = (
+                f"lower learning_rate (now {args.learning_rate:g})"
+                if step > 1
+                else "nothing was learnt yet: the weights give it; try precision: f32"
+            )
+            raise Broken(f"the loss is {loss} at step {step} of {self.steps}; {what}")
         if state.is_world_process_zero:
-            speed = sum(self.sizes[:step]) / max(time.monotonic() - self.started, 1e-9)
-            tell(self.path, Line(progress=Progress(step=step, steps=len(self.sizes), loss=loss, tokens_per_second=speed)))
+            speed = self.tokens(step) / max(time.monotonic() - self.started, 1e-9)
+            tell(self.path, Line(progress=Progress(step=step, steps=self.steps, loss=loss, tokens_per_second=speed)))
 
 
 def tell(path: Path, line: Line) -> None:
@@ -149,47 +158,20 @@ def train(job: Job, progress: Path) -> None:
 
 def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tuple[RowTrainer, LoraConfig | None]:
     """The trainer, ready to train, and the adapter's settings where there is one."""
-    settings, lora = job.settings, job.settings.method == "lora"
-    # Else an accelerate config would overrule what is reported.
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if chosen == "bf16" else "no"
-    steps = len(job.plan.steps)
+    sizes = [sum(len(job.plan.rows[index].input_ids) for index in step) for step in job.plan.steps]
     config = SFTConfig(
-        output_dir=str(progress.parent / "trl"),
-        max_steps=steps,
+        **arguments(job.settings, len(sizes), chosen, progress),
         per_device_train_batch_size=1,  # one planned step an item, see get_train_dataloader
-        learning_rate=settings.rate,
-        warmup_steps=round(settings.warmup * steps),
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
-        weight_decay=settings.weight_decay,
-        bf16=chosen == "bf16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=settings.gradient_checkpointing,
-        seed=settings.seed,
-        report_to=list(settings.report_to) or "none",
-        save_strategy="no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # on, it would hide the very losses that must stop the run
-        disable_tqdm=True,
+        learning_rate=job.settings.rate,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
     )
-    # Full training keeps f32 weights and computes in bf16 by autocast: bf16 weights are too coarse for small updates. A LoRA's base is only read.
-    dtype = torch.bfloat16 if lora and chosen == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype)
-    adapter = None
-    if lora:
-        adapter = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            target_modules=list(settings.lora_targets) if settings.lora_targets is not None else "all-linear",
-            task_type="CAUSAL_LM",
-        )
+    model, adapter = student(job, chosen)
     first = job.plan.rows[0]
     trainer = RowTrainer(
         job.plan,
-        settings.micro_tokens or (8192 if torch.cuda.is_available() else 1024),
+        micro_tokens(job.settings),
         model=model,
         args=config,
         train_dataset=Dataset.from_dict(
@@ -197,12 +179,56 @@ def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tu
         ),  # TRL asks for one; the plan replaces it
         processing_class=AutoTokenizer.from_pretrained(job.model),
         peft_config=adapter,
-        callbacks=[Teller(job.plan, progress)],
+        callbacks=[Teller(len(sizes), lambda step: sum(sizes[:step]), progress)],
     )
     return trainer, adapter
 
 
-def save(job: Job, model: Any, weights: dict[str, torch.Tensor], adapter: LoraConfig | None, tokenizer: Any) -> None:
+def arguments(settings: Training, steps: int, chosen: Literal["f32", "bf16"], progress: Path) -> dict[str, Any]:
+    """What every training here tells transformers' Trainer."""
+    # Else an accelerate config would overrule what is reported.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if chosen == "bf16" else "no"
+    return {
+        "output_dir": str(progress.parent / "trl"),
+        "max_steps": steps,
+        "warmup_steps": round(settings.warmup * steps),
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
+        "weight_decay": settings.weight_decay,
+        "bf16": chosen == "bf16",
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "seed": settings.seed,
+        "report_to": list(settings.report_to) or "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # on, it would hide the very losses that must stop the run
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def student(job: Work, chosen: Literal["f32", "bf16"]) -> tuple[Any, LoraConfig | None]:
+    """The model that is trained, and the settings of its adapter where it gets one."""
+    settings, lora = job.settings, job.settings.method == "lora"
+    # Full training keeps f32 weights and computes in bf16 by autocast: bf16 weights are too coarse for small updates. A LoRA's base is only read.
+    dtype = torch.bfloat16 if lora and chosen == "bf16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype)
+    if not lora:
+        return model, None
+    return model, LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=list(settings.lora_targets) if settings.lora_targets is not None else "all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def micro_tokens(settings: Training) -> int:
+    """The most tokens, padding included, of a micro-batch."""
+    return settings.micro_tokens or (8192 if torch.cuda.is_available() else 1024)
+
+
+def save(job: Work, model: Any, weights: dict[str, torch.Tensor], adapter: LoraConfig | None, tokenizer: Any) -> None:
     """The whole model with what was learnt in it, the adapter beside. Built on a fresh f32 base: the one trained on may be bf16, sharded or wrapped."""
     whole: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     if adapter is None:
@@ -227,25 +253,25 @@ def watch() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main() -> None:
-    """``worker JOB``: the folder of the job file is where progress goes."""
+def serve(kind: type[AnyWork], train: Callable[[AnyWork, Path], None]) -> None:
+    """``MODULE JOB``: do the job in that file, and tell in its folder how far it is or how it ended."""
     path = Path(sys.argv[1])
     progress = path.with_name("progress.jsonl")
     try:
-        job = msgspec.json.decode(path.read_bytes(), type=Job)
+        job = msgspec.json.decode(path.read_bytes(), type=kind)
         if job.watched:
             watch()
         train(job, progress)
     except BaseException as error:
         text = str(error).strip() or type(error).__name__
-        reason = text if isinstance(error, (Broken, ModelError)) else f"{type(error).__name__}: {text.splitlines()[0]}"
+        reason = text if isinstance(error, (Broken, ModelError, Refused)) else f"{type(error).__name__}: {text.splitlines()[0]}"
         disk = "No space left" in text or "Disk quota" in text
         traceback.print_exc()  # first: once told, the parent ends this process
         if PartialState().is_main_process:
             with contextlib.suppress(OSError):  # on a full disk not even this line may fit; the log has the traceback
-                tell(progress, Line(failed=reason, disk=disk))
+                tell(progress, Line(failed=reason, disk=disk, refused=isinstance(error, Refused)))
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Job, train)

@@ -1,0 +1,163 @@
+"""The process of on-policy distillation: TRL's DistillationTrainer, or its GOLDTrainer, over planned prompts. Started by ``on_policy.py``.
+
+Thin: sampling, scoring and losses are TRL's. Different from its defaults are what is said here, and no gradient checkpointing unless asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DistillationConfig, DistillationTrainer
+from trl.experimental.gold import GOLDConfig, GOLDTrainer
+
+from sharpen.errors import Refused
+from sharpen.models import weight_files
+from sharpen.training.base import Line
+from sharpen.training.on_policy import INSTEAD, Distilling
+from sharpen.training.worker import Teller, arguments, micro_tokens, precision, save, serve, student, tell
+
+
+class Counted:
+    """How many tokens were read and, of these, scored, in this process."""
+
+    tokens = 0
+    scored = 0
+
+    def count(self, read: torch.Tensor, scored: torch.Tensor) -> None:
+        self.tokens += int(read.sum())
+        self.scored += int(scored.sum())
+
+
+class OneVocabulary(DistillationTrainer, Counted):
+    """DistillationTrainer on prompts that are token ids already."""
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompts, None, {}
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *given: Any, **named: Any) -> torch.Tensor:
+        self.count(torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1), inputs["completion_mask"])
+        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)
+        return loss
+
+
+class TwoVocabularies(GOLDTrainer, Counted):
+    """GOLDTrainer whose losses are means over the tokens that it scored."""
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        """Not the count that Trainer takes beforehand: that is of the answers in the data set, not of those that are sampled."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *given: Any, **named: Any) -> torch.Tensor:
+        self.count(inputs["attention_mask"], inputs["labels"] != -100)
+        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)
+        return loss
+
+
+Distiller = OneVocabulary | TwoVocabularies
+
+
+def train(job: Distilling, progress: Path) -> None:
+    """Distil, and write the merged weights to ``job.out``, which must not exist."""
+    chosen, why = precision(job.settings.precision)
+    check_memory(job, chosen)
+    trainer, adapter = make_trainer(job, chosen, progress)
+    if trainer.is_world_process_zero():
+        tell(progress, Line(precision=why))
+    trainer.train()
+    counts = trainer.accelerator.reduce(torch.tensor([trainer.tokens, trainer.scored], device=trainer.args.device))
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part where weights are sharded
+    if trainer.is_world_process_zero():
+        tell(progress, Line(tokens=int(counts[0]), trained_tokens=int(counts[1])))
+        save(job, trainer.model, weights, adapter, AutoTokenizer.from_pretrained(job.model))  # TRL changes the one it is given
+
+
+def make_trainer(job: Distilling, chosen: Literal["f32", "bf16"], progress: Path) -> tuple[Distiller, LoraConfig | None]:
+    """The trainer, ready to train, and the adapter's settings where there is one."""
+    settings, processes = job.on_policy, int(os.environ.get("WORLD_SIZE", "1"))  # as launchers set it
+    longest = max(len(one.ids) for one in job.asked) + settings.max_new_tokens
+    each = rows_at_once(settings.batch_size, processes, micro_tokens(job.settings) // longest)
+    common = {
+        **arguments(job.settings, settings.steps, chosen, progress),
+        "per_device_train_batch_size": each,
+        "gradient_accumulation_steps": settings.batch_size // processes // each,
+        "learning_rate": job.rate,
+        "temperature": settings.temperature,
+        "top_p": 1.0,
+        "beta": settings.beta,
+        "max_completion_length": settings.max_new_tokens,
+        "disable_dropout": True,
+    }
+    config: DistillationConfig | GOLDConfig
+    if job.way == "distillation":
+        config = DistillationConfig(**common, shuffle_dataset=False)  # planned
+        rows = Dataset.from_dict({"prompt": [one.ids for one in job.asked]})
+    else:
+        config = GOLDConfig(
+            **common,
+            lmbda=settings.lmbda,
+            max_length=longest,
+            use_uld_loss=True,
+            uld_use_hybrid_loss=True,
+            uld_token_merge_strategy="bayesian",  # "observed" compares each position with the one behind it
+            uld_skip_student_eos=False,  # the end of a turn is to be learnt; only what TRL appends to the teacher's text is skipped
+        )
+        rows = Dataset.from_dict({"prompt": [one.text for one in job.asked], "completion": [one.answer for one in job.asked]})
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model, adapter = student(job, chosen)
+    model.generation_config.eos_token_id = list(job.end_ids)
+    teacher = AutoModelForCausalLM.from_pretrained(job.teacher, dtype=torch.bfloat16 if chosen == "bf16" else torch.float32)
+    if job.way == "distillation":
+        teacher.resize_token_embeddings(model.config.get_text_config().vocab_size)  # rows beyond are of no token, see vocabulary_difference
+    kind = OneVocabulary if job.way == "distillation" else TwoVocabularies
+    trainer = kind(model=model, teacher_model=teacher, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
+    trainer.add_callback(Teller(settings.steps, lambda _: trainer.tokens * processes, progress))
+    return trainer, adapter
+
+
+def rows_at_once(batch_size: int, processes: int, fit: int) -> int:
+    """How many rows a process computes at once: the most that divide its share of a step and ``fit``, one at least."""
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        raise Refused(
+            f"on_policy.batch_size is {batch_size}, which {processes} processes cannot share evenly; set a multiple of {processes}"
+        )
+    return max(rows for rows in range(1, share + 1) if share % rows == 0 and (rows == 1 or rows <= fit))
+
+
+def check_memory(job: Distilling, chosen: Literal["f32", "bf16"]) -> None:
+    """Refused where not even the weights of both models, and what the optimiser keeps of the student's, fit into what is free."""
+    wanted = least_memory(parameters(job.model), parameters(job.teacher), job.settings.method, chosen)
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    if wanted > free and job.settings.accelerate_config is None:  # a config may shard them
+        raise Refused(
+            f"student and teacher {job.teacher_name} need {wanted / 2**30:.1f} GiB at the least, and {free / 2**30:.1f} GiB are free; "
+            f"set training.method: lora, name a smaller teacher, or {INSTEAD}"
+        )
+
+
+def least_memory(own: int, teachers: int, method: Literal["lora", "full"], chosen: Literal["f32", "bf16"]) -> int:
+    """Bytes for the weights alone, given their numbers: trained in full, each of the student's comes with a gradient and AdamW's two moments, all f32."""
+    read = 2 if chosen == "bf16" else 4
+    return own * (16 if method == "full" else read) + teachers * read
+
+
+def parameters(folder: str) -> int:
+    """How many weights a model folder holds."""
+    total = 0
+    for file in weight_files(Path(folder)):
+        with safe_open(file, "pt") as tensors:
+            total += sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
+if __name__ == "__main__":
+    serve(Distilling, train)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -20,7 +20,8 @@ from sharpen.agents.base import Agent
 from sharpen.agents.choose import CONSIDERED, Several, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import RecordedAgent, replay
-from sharpen.budget import Adaptive, Terms, terms
+from sharpen.agents.teacher import Teacher
+from sharpen.budget import Adaptive, Terms, Uniform, terms
 from sharpen.environments.base import Environment
 from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
@@ -30,20 +31,38 @@ from sharpen.policies.base import Lasting, Policy, Sampling
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.policies.meter import Account, Meter, Metered, total
 from sharpen.policies.prices import price_of
-from sharpen.records import Evaluation, Maker, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import (
+    Evaluation,
+    Lineage,
+    Maker,
+    Message,
+    Model,
+    Record,
+    Row,
+    SampleKey,
+    Selection,
+    Task,
+    TrainingReport,
+    Trajectory,
+    Verdict,
+)
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill_adaptively, fill_these, silent
 from sharpen.selection import SelectionSettings
 from sharpen.store.files import digest, write_atomic, write_blob, write_json
-from sharpen.store.run import Run
+from sharpen.store.run import Run, Stage
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import Recorded, TaskSet
+from sharpen.tasks.recorded import recorded
 from sharpen.terms import EXPERT, TermsSettings, gate, maker_of, settled, vouch, with_terms
 from sharpen.training.base import Progress as TrainingProgress
 from sharpen.training.base import Training, unmarked
 from sharpen.training.load import trainer_for
+from sharpen.training.on_policy import OnPolicy, Prompt, train_on_policy
 from sharpen.verifiers.base import Verifier, close
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
+
+S = TypeVar("S", SamplingSettings, EvaluationSettings)
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,22 @@ class FewShot(Record, frozen=True, kw_only=True):
     shots: int = 2
 
 
+class Distillation(Record, frozen=True, kw_only=True):
+    """How the ``teacher`` is copied.
+
+    ``way: trajectories``: it makes ``n`` tries of every training task, those that pass are selected (``selection``) and imitated (``training``).
+    ``on_policy``: the student answers, and a teacher whose weights are here scores its tokens (``on_policy``).
+    """
+
+    way: Literal["trajectories", "on_policy"] = "trajectories"
+    n: int = 1
+    on_policy: OnPolicy = OnPolicy()
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise SettingsError(f"n is {self.n}, but must be at least 1")
+
+
 @dataclass
 class Bench(AbstractContextManager["Bench"]):
     """One run's tasks, base model and settings, and the stages that methods are made of.
@@ -127,6 +162,9 @@ class Bench(AbstractContextManager["Bench"]):
     say: Callable[[str], None] = lambda line: None
     banners: tuple[str, ...] = ()
     permissions: tuple[TermsSettings, ...] = ()
+    teacher: Teacher | None = None
+    distillation: Distillation = field(default_factory=Distillation)
+    _taught: tuple[Model | None, Cast] = (None, Cast())
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
     _others: tuple[tuple[Model, Engine], ...] = ()
@@ -134,6 +172,8 @@ class Bench(AbstractContextManager["Bench"]):
 
     def __post_init__(self) -> None:
         self._others = tuple(load_members(self.several))
+        if self.teacher is not None:
+            self._taught = cast_of(self.teacher, self.tasks, self.harness)
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
         self._terms(
             self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling)
@@ -231,12 +271,37 @@ class Bench(AbstractContextManager["Bench"]):
             self._permitted((maker, f"{count} recorded demonstrations") for maker, count in shown.items())
         else:
             self._permitted([(EXPERT, "the demonstrations")])
+        if self.teacher is not None:
+            model, cast = self._taught
+            speak = [model] if model is not None and cast.recorded is None else []
+            self._permitted((maker_of(one), f"what the teacher {one.name} says") for one in [*speak, *(other for other, _ in cast.others)])
+            said = Counter(one.maker or Maker(name=one.agent) for one in (cast.recorded.trajectories if cast.recorded is not None else ()))
+            self._permitted((maker, f"{count} recorded tries of the teacher") for maker, count in said.items())
         if playing(self.several, "sampling") is not None:
             self._permitted((maker_of(model), f"tries by the member {model.name}") for model, _ in self._others)
 
     def _permitted(self, makers: Iterable[tuple[Maker, str]]) -> None:
         for maker, what in makers:
             vouch(settled(maker, self.permissions), self.base, what)
+
+    # ------------------------------------------------------------ teaching
+
+    def teacher_of(self, standing: Prompted) -> tuple[Prompted, Cast]:
+        """The teacher, and how it plays; where it is the student itself, as it stands. SettingsError where there is none."""
+        if self.teacher is None:
+            raise SettingsError("there is no teacher to distil; set teacher: best-of-8, a model, a harness or recorded trajectories")
+        model, cast = self._taught
+        return (standing if model is None else Prompted(model)), cast
+
+    @property
+    def teaching(self) -> SamplingSettings:
+        """How the teacher makes its tries at training tasks."""
+        return self.as_taught(replace(self.sampling, n=self.distillation.n, budget=Uniform()))
+
+    def as_taught(self, settings: S) -> S:
+        """``settings`` with as many tokens a turn as the teacher may have."""
+        most = self.teacher.max_tokens if self.teacher is not None else None
+        return settings if most is None else replace(settings, max_tokens=most)
 
     # ------------------------------------------------------------ sampling
 
@@ -458,11 +523,50 @@ class Bench(AbstractContextManager["Bench"]):
         )
         model = inherit(model, start, self.banners)
         write_blob(folder / "training.json", report)
-        outputs = [folder / "selection.json", folder / "training_set" / "rows.jsonl", folder / "training.json"]
-        # Weights are named by their fingerprint in whatever is made from them; dotfiles are caches and may change.
-        outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
-        stage.commit(outputs, trained_tokens=report.trained_tokens, inside_s=report.seconds)
+        self._commit_model(stage, report, [folder / "selection.json", folder / "training_set" / "rows.jsonl"])
         return model, report
+
+    def train_on_policy(self, name: str, start: Model, teacher: Model, prompts: Sequence[Prompt]) -> tuple[Model, TrainingReport]:
+        """Train ``start`` on its own answers to ``prompts``, scored by ``teacher``: the stage ``name``."""
+        settings = replace(self.training, seed=self.training.seed + self.seed, start="base")
+        inputs = {"model": start.fingerprint, "teacher": teacher.fingerprint, "prompts": digest(prompts)}
+        stage = self.run.stage(name, inputs, [settings, self.distillation.on_policy])
+        folder = stage.folder
+        if stage.done():
+            return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
+        self.meter.check()
+        stage.begin()
+        self._rest()
+        model, report = train_on_policy(
+            start,
+            teacher,
+            prompts,
+            self.distillation.on_policy,
+            folder / "model",
+            training=settings,
+            terms=self.permissions,
+            on_progress=heard(self.listen, f"{name.removeprefix('rungs/')}/training"),
+        )
+        model = inherit(model, start, self.banners)
+        write_blob(folder / "training.json", report)
+        self._commit_model(stage, report, [])
+        return model, report
+
+    def _commit_model(self, stage: Stage, report: TrainingReport, made: Sequence[Path]) -> None:
+        # Weights are named by their fingerprint in whatever is made from them; dotfiles are caches and may change.
+        cards = [path for path in sorted((stage.folder / "model").glob("*.json")) if not path.name.startswith(".")]
+        stage.commit([*made, stage.folder / "training.json", *cards], trained_tokens=report.trained_tokens, inside_s=report.seconds)
+
+
+def cast_of(teacher: Teacher, tasks: TaskSet, harness: Harness | None) -> tuple[Model | None, Cast]:
+    """The model that a teacher asks (None: the student's own) and how it plays, with all that it names found and checked."""
+    if (settings := teacher.recorded) is not None:
+        found = recorded(settings, tasks.tasks, ("train", "dev"))
+        made = digest([found.trajectories, found.replay])
+        name = ", ".join(dict.fromkeys(one.agent for one in found.trajectories))
+        return Model(name=name, path=settings.path, fingerprint=made, kind="endpoint", lineage=Lineage(base=name)), Cast(recorded=found)
+    cast = Cast(teacher.harness or harness, teacher.agent, tuple(load_members(teacher.agent)), teacher.engine if teacher.model else None)
+    return (load_model(teacher.model, teacher.template) if teacher.model else None), cast
 
 
 def tries_of(tasks: Sequence[Task], indices: range, recorded: Recorded | None = None) -> list[tuple[Task, int]]:

@@ -13,7 +13,7 @@ from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted
-from sharpen.methods.distillation import Measured, compare, distillation, measure_teacher, other_tools, teach, teaching
+from sharpen.methods.distillation import Measured, compare, distillation, measure_teacher, other_tools, teach, teaching, uncontrolled
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solutions
@@ -227,10 +227,9 @@ class Ladder:
             )
         if bench.distillation.way == "trajectories":
             self._worth("distillation", name, teach(bench, name, standing, self.survivors))
-        control = self.settings.control and bench.distillation.way == "trajectories"
-        if control and bench.teacher is not None and bench.teacher.itself:
-            bench.say(f"{name.removeprefix('rungs/')}: no self-trained control, since the teacher's words are the student's own")
-            control = False
+        if self.settings.control and (why := uncontrolled(bench.teacher, bench.distillation)):
+            bench.say(f"{name.removeprefix('rungs/')}: no self-trained control, since {why}")
+        control = self.settings.control and not uncontrolled(bench.teacher, bench.distillation)
         return distillation(bench, name, standing, self.survivors, control=control)
 
     def _worth(self, method: advisor.Method, name: str, pool: Pool) -> None:

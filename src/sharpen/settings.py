@@ -35,8 +35,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     ``harness`` is an outside program that plays the tasks in the place of their environment. ``agent`` makes every try one of several, chosen
     (``best-of-n``, ``ensemble``); what trains is the model. ``demonstrations`` are recorded trajectories that
     demonstrate the demo split, in the place of the tasks' own expert. ``labels`` is the file, or folder of files, of what people say of trajectories; ""
-    means ``labels/NAME.jsonl``. ``terms`` settle who outside the model's lineage may teach it: recorded trajectories, other models. ``teacher`` is whom the rung ``distillation`` copies,
-    as ``distillation`` says.
+    means ``labels/NAME.jsonl``. ``terms`` settle who outside the model's lineage may teach it: recorded trajectories, other models. ``teacher`` is whom
+    the rung ``distillation`` copies, as the settings ``distillation`` say.
     """
 
     name: str
@@ -66,12 +66,16 @@ class RunSettings(Record, frozen=True, kw_only=True):
                 "ladder.rungs holds distillation, but there is no teacher; set teacher: best-of-8, a model, a harness or recorded trajectories"
             )
         if self.teacher is not None and "distillation" not in self.ladder.rungs:
-            raise SettingsError("a teacher is set, but ladder.rungs lacks distillation, so nothing would ask it; add the rung, or take it out")
+            raise SettingsError(
+                "a teacher is set, but ladder.rungs lacks distillation, so nothing would ask it; add the rung, or take it out"
+            )
         sampled, evaluated = playing(self.agent, "sampling"), playing(self.agent, "evaluation")
         taught = self.teacher.agent if self.teacher is not None else None
         teaching = self.distillation.n if self.teacher is not None and self.teacher.recorded is None else 1
         if teaching > 1 and self.sampling.temperature == 0:
-            raise SettingsError(f"sampling.temperature 0 gives the teacher the same try {teaching} times; set distillation.n: 1 or raise it")
+            raise SettingsError(
+                f"sampling.temperature 0 gives the teacher the same try {teaching} times; set distillation.n: 1 or raise it"
+            )
         asked = (("sampling", sampled, self.sampling), ("evaluation", evaluated, self.evaluation))
         for what, agent, how in (*asked, ("sampling", taught, self.sampling), ("evaluation", taught, self.evaluation)):
             if agent is not None and agent.n > 1 and how.temperature == 0:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from sharpen.agents.base import without_shots
+from sharpen.agents.teacher import Teacher
 from sharpen.budget import Uniform
 from sharpen.chat.base import Template
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import without_ids
 from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused
 from sharpen.evaluation import evaluate
-from sharpen.methods.base import Attempt, Bench, Prompted
+from sharpen.methods.base import Attempt, Bench, Distillation, Prompted
 from sharpen.methods.rejection_sampling import Sourced, solutions
 from sharpen.methods.sft import demonstrations
 from sharpen.policies.meter import total
@@ -71,6 +72,13 @@ def distillation(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[
         bench.say(f"{_short(rung)}: no control, since the student passes none of the tasks that it was taught")
         return attempt
     return replace(attempt, control=imitate(f"{rung}-control", "sampled", own, mine, attempt.training.trained_tokens))
+
+
+def uncontrolled(teacher: Teacher | None, how: Distillation) -> str:
+    """Why a student that was trained on its own passing tries would be no control beside the one that was taught; "" where it is one."""
+    if teacher is not None and teacher.itself:
+        return "the teacher's words are the student's own"
+    return "there is no verdict in on_policy that its own tries could be kept by" if how.way == "on_policy" else ""
 
 
 def teach(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced] = ()) -> Pool:

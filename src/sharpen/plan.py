@@ -115,6 +115,8 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
     """Every stage that the ladder may come to, in its order. Rungs that are refused or rolled back make it shorter."""
     sizes = {split: len(tasks.split(split).tasks) for split in ("demo", "train", "dev", "test")}
     looks, sampling = settings.evaluation.looks, settings.sampling
+    demonstrations = sizes["demo"] if tasks.recorded is None else len(tasks.recorded.trajectories)
+    earlier = 0.0
 
     def evaluated(name: str, split: str, shots: int = 0) -> Iterator[Ahead]:
         first = sizes[split] * looks[0]
@@ -136,8 +138,6 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
         yield Ahead(name, rows=demonstrations + earlier)
 
     yield from evaluated("rungs/000-base", "dev")
-    demonstrations = sizes["demo"] if tasks.recorded is None else len(tasks.recorded.trajectories)
-    earlier = 0.0
     for number, method in enumerate(settings.ladder.climbs, 1):
         name = f"rungs/{number:03d}-{method}"
         if method == "distillation":

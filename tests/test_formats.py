@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sharpen.errors import FormatError
 from sharpen.formats import base
 from sharpen.formats.load import FORMATS, detect, read, write
-from sharpen.records import Cost, Message, SampleKey, ToolCall, Trajectory, TurnTokens
+from sharpen.records import Cost, Maker, Message, SampleKey, Terms, ToolCall, Trajectory, TurnTokens
 
 DATA = Path(__file__).parent / "data" / "formats"
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}, "y": {}}}}}
@@ -124,6 +124,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         stop=draw(st.sampled_from(["done", "turn_limit", "token_limit"])),
         outcome=draw(st.dictionaries(WORD, st.integers(0, 9), max_size=2)),
         cost=Cost(prompt_tokens=draw(st.integers(0, 9)), seconds=0.5),
+        maker=draw(st.none() | st.builds(Maker, name=WORD, root=TEXT, terms=st.lists(st.builds(Terms), max_size=2).map(tuple))),
     )
 
 
@@ -144,8 +145,8 @@ def without(trajectory: Trajectory, loses: tuple[str, ...]) -> Trajectory:
             change |= {"tool_calls": tuple(msgspec.structs.replace(call, id="") for call in calls), "tool_call_id": None}
         messages[at] = msgspec.structs.replace(one, **change)
     gone: dict[str, Any] = {"messages": tuple(messages)}
-    if "key and agent" in loses:
-        gone |= {"key": NOBODY, "agent": ""}
+    if "key, agent and maker" in loses:
+        gone |= {"key": NOBODY, "agent": "", "maker": None}
     if "token ids" in loses:
         gone["turns"] = ()
     if "actions" in loses:

@@ -159,10 +159,15 @@ def ladder(folder: Path, rows: list[dict[str, Any]], **more: Any) -> dict[str, A
         "evaluation": {"n": 2, "k": [1, 2], "max_tokens": 16},
         "sampling": {"n": 2, "max_tokens": 16},
         "ladder": {"rungs": ["sft"]},
+        "terms": [TERMS],
         **more,
     }
 
 
+TERMS = {
+    "teacher": "a person", "known_as": ["imported"], "licence": "CC0-1.0", "settled_by": "that person", "settled_on": "2026-01-01",
+    "evidence": "https://example.org/letter",
+}  # fmt: skip
 PLACES = [(split, 10 * at, b) for at, split in enumerate(("demo", "train", "dev", "test")) for b in range(1, 9)]
 
 

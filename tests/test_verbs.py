@@ -112,7 +112,11 @@ def test_traces_come_in_are_judged_train_and_go_out(scripted: Path, tmp_path: Pa
     ]
     traces.write_text("".join(json.dumps(row) + "\n" for row in rows))
     work = tmp_path / "work"
-    assert main(["import", str(traces), str(work), "--tasks", str(scripted)]) == 0
+    terms = tmp_path / "terms.yaml"
+    terms.write_text(
+        "{teacher: a person, licence: CC0-1.0, settled_by: that person, settled_on: 2026-01-01, evidence: https://example.org/letter}"
+    )
+    assert main(["import", str(traces), str(work), "--tasks", str(scripted), "--terms", str(terms)]) == 0
     assert f"{len(tasks)} of {len(tasks)} trajectories" in capsys.readouterr().out
     assert main(["verify", str(scripted), str(work)]) == 0
     assert f"{len(tasks) // 2} pass" in capsys.readouterr().out

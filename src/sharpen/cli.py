@@ -196,6 +196,9 @@ def make_parser() -> argparse.ArgumentParser:
     imported.add_argument(
         "--tasks", type=Path, metavar="SETTINGS", help="put each under the task of these settings that asks the same question"
     )
+    imported.add_argument(
+        "--terms", type=Path, metavar="FILE", help="YAML: who made them, and on which terms they may train (docs/terms.md)"
+    )
     imported.add_argument("--max-bytes", type=int, metavar="N", help="the longest line or document that is read (default: 64 MiB)")
     imported.add_argument("--lenient", action="store_true", help="count what cannot be read by reason, instead of stopping at the first")
     exported = verb(
@@ -216,6 +219,14 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="trl, openai, sharegpt, atif or hub; model (merged weights) or adapter (the LoRA, for PEFT)",
     )
+    exported.add_argument("--license", default="", metavar="ID", help="of a model: the licence that its card names, such as apache-2.0")
+
+    terms = verb(
+        "terms", _terms, "what licences say of training on outputs",
+        "List the licences and services in the table, or what it says of one. No legal advice: read the source before you settle anything.",
+        "sharpen terms llama-3.1", settings=False,
+    )  # fmt: skip
+    terms.add_argument("licence", nargs="?", metavar="LICENCE", help="an id or name, such as Apache-2.0")
 
     report = verb(
         "report",
@@ -419,14 +430,15 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
-    from sharpen.settings import load_settings
+    from sharpen.settings import load_settings, load_terms
 
     settings = load_settings(arguments.tasks, {}) if arguments.tasks is not None else None
+    terms = load_terms(arguments.terms) if arguments.terms is not None else ()
     if arguments.max_bytes is not None and arguments.max_bytes < 1:
         raise SettingsError(f"--max-bytes is {arguments.max_bytes}, but must be at least 1")
     longest = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
     done = verbs.import_(
-        arguments.source, arguments.work, format=arguments.format, strict=not arguments.lenient, settings=settings, **longest
+        arguments.source, arguments.work, format=arguments.format, strict=not arguments.lenient, settings=settings, terms=terms, **longest
     )
     print(f"{done.kept} of {done.pieces} trajectories read as {done.format}: {arguments.work}")
     for reason, count in done.left_out.items():
@@ -439,11 +451,35 @@ def _export(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
 
     if arguments.format in verbs.MODEL_FORMATS:
-        model = verbs.export_weights(arguments.work, arguments.path, arguments.format)
+        model = verbs.export_weights(arguments.work, arguments.path, arguments.format, arguments.license)
         print(f"{model.name}, weights {model.fingerprint[:16]}: {arguments.path}")
+        for terms in model.lineage.terms:
+            for condition in terms.conditions:
+                print(f"{terms.teacher}, {terms.licence}: {condition}")
         return
+    if arguments.license:
+        raise SettingsError("--license is for --format model and adapter; the terms of trajectories go into a file beside them")
     done = verbs.export(arguments.work, arguments.path, arguments.format)
     print(f"{done.written} trajectories: {done.path}" + (f"; {done.format} has no place for {', '.join(done.loses)}" if done.loses else ""))
+    if done.terms:
+        print(f"their terms: {done.terms}")
+
+
+def _terms(arguments: argparse.Namespace) -> None:
+    from sharpen.terms import find, licences, unknown
+
+    if arguments.licence is None:
+        for one in licences():
+            print(f"{one.id:<24} {one.covers:<8} {one.training:<10} {one.name}")
+        print("no legal advice; sharpen terms LICENCE says more")
+        return
+    if (found := find(arguments.licence)) is None:
+        raise SettingsError(unknown(arguments.licence))
+    how = {"text": "its text was read", "clause": "that clause was read", "no": "it was not read"}[found.read]
+    print(f"{found.id}: {found.name}\ntraining on {'the text' if found.covers == 'data' else 'outputs'}: {found.training}\n{found.says}")
+    for condition in found.conditions:
+        print(f"- {condition}")
+    print(f"{found.source}; {how} on {found.checked}; no legal advice")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -91,12 +91,7 @@ def load_settings(path: Path, overrides: Mapping[str, str]) -> RunSettings:
 
     SettingsError, one line, for a file that is not there or not a mapping, an unknown key (with the nearest right one), a wrong type, a contradiction.
     """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    data = _yaml(path)
     if not isinstance(data, dict):
         raise SettingsError(f"{path} holds no settings; see examples/textworld/quickstart.yaml for what a run needs")
     data.setdefault("name", path.stem)
@@ -117,6 +112,27 @@ def convert(data: Mapping[str, Any], where: str) -> RunSettings:
         return msgspec.convert(spread, RunSettings)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{where}: {_readable(str(error))}") from error
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def load_terms(path: Path) -> tuple[TermsSettings, ...]:
+    """The terms in a YAML file: a list of them, one alone, or under the key ``terms``. SettingsError, one line, as for ``load_settings``."""
+    data = _yaml(path)
+    data = data.get("terms", [data]) if isinstance(data, dict) else data
+    if not isinstance(data, list) or not data:
+        raise SettingsError(f"{path} holds no terms; write a list of them, each with teacher and licence")
+    try:
+        return msgspec.convert(_spread(data, tuple[TermsSettings, ...], "terms"), tuple[TermsSettings, ...])
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path}: {_readable(str(error))}") from error
 
 
 def to_yaml(settings: RunSettings) -> str:

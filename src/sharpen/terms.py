@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
 from sharpen.errors import SettingsError, Unsettled, nearest
 from sharpen.formats.base import ENVIRONMENT
-from sharpen.records import Maker, Model, Record, Row, Terms
+from sharpen.records import Maker, Model, Record, Row, Terms, Trajectory
 
 TABLE = Path(__file__).parent / "licences.toml"
 PAGE = "docs/terms.md"
@@ -66,8 +66,8 @@ class TermsSettings(Record, frozen=True, kw_only=True):
 class Licence(Record, frozen=True, kw_only=True):
     """One line of the table: what a licence, or a service's terms, say of training other models on outputs (of models) or on the text (of data).
 
-    ``also`` are other names. ``says`` is what ``training`` goes by, as read at ``source`` on ``checked``; where it could not be read there, or leaves
-    it open, ``training`` is ``unknown``. ``covers`` tells weights and software from data and from services.
+    ``also`` are other names. ``says`` is what ``training`` goes by, read on ``checked`` as far as ``read`` tells (its whole text, the clause in question,
+    or not); ``source`` is where to read it again. Where it was not read, or leaves it open, ``training`` is ``unknown``, and so it is for every service.
     """
 
     id: str
@@ -77,6 +77,7 @@ class Licence(Record, frozen=True, kw_only=True):
     conditions: tuple[str, ...] = ()
     says: str
     source: str
+    read: Literal["text", "clause", "no"]
     checked: datetime.date
     also: tuple[str, ...] = ()
 
@@ -90,6 +91,12 @@ def licences() -> tuple[Licence, ...]:
 def find(name: str) -> Licence | None:
     """The line of the table for ``name``; case, spaces, dashes and the word "license" do not matter. None where there is none."""
     return _by_name().get(_plain(name))
+
+
+def unknown(name: str) -> str:
+    """What to say of a licence that the table lacks."""
+    close = nearest(name, [one.id for one in licences()])
+    return f"the table has no licence {name!r}{close if close.endswith('?') else '; `sharpen terms` lists what it has'}"
 
 
 @cache
@@ -137,10 +144,7 @@ def _open(given: TermsSettings) -> str:
             "with training: allowed and its evidence"
         )
     if known is None and given.training is None:
-        ids = [one.id for one in licences()]
-        close = nearest(given.licence, ids)
-        hint = close if close.endswith("?") else "; `sharpen terms` lists those that are known"
-        return f"nobody here knows the licence {given.licence!r}{hint}; read it, then write training (allowed or forbidden) and conditions"
+        return f"{unknown(given.licence)}; else read it, then write training (allowed or forbidden) and conditions"
     if known is not None and known.training == "unknown" and given.training is None:
         return f"{known.id} is not known to allow it: {known.says} Read {known.source}, then write training (allowed or forbidden) and conditions"
     if given.training == "allowed" and given.conditions is None and (known is None or known.training == "unknown"):
@@ -212,6 +216,31 @@ def settled(maker: Maker, given: Sequence[TermsSettings], today: datetime.date |
     replaced = {terms.teacher for terms in fresh} | ({maker.name} if mine else set())
     kept = [terms for terms in maker.terms if terms.teacher not in replaced]
     return replace(maker, name=mine[0].teacher if mine else maker.name, terms=merged(kept, fresh))
+
+
+def brought(trajectory: Trajectory, given: Sequence[TermsSettings], where: str) -> Trajectory:
+    """``trajectory``, read from the file ``where``, with the terms that ``given`` has for whoever made it; in a file that names nobody, for the one teacher.
+
+    Unsettled where they are not for whoever made it: terms of one teacher cover no other's words.
+    """
+    if trajectory.maker is None and trajectory.agent == ENVIRONMENT and len(given) == 1:
+        name = given[0].teacher
+        trajectory = replace(trajectory, agent=name, key=replace(trajectory.key, model=name))
+    maker = trajectory.maker or Maker(name=trajectory.agent)
+    covered = settled(maker, given)
+    if covered == maker and not maker.root and not maker.terms:
+        whose = "does not say who made them" if maker.name == ENVIRONMENT else f"holds words of {maker.name!r}"
+        raise Unsettled(
+            f"{where} {whose}, and the terms are for {', '.join(repr(one.teacher) for one in given)}; add terms for whoever made them, "
+            f"or known_as: [{maker.name}] where it is the same ({PAGE})"
+        )
+    return replace(trajectory, maker=covered)
+
+
+def written(terms: Iterable[Terms]) -> list[dict[str, Any]]:
+    """``terms`` as a file of them holds them: what ``TermsSettings`` reads."""
+    kept = [{name: value for name, value in msgspec.to_builtins(one).items() if value != ""} for one in terms]
+    return [{**one, "conditions": list(one["conditions"])} for one in kept]
 
 
 def with_terms(rows: Iterable[Row], given: Sequence[TermsSettings], today: datetime.date | None = None) -> tuple[Row, ...]:

@@ -6,7 +6,7 @@ A work folder holds what a stage of a run holds, under the same names: ``traject
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 from msgspec.structs import replace
 
 from sharpen import loop
@@ -34,21 +35,21 @@ from sharpen.policies.base import Policy
 from sharpen.policies.choose import open_policy
 from sharpen.policies.meter import SPENT, Meter, Metered
 from sharpen.policies.prices import price_of
-from sharpen.records import Audit, Evaluation, LeftOut, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import Audit, Evaluation, LeftOut, Maker, Model, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Tolerance, fill, fill_adaptively, silent
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
-from sharpen.store.files import digest, read_json, replacing, write_json
+from sharpen.store.files import digest, read_json, replacing, write_atomic, write_json
 from sharpen.store.run import SETTINGS, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
-from sharpen.terms import gate, with_terms
+from sharpen.terms import TermsSettings, brought, gate, merged, settle, with_terms, written
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.base import close
 from sharpen.verifiers.run import judge
@@ -74,12 +75,16 @@ def import_(
     strict: bool = True,
     max_bytes: int = MAX_BYTES,
     settings: RunSettings | None = None,
+    terms: Sequence[TermsSettings] = (),
 ) -> Imported:
     """Bring the trajectories of a file, or of all files in a folder, into ``work``; one at a time, so that the file may be larger than memory.
 
     With ``settings`` each is put under the task that asks the same question, so that it can be verified; TaskError where none does. ``format``,
-    ``strict`` and ``max_bytes`` are those of ``formats.load.read``.
+    ``strict`` and ``max_bytes`` are those of ``formats.load.read``. ``terms`` settle that whoever made them lets them train; Unsettled where they do not,
+    or are another's. Without, they can be judged and shown, and train once settings settle it.
     """
+    for one in terms:
+        settle(one)
     finder = Finder(load_tasks(settings.tasks).tasks) if settings is not None else None
     reading = read(source, format, strict=strict, max_bytes=max_bytes)
     encode = msgspec.json.Encoder().encode
@@ -92,12 +97,17 @@ def import_(
                         f"{source} answers {asked[:80]!r}, which no task of the settings asks; leave out --tasks, or add the task"
                     )
                 trajectory = replace(trajectory, key=replace(trajectory.key, task=task.key))
+            if terms:
+                trajectory = brought(trajectory, terms, str(source))
             file.write(encode(trajectory) + b"\n")
     return reading.imported
 
 
 def export(work: Path, path: Path, format: str) -> Exported:
-    """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format."""
+    """Write what ``work/selection.json`` keeps, or everything where nothing was selected yet, to a file of another library's format.
+
+    The terms that ride on it are written beside, to ``PATH.terms.yaml``, which ``sharpen import --terms`` reads.
+    """
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}{nearest(format, (*FORMATS, *MODEL_FORMATS))}")
     tries, chosen = work, work
@@ -106,23 +116,41 @@ def export(work: Path, path: Path, format: str) -> Exported:
     elif not (work / "trajectories").exists() and (work / "sampling").is_dir():
         tries = work / "sampling"
     trajectories = _trajectories(tries).records
-    keys = _selection(chosen).kept if (chosen / "selection.json").exists() else tuple(sorted(trajectories, key=order))
-    return write((trajectories[key] for key in keys if key in trajectories), path, format)
+    selection = _selection(chosen) if (chosen / "selection.json").exists() else None
+    keys = selection.kept if selection is not None else tuple(sorted(trajectories, key=order))
+    riding: dict[Maker, None] = {}
+
+    def kept() -> Iterator[Trajectory]:
+        for key in keys:
+            if key in trajectories:
+                trajectory = trajectories[key]
+                riding.setdefault(trajectory.maker or Maker(name=trajectory.agent))
+                yield trajectory
+
+    done = write(kept(), path, format)
+    terms = merged(*(maker.terms for maker in riding), selection.terms if selection is not None else ())
+    beside = path.with_name(f"{path.name}.terms.yaml")
+    if not terms:
+        beside.unlink(missing_ok=True)  # of an export before
+        return done
+    write_atomic(beside, yaml.safe_dump(written(terms), sort_keys=False, allow_unicode=True).encode())
+    return replace(done, terms=str(beside))
 
 
 MODEL_FORMATS = ("model", "adapter")
 
 
-def export_weights(source: Path, out: Path, format: str) -> Model:
+def export_weights(source: Path, out: Path, format: str, licence: str = "") -> Model:
     """Export a model with its card into the new folder ``out``: what a run ships, one rung of it, or a model folder.
 
-    ``format`` is ``model`` (merged weights, a plain folder) or ``adapter`` (the LoRA, for PEFT). ModelError or RunError where there is none.
+    ``format`` is ``model`` (merged weights, a plain folder) or ``adapter`` (the LoRA, for PEFT). ``licence`` is what the card says it is under, as the
+    hub writes it (``apache-2.0``). ModelError or RunError where there is no model.
     """
     folder, view, rung = _weights(source.resolve())
     model, adapter = open_folder(folder), format == "adapter"
     if adapter:
         check_adapter(model)
-    export_model(model, out, model_card(model, out.resolve().name, view, rung, adapter=adapter), adapter=adapter)
+    export_model(model, out, model_card(model, out.resolve().name, view, rung, adapter=adapter, licence=licence), adapter=adapter)
     return model
 
 

@@ -68,12 +68,14 @@ class Imported(Record, frozen=True, kw_only=True):
 
 
 class Exported(Record, frozen=True, kw_only=True):
-    """What was written, and what the format has no place for (see ``docs/formats.md``)."""
+    """What was written, and what the format has no place for (see ``docs/formats.md``). ``terms`` is the file beside it with the terms that ride on it, ""
+    where none do."""
 
     path: str
     format: str
     written: int
     loses: tuple[str, ...]
+    terms: str = ""
 
 
 class Draft(Record, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from sharpen.formats.base import Fault, Format, check, given, unwritable, write_
 from sharpen.records import Trajectory
 
 LOSES = (
-    "key and agent",
+    "key, agent and maker",
     "reasoning",
     "token ids",
     "actions",

@@ -49,7 +49,7 @@ ROLES: dict[str, Any] = {
 }
 THOUGHT = re.compile(r"<think>\n?(.*?)\n?</think>(?:\n\n)?", re.DOTALL)
 LOSES = (
-    "key and agent",
+    "key, agent and maker",
     "token ids",
     "actions",
     "stop, outcome, cost and error",

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sharpen.models import ADAPTER
-from sharpen.records import Model
+from sharpen.records import Model, Terms
 from sharpen.report.page import RungView, RunView, outcome, points, rate
+from sharpen.terms import TASK_SOURCE
 
 
-def model_card(model: Model, folder: str, view: RunView | None = None, rung: RungView | None = None, *, adapter: bool = False) -> str:
-    """The card of ``model`` in Markdown, the hub's metadata on top. ``folder`` is where it will lie; ``view`` and ``rung`` what it comes from, where known."""
+def model_card(
+    model: Model, folder: str, view: RunView | None = None, rung: RungView | None = None, *, adapter: bool = False, licence: str = ""
+) -> str:
+    """The card of ``model`` in Markdown, the hub's metadata on top. ``folder`` is where it will lie; ``view`` and ``rung`` what it comes from, where known.
+
+    ``licence`` is the hub's id of the licence that it is given, "" where none is named.
+    """
     from huggingface_hub import ModelCardData
 
-    base = model.lineage.base
+    base, lineage = model.lineage.base, model.lineage
+    tags = ["sharpen", *(["distillation"] if any(terms != TASK_SOURCE for terms in lineage.terms) else [])]
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["sharpen"],
+        tags=tags,
+        license=licence or None,
         base_model=base if "/" in base else None,  # the hub takes ids of its own only
     )
     # Markdown, not HTML: escaped, it would be read as it stands.
@@ -29,9 +39,20 @@ def model_card(model: Model, folder: str, view: RunView | None = None, rung: Run
     )
     environment.filters |= {"rate": rate, "points": points, "outcome": outcome}
     card = environment.get_template("card.md.j2").render(
-        data=data.to_yaml(), model=model, folder=folder, view=view, rung=rung, adapter=adapter, on_top_of=_start(model) if adapter else base
-    )
+        data=data.to_yaml(), model=model, folder=folder, view=view, rung=rung, adapter=adapter, on_top_of=_start(model) if adapter else base,
+        licence=licence, misnamed=misnamed(folder, lineage.terms),
+    )  # fmt: skip
     return card.strip() + "\n"
+
+
+def misnamed(name: str, terms: Iterable[Terms]) -> list[str]:
+    """What of ``terms`` the model's ``name`` does not keep to: conditions that its name begins with a word."""
+    asked = ((one, re.search(r'^naming: .*begins with "(.+?)"', condition)) for one in terms for condition in one.conditions)
+    return [
+        f'the terms of {one.teacher} ({one.licence}) ask for a name that begins with "{found[1]}", and this one is {name!r}'
+        for one, found in asked
+        if found is not None and not name.casefold().startswith(found[1].casefold())
+    ]
 
 
 def _start(model: Model) -> str:

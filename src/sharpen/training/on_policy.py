@@ -12,6 +12,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,14 +100,16 @@ class Asked(Record, frozen=True, kw_only=True):
 
 class Distilling(Work, frozen=True, kw_only=True):
     """What the training process is asked to do. ``teacher`` is a folder, ``teacher_name`` its name; ``asked`` holds the prompts of all steps in order,
-    ``on_policy.batch_size`` a step; ``end_ids`` end a student's turn."""
+    ``on_policy.batch_size`` a step, and none is longer than ``longest`` with its answer; ``end_ids`` end a student's turn."""
 
     teacher: str
     teacher_name: str
     on_policy: OnPolicy
     way: Way
+    one_vocabulary: bool
     rate: float
     asked: tuple[Asked, ...]
+    longest: int
     end_ids: tuple[int, ...]
 
 
@@ -113,8 +117,10 @@ class Fit(Record, frozen=True, kw_only=True):
     """How student, teacher and prompts go together: by which trainer and ``why``, the prompts as read, and why others were left out."""
 
     way: Way
+    one_vocabulary: bool
     why: str
     asked: tuple[Asked, ...]
+    longest: int
     left_out: dict[str, int]
     end_ids: tuple[int, ...]
 
@@ -157,47 +163,12 @@ def train_on_policy(
     probabilities). The log is ``train.log`` beside ``out``. Refused where a condition is not met, see ``fit``; TrainingError and StorageError as in
     ``sft.train``; ``out`` is then as it was before. A failing or interrupted ``on_progress`` ends the training.
     """
-    started, training = time.monotonic(), training or Training()
+    started = time.monotonic()
     maker = settled(maker_of(teacher), terms)
     vouch(maker, student, f"the probabilities of the teacher {teacher.name}")
-    pair = fit(student, teacher, prompts, settings, training)
-    order = plan_prompts(len(pair.asked), settings.steps, settings.batch_size, training.seed)
-    asked = tuple(pair.asked[index] for index in order)
-    learnt = hashlib.sha256(msgspec.json.encode([teacher.fingerprint, asked])).hexdigest()
-    how: dict[str, Any] = {
-        **msgspec.to_builtins(training),
-        "on_policy": {
-            **msgspec.to_builtins(settings),
-            "teacher": teacher.name,
-            "teacher_fingerprint": teacher.fingerprint,
-            "trainer": pair.way,
-            "why": pair.why,
-            "prompts": len(pair.asked),
-            "left_out": pair.left_out,
-        },
-    }
-    job = Distilling(
-        model=student.path,
-        start=student.name,
-        out=str(out),
-        name=name_of(out),
-        lineage=Lineage(
-            base=student.lineage.base,
-            root=root_of(student),
-            parent=student.fingerprint,
-            training_set=learnt,
-            settings=how,
-            terms=merged(student.lineage.terms, maker.terms),
-        ),
-        settings=training,
-        teacher=teacher.path,
-        teacher_name=teacher.name,
-        on_policy=settings,
-        way=pair.way,
-        rate=DEFAULT_RATES[training.method] if settings.learning_rate is None else settings.learning_rate,
-        asked=asked,
-        end_ids=pair.end_ids,
-    )
+    job = prepare(student, teacher, prompts, settings, out, training or Training())
+    lineage = msgspec.structs.replace(job.lineage, root=root_of(student), terms=merged(student.lineage.terms, maker.terms))
+    job = msgspec.structs.replace(job, lineage=lineage)
     lines = work_in_process("sharpen.training.on_policy_worker", job, on_progress)
     report = TrainingReport(
         steps=settings.steps,
@@ -208,6 +179,42 @@ def train_on_policy(
         precision=next((line.precision for line in lines if line.precision), ""),
     )
     return open_folder(out), report
+
+
+def prepare(student: Model, teacher: Model, prompts: Sequence[Prompt], settings: OnPolicy, out: Path, training: Training) -> Distilling:
+    """The job for the process: prompts as read, in the order of the steps. Refused as ``fit`` refuses."""
+    pair = fit(student, teacher, prompts, settings, training)
+    order = plan_prompts(len(pair.asked), settings.steps, settings.batch_size, training.seed)
+    asked = tuple(pair.asked[index] for index in order)
+    learnt = hashlib.sha256(msgspec.json.encode([teacher.fingerprint, asked])).hexdigest()
+    how = msgspec.to_builtins(training) | {
+        "on_policy": {
+            **msgspec.to_builtins(settings),
+            "teacher": teacher.name,
+            "teacher_fingerprint": teacher.fingerprint,
+            "trainer": pair.way,
+            "why": pair.why,
+            "prompts": len(pair.asked),
+            "left_out": pair.left_out,
+        }
+    }
+    return Distilling(
+        model=student.path,
+        start=student.name,
+        out=str(out),
+        name=name_of(out),
+        lineage=Lineage(base=student.lineage.base, parent=student.fingerprint, training_set=learnt, settings=how),
+        settings=training,
+        teacher=teacher.path,
+        teacher_name=teacher.name,
+        on_policy=settings,
+        way=pair.way,
+        one_vocabulary=pair.one_vocabulary,
+        rate=DEFAULT_RATES[training.method] if settings.learning_rate is None else settings.learning_rate,
+        asked=asked,
+        longest=pair.longest,
+        end_ids=pair.end_ids,
+    )
 
 
 def plan_prompts(count: int, steps: int, batch_size: int, seed: int) -> list[int]:
@@ -223,6 +230,36 @@ def plan_prompts(count: int, steps: int, batch_size: int, seed: int) -> list[int
 # ---------------------------------------------------------------- conditions
 
 
+@dataclass(frozen=True)
+class Side:
+    """Student or teacher: what is read of it before any weight is."""
+
+    model: Model
+    template: ChatTemplate
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Model) -> Side:
+        return cls(model, ChatTemplate.load(model.path), read_config(model.path))
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, added ones included, with its id."""
+        return dict(self.template.tokenizer.get_vocab())
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: often more than there are tokens."""
+        rows = self.config.get("vocab_size", self.config.get("text_config", {}).get("vocab_size"))
+        if not isinstance(rows, int):
+            raise ModelError(f"{self.model.path}/config.json does not say its vocab_size")
+        return rows
+
+    def encoded(self, text: str) -> list[int]:
+        """``text`` as TRL encodes it: whatever looks like a control token is one."""
+        return list(self.template.tokenizer.encode(text, add_special_tokens=False))
+
+
 def fit(student: Model, teacher: Model, prompts: Sequence[Prompt], settings: OnPolicy, training: Training) -> Fit:
     """Whether ``teacher`` can score what ``student`` samples, and by which trainer. Reads tokenizers and configs, no weights.
 
@@ -232,21 +269,33 @@ def fit(student: Model, teacher: Model, prompts: Sequence[Prompt], settings: OnP
     _check_weights(student, teacher)
     if not prompts:
         raise Refused("on-policy distillation has no prompt to sample answers to; give it the tasks of the train split")
-    ours, theirs = ChatTemplate.load(student.path), ChatTemplate.load(teacher.path)
-    asked, left_out = _ask(student, teacher, ours, theirs, prompts, settings, training)
-    different = vocabulary_difference(student, teacher, ours, theirs, [one.text for one in asked])
+    ours, theirs = Side.of(student), Side.of(teacher)
+    read, left_out = _ask(ours, theirs, prompts, settings, training)
+    texts = [one.text for one, _ in read]
+    different = vocabulary_difference(ours, theirs, texts)
     way: Way = "gold" if settings.trainer == "gold" or settings.lmbda < 1 or (different and settings.trainer == "auto") else "distillation"
     if way == "distillation" and different:
         raise Refused(f"TRL's DistillationTrainer needs one vocabulary, but {different}; set trainer: gold, or {INSTEAD}")
-    if way == "gold":
-        asked = _alignable(student, teacher, ours, theirs, asked, left_out)
+    if way == "gold" and different:
+        _check_alignable(ours, theirs, texts)
+    asked = [one for one, plain in read if plain or way == "distillation"]  # GOLD is given text
+    if len(asked) < len(read):
+        left_out["with the name of a control token in their text"] = len(read) - len(asked)
     if not asked:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise Refused(f"on-policy distillation has no prompt left of {len(prompts)}: {reasons}")
     why = different or (
         "they share one vocabulary" if way == "distillation" else f"trainer is {settings.trainer}, lmbda {settings.lmbda:g}"
     )
-    return Fit(way=way, why=why, asked=tuple(asked), left_out=dict(left_out), end_ids=tuple(sorted(ours.end_ids)))
+    return Fit(
+        way=way,
+        one_vocabulary=not different,
+        why=why,
+        asked=tuple(asked),
+        longest=max(len(one.ids) for one in asked) + settings.max_new_tokens,
+        left_out=dict(left_out),
+        end_ids=tuple(sorted(ours.template.end_ids)),
+    )
 
 
 def _check_weights(student: Model, teacher: Model) -> None:
@@ -267,41 +316,44 @@ def _check_weights(student: Model, teacher: Model) -> None:
 
 
 def _ask(
-    student: Model,
-    teacher: Model,
-    ours: ChatTemplate,
-    theirs: ChatTemplate,
-    prompts: Sequence[Prompt],
-    settings: OnPolicy,
-    training: Training,
-) -> tuple[list[Asked], Counter[str]]:
-    """The prompts as the student reads them, longest first left out. Refused where the teacher's own template would write one otherwise."""
-    windows = [config.get("max_position_embeddings") for config in map(read_config, (student.path, teacher.path))]
+    ours: Side, theirs: Side, prompts: Sequence[Prompt], settings: OnPolicy, training: Training
+) -> tuple[list[tuple[Asked, bool]], Counter[str]]:
+    """The prompts as the student reads them, without those that cannot be used, each with whether its bare text reads the same to both.
+
+    Refused where the teacher's own template would write one otherwise.
+    """
+    windows = [config.get("max_position_embeddings") for config in (ours.config, theirs.config)]
     room = min(training.max_length, *(window for window in windows if isinstance(window, int))) - settings.max_new_tokens
-    asked, left_out = list[Asked](), Counter[str]()
+    asked, left_out = list[tuple[Asked, bool]](), Counter[str]()
     for prompt in prompts:
-        text = ours.render(prompt.messages, prompt.tools)
-        closed = ours.render((*prompt.messages, Message(role="assistant", content=prompt.answer)), prompt.tools, answered=True)
         if settings.lmbda < 1 and not prompt.answer:
             left_out["without an answer of the teacher, which lmbda under 1 learns from"] += 1
             continue
-        for mine, full in ((text, False), (closed, True)):
-            messages = (*prompt.messages, Message(role="assistant", content=prompt.answer)) if full else prompt.messages
-            if unmarked(mine) != unmarked(_rendered(theirs, messages, prompt.tools, full)):
-                raise Refused(
-                    f"the chat templates of {student.name} and {teacher.name} write task {prompt.key!r} differently, so the teacher would score "
-                    f"a conversation in a form that is not its own; give both one template (template: FILE.jinja), or {INSTEAD}"
-                )
-        ids = ours.encode(text)
+        answered = (*prompt.messages, Message(role="assistant", content=prompt.answer or "An answer."))
+        text = ours.template.render(prompt.messages, prompt.tools)
+        closed = ours.template.render(answered, prompt.tools, answered=True)
+        their_text = _rendered(theirs.template, prompt.messages, prompt.tools)
+        their_closed = _rendered(theirs.template, answered, prompt.tools, answered=True)
+        if (unmarked(text), unmarked(closed)) != (unmarked(their_text), unmarked(their_closed)):
+            raise Refused(
+                f"the chat templates of {ours.model.name} and {theirs.model.name} write task {prompt.key!r} differently, so the teacher would score "
+                f"a conversation in a form that is not its own; give both one template (template: FILE.jinja), or {INSTEAD}"
+            )
+        ids = ours.template.encode(text)
         if len(ids) > room:
             left_out[f"longer than {max(room, 0)} tokens, which is all that on_policy.max_new_tokens leaves"] += 1
             continue
-        answer = _answer(ours, text, closed) if prompt.answer else ""
-        asked.append(Asked(ids=tuple(ids), text=unmarked(text), answer=answer))
+        answer = _answer(ours.template, text, closed) if settings.lmbda < 1 else ""
+        if len(ours.encoded(answer)) > settings.max_new_tokens:
+            left_out["with an answer longer than on_policy.max_new_tokens"] += 1
+            continue
+        bare = unmarked(text)
+        plain = ours.encoded(bare) == ids and theirs.encoded(bare) == theirs.template.encode(their_text)
+        asked.append((Asked(ids=tuple(ids), text=bare, answer=answer), plain))
     return asked, left_out
 
 
-def _rendered(template: ChatTemplate, messages: Sequence[Message], tools: Sequence[dict[str, Any]], answered: bool) -> str:
+def _rendered(template: ChatTemplate, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, answered: bool = False) -> str:
     """As ``render``, and "" where the template cannot: that, too, is another form."""
     try:
         return template.render(messages, tools, answered=answered)
@@ -318,50 +370,31 @@ def _answer(template: ChatTemplate, opened: str, closed: str) -> str:
     return template.decode(ids[: end + 1])
 
 
-def vocabulary_difference(student: Model, teacher: Model, ours: ChatTemplate, theirs: ChatTemplate, texts: Sequence[str]) -> str:
+def vocabulary_difference(ours: Side, theirs: Side, texts: Sequence[str]) -> str:
     """Why a token id does not mean the same to both, in words; "" where it does.
 
     Token by token, added ones included; then by what the tokenizers make of ``texts``, since they may cut alike vocabularies differently; then by the
     rows of the embeddings. A teacher may have more rows than tokens: those beyond the student's are never used and are cut off.
     """
-    mine, other = ours.tokenizer.get_vocab(), theirs.tokenizer.get_vocab()
+    both, mine, other = f"{ours.model.name} and {theirs.model.name}", ours.vocabulary, theirs.vocabulary
     if mine != other:
         odd = sorted({token for token, _ in mine.items() ^ other.items()}, key=lambda token: (mine.get(token, 0), token))
-        return f"{len(odd)} tokens of {student.name} and {teacher.name} differ, {odd[0]!r} first"
-    for text in texts:
-        if ours.tokenizer.encode(text, add_special_tokens=False) != theirs.tokenizer.encode(text, add_special_tokens=False):
-            return f"the tokenizers of {student.name} and {teacher.name} cut the same text into other tokens"
-    rows, their_rows = (_rows(model) for model in (student, teacher))
-    if their_rows < rows:
-        return f"{student.name} has {rows} rows of embeddings and {teacher.name} has {their_rows}"
+        return f"{len(odd)} tokens of {both} differ, {odd[0]!r} first"
+    if any(ours.encoded(text) != theirs.encoded(text) for text in texts):
+        return f"the tokenizers of {both} cut the same text into other tokens"
+    if theirs.rows < ours.rows:
+        return f"{ours.model.name} has {ours.rows} rows of embeddings and {theirs.model.name} has {theirs.rows}"
     return ""
 
 
-def _rows(model: Model) -> int:
-    config = read_config(model.path)
-    rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    if not isinstance(rows, int):
-        raise ModelError(f"{model.path}/config.json does not say its vocab_size")
-    return rows
-
-
-def _alignable(
-    student: Model, teacher: Model, ours: ChatTemplate, theirs: ChatTemplate, asked: Sequence[Asked], left_out: Counter[str]
-) -> list[Asked]:
-    """The prompts that GOLD reads as they are meant: it goes through text. Refused where the tokenizers do not work on bytes, or share no token."""
-    for model, template in ((student, ours), (teacher, theirs)):
+def _check_alignable(ours: Side, theirs: Side, texts: Sequence[str]) -> None:
+    """Refused where the tokenizers do not work on bytes or share no token, or the teacher's adds to a prompt."""
+    for side in (ours, theirs):
         # As TRL tells them; it aligns tokens by the bytes that they stand for.
-        backend = getattr(template.tokenizer, "backend_tokenizer", None)
+        backend = getattr(side.template.tokenizer, "backend_tokenizer", None)
         if backend is None or "ByteLevel" not in repr(backend.pre_tokenizer) + repr(backend.decoder):
-            raise Refused(f"TRL's GOLDTrainer aligns byte-level tokenizers only, and that of {model.name} is none; {INSTEAD}")
-    if not ours.tokenizer.get_vocab().keys() & theirs.tokenizer.get_vocab().keys():
-        raise Refused(f"{student.name} and {teacher.name} share no token, so nothing can be aligned; {INSTEAD}")
-    kept = []
-    for one in asked:
-        if tuple(ours.tokenizer.encode(one.text, add_special_tokens=False)) != one.ids:
-            left_out["with the name of a control token in their text"] += 1
-        elif theirs.tokenizer(one.text)["input_ids"] != theirs.tokenizer.encode(one.text, add_special_tokens=False):
-            raise Refused(f"the tokenizer of {teacher.name} adds a token to a prompt that is already rendered; {INSTEAD}")
-        else:
-            kept.append(one)
-    return kept
+            raise Refused(f"TRL's GOLDTrainer aligns byte-level tokenizers only, and that of {side.model.name} is none; {INSTEAD}")
+    if not ours.vocabulary.keys() & theirs.vocabulary.keys():
+        raise Refused(f"{ours.model.name} and {theirs.model.name} share no token, so nothing can be aligned; {INSTEAD}")
+    if any(list(theirs.template.tokenizer(text)["input_ids"]) != theirs.encoded(text) for text in texts):
+        raise Refused(f"the tokenizer of {theirs.model.name} adds a token to a prompt that is already rendered; {INSTEAD}")

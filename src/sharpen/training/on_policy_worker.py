@@ -15,8 +15,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DistillationConfig, DistillationTrainer
-from trl.experimental.gold import GOLDConfig, GOLDTrainer
+from trl.experimental.gold.gold_config import GOLDConfig
+from trl.experimental.gold.gold_trainer import GOLDTrainer
+from trl.trainer.distillation_config import DistillationConfig
+from trl.trainer.distillation_trainer import DistillationTrainer
 
 from sharpen.errors import Refused
 from sharpen.models import weight_files
@@ -36,7 +38,7 @@ class Counted:
         self.scored += int(scored.sum())
 
 
-class OneVocabulary(DistillationTrainer, Counted):
+class OnPolicyOnly(DistillationTrainer, Counted):
     """DistillationTrainer on prompts that are token ids already."""
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -44,12 +46,12 @@ class OneVocabulary(DistillationTrainer, Counted):
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *given: Any, **named: Any) -> torch.Tensor:
         self.count(torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1), inputs["completion_mask"])
-        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)
+        loss: torch.Tensor = super().compute_loss(model, inputs, *given, **named)  # type: ignore[no-untyped-call]
         return loss
 
 
-class TwoVocabularies(GOLDTrainer, Counted):
-    """GOLDTrainer whose losses are means over the tokens that it scored."""
+class Mixed(GOLDTrainer, Counted):
+    """GOLDTrainer, for two vocabularies or a share that is the teacher's own; its losses are means over the tokens that it scored."""
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         """Not the count that Trainer takes beforehand: that is of the answers in the data set, not of those that are sampled."""
@@ -60,7 +62,7 @@ class TwoVocabularies(GOLDTrainer, Counted):
         return loss
 
 
-Distiller = OneVocabulary | TwoVocabularies
+Distiller = OnPolicyOnly | Mixed
 
 
 def train(job: Distilling, progress: Path) -> None:
@@ -81,8 +83,7 @@ def train(job: Distilling, progress: Path) -> None:
 def make_trainer(job: Distilling, chosen: Literal["f32", "bf16"], progress: Path) -> tuple[Distiller, LoraConfig | None]:
     """The trainer, ready to train, and the adapter's settings where there is one."""
     settings, processes = job.on_policy, int(os.environ.get("WORLD_SIZE", "1"))  # as launchers set it
-    longest = max(len(one.ids) for one in job.asked) + settings.max_new_tokens
-    each = rows_at_once(settings.batch_size, processes, micro_tokens(job.settings) // longest)
+    each = rows_at_once(settings.batch_size, processes, micro_tokens(job.settings) // job.longest)
     common = {
         **arguments(job.settings, settings.steps, chosen, progress),
         "per_device_train_batch_size": each,
@@ -94,31 +95,34 @@ def make_trainer(job: Distilling, chosen: Literal["f32", "bf16"], progress: Path
         "max_completion_length": settings.max_new_tokens,
         "disable_dropout": True,
     }
-    config: DistillationConfig | GOLDConfig
-    if job.way == "distillation":
-        config = DistillationConfig(**common, shuffle_dataset=False)  # planned
-        rows = Dataset.from_dict({"prompt": [one.ids for one in job.asked]})
-    else:
-        config = GOLDConfig(
-            **common,
-            lmbda=settings.lmbda,
-            max_length=longest,
-            use_uld_loss=True,
-            uld_use_hybrid_loss=True,
-            uld_token_merge_strategy="bayesian",  # "observed" compares each position with the one behind it
-            uld_skip_student_eos=False,  # the end of a turn is to be learnt; only what TRL appends to the teacher's text is skipped
-        )
-        rows = Dataset.from_dict({"prompt": [one.text for one in job.asked], "completion": [one.answer for one in job.asked]})
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model, adapter = student(job, chosen)
     model.generation_config.eos_token_id = list(job.end_ids)
-    teacher = AutoModelForCausalLM.from_pretrained(job.teacher, dtype=torch.bfloat16 if chosen == "bf16" else torch.float32)
-    if job.way == "distillation":
+    teacher: Any = AutoModelForCausalLM.from_pretrained(job.teacher, dtype=torch.bfloat16 if chosen == "bf16" else torch.float32)
+    if job.one_vocabulary:
         teacher.resize_token_embeddings(model.config.get_text_config().vocab_size)  # rows beyond are of no token, see vocabulary_difference
-    kind = OneVocabulary if job.way == "distillation" else TwoVocabularies
-    trainer = kind(model=model, teacher_model=teacher, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
+    parts = {"model": model, "teacher_model": teacher, "processing_class": tokenizer, "peft_config": adapter}
+    trainer: Distiller
+    if job.way == "distillation":
+        config = DistillationConfig(**common, shuffle_dataset=False)  # planned
+        trainer = OnPolicyOnly(args=config, train_dataset=Dataset.from_dict({"prompt": [one.ids for one in job.asked]}), **parts)
+    else:
+        gold = GOLDConfig(
+            **common,
+            lmbda=settings.lmbda,
+            max_length=job.longest,
+            use_uld_loss=not job.one_vocabulary,
+            use_extended_uld=not job.one_vocabulary,
+            uld_use_hybrid_loss=True,
+            uld_student_temperature=settings.temperature,
+            uld_teacher_temperature=settings.temperature,
+            uld_token_merge_strategy="bayesian",  # "observed" compares each position with the one behind it
+            uld_skip_student_eos=False,  # the end of a turn is to be learnt; only what TRL appends to the teacher's text is skipped
+        )
+        rows = {"prompt": [one.text for one in job.asked], "completion": [one.answer for one in job.asked]}
+        trainer = Mixed(args=gold, train_dataset=Dataset.from_dict(rows), **parts)
     trainer.add_callback(Teller(settings.steps, lambda _: trainer.tokens * processes, progress))
     return trainer, adapter
 

@@ -13,7 +13,17 @@ from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted
-from sharpen.methods.distillation import Measured, compare, distillation, measure_teacher, other_tools, teach, teaching, uncontrolled
+from sharpen.methods.distillation import (
+    Measured,
+    check_way,
+    compare,
+    distillation,
+    measure_teacher,
+    other_tools,
+    teach,
+    teaching,
+    uncontrolled,
+)
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solutions
@@ -213,6 +223,7 @@ class Ladder:
     def _distil(self, name: str, standing: Prompted) -> Attempt:
         """Measure the teacher, ask the advisor whether it has anything to copy, and copy it."""
         bench, before = self.bench, self.standing
+        check_way(bench, standing)
         measured = self.taught = measure_teacher(bench, name, standing)
         assert before.dev is not None
         seen = replace(self.seen, teaching=teaching(measured, before.dev, before.name, bench.seed))

@@ -33,7 +33,7 @@ from sharpen.selection import among, build_rows, merge, select
 from sharpen.stats import paired_gain, ratio_of_means, share_of_gain
 from sharpen.store.files import read_json, write_json
 from sharpen.store.run import MANIFEST, Manifest
-from sharpen.training.on_policy import INSTEAD, openings
+from sharpen.training.on_policy import INSTEAD, fit, openings
 
 UNTAUGHT = "of a task on which nothing of the teacher's is kept"
 
@@ -105,7 +105,23 @@ def as_read(trajectory: Trajectory, template: Template) -> Trajectory:
 
 
 def _on_policy(bench: Bench, rung: str, standing: Prompted) -> Attempt:
-    """The student samples, and one model whose weights are here scores its tokens. Refused where the teacher is anything else."""
+    """The student samples, and one model whose weights are here scores its tokens. See ``check_way``."""
+    teacher, _ = bench.teacher_of(standing)
+    check_way(bench, standing)
+    prompts = openings(bench.tasks.split("train"))
+    if bench.distillation.on_policy.lmbda < 1:
+        shown = teach(bench, rung, standing)
+        said = {key.task: shown.trajectories[key].messages[-1].content for key in reversed(shown.wanted) if shown.verdicts[key]}
+        prompts = tuple(msgspec.structs.replace(prompt, answer=said.get(prompt.key, "")) for prompt in prompts)
+    start = bench.base if bench.training.start == "base" else standing.model
+    model, report = bench.train_on_policy(rung, start, teacher.model, prompts)
+    return Attempt(Prompted(model), training=report)
+
+
+def check_way(bench: Bench, standing: Prompted) -> None:
+    """Refused where ``on_policy`` cannot do it with this teacher, student or tasks (``training.on_policy.fit``): told before the teacher is asked anything."""
+    if bench.distillation.way != "on_policy":
+        return
     teacher, cast = bench.teacher_of(standing)
     other = (
         "recorded" if cast.recorded else "a choice among several tries" if cast.several else "an outside program" if cast.harness else ""
@@ -115,13 +131,9 @@ def _on_policy(bench: Bench, rung: str, standing: Prompted) -> Attempt:
             f"on_policy asks for the teacher's probability of every token of the student, and {teacher.name} is {other}, which has none; {INSTEAD}"
         )
     prompts = openings(bench.tasks.split("train"))
-    if bench.distillation.on_policy.lmbda < 1:
-        shown = teach(bench, rung, standing)
-        said = {key.task: shown.trajectories[key].messages[-1].content for key in reversed(shown.wanted) if shown.verdicts[key]}
-        prompts = tuple(msgspec.structs.replace(prompt, answer=said.get(prompt.key, "")) for prompt in prompts)
-    start = bench.base if bench.training.start == "base" else standing.model
-    model, report = bench.train_on_policy(rung, start, teacher.model, prompts)
-    return Attempt(Prompted(model), training=report)
+    if bench.distillation.on_policy.lmbda == 1:  # else it is told once the teacher has answered
+        start = bench.base if bench.training.start == "base" else standing.model
+        fit(start, teacher.model, prompts, bench.distillation.on_policy, bench.training)
 
 
 # ---------------------------------------------------------------- what the teacher has

@@ -113,6 +113,7 @@ def test_rows_and_lineage_say_what_the_student_was_trained_on(finished: Path) ->
     run = finished / "runs/base-best-of-8"
     student, before = load_model(str(run / "rungs/001-distillation/model")), load_model(str(finished / "runs/base"))
     assert student.lineage.parent == before.fingerprint and student.lineage.base == "scripted"
+    assert student.lineage.settings["teacher"] == f"{before.name}, best of 8"
     assert [terms.teacher for terms in student.lineage.terms] == ["expert"]  # the demonstrations'; its own words need nobody's leave
     selection = read_json(run / "rungs/001-distillation/selection.json", Selection)
     assert selection.rows is not None and selection.rows.by[before.name] == selection.rows.sampled > 0
@@ -366,7 +367,9 @@ def test_a_ratio_has_fiellers_interval_where_the_teacher_is_surely_better() -> N
     x, y = rng.normal(0.6, 0.3, 30), rng.normal(0.3, 0.3, 30)
     found = ratio_of_means({str(at): [(a, b)] for at, (a, b) in enumerate(zip(x, y, strict=True))})
     t = float(stdtrit(29, 0.975))
-    inside = [r for r in np.linspace(-2, 4, 60001) if abs((u := y - r * x).sum()) <= t * np.sqrt(30 * u.var(ddof=1))]  # by its definition
+    tried = np.linspace(-2, 4, 60001)
+    off = y[:, None] - x[:, None] * tried
+    inside = tried[np.abs(off.sum(axis=0)) <= t * np.sqrt(30 * off.var(axis=0, ddof=1))]  # by its definition
     assert found.value == pytest.approx(y.sum() / x.sum())
     assert (found.low, found.high) == (pytest.approx(inside[0], abs=2e-4), pytest.approx(inside[-1], abs=2e-4))
     weak = ratio_of_means({str(at): [(a, b)] for at, (a, b) in enumerate(zip(x - x.mean() + 0.01, y, strict=True))})

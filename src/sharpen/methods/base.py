@@ -492,9 +492,16 @@ class Bench(AbstractContextManager["Bench"]):
     # ------------------------------------------------------------ training
 
     def train(
-        self, name: str, start: Model, rows: Sequence[Row], selection: Selection, *, token_budget: int | None = None
+        self,
+        name: str,
+        start: Model,
+        rows: Sequence[Row],
+        selection: Selection,
+        *,
+        token_budget: int | None = None,
+        teacher: str = "",
     ) -> tuple[Model, TrainingReport]:
-        """Train ``start`` on ``rows``: the stage ``name``. ``token_budget`` counts trained tokens, for a control."""
+        """Train ``start`` on ``rows``: the stage ``name``. ``token_budget`` counts trained tokens, for a control; ``teacher`` goes into the lineage."""
         if not rows:
             raise Refused(f"{name}: nothing was selected, so there is nothing to train on; see {name}/selection.json for the reasons")
         # Where to start is said by ``start``, the model, so the setting of that name changes nothing from here on.
@@ -521,7 +528,7 @@ class Bench(AbstractContextManager["Bench"]):
             token_budget=token_budget,
             on_progress=heard(self.listen, f"{short}/training"),
         )
-        model = inherit(model, start, self.banners)
+        model = inherit(model, start, self.banners, teacher)
         write_blob(folder / "training.json", report)
         self._commit_model(stage, report, [folder / "selection.json", folder / "training_set" / "rows.jsonl"])
         return model, report
@@ -576,11 +583,12 @@ def tries_of(tasks: Sequence[Task], indices: range, recorded: Recorded | None = 
     return [(task, index) for index in indices for task in tasks]
 
 
-def inherit(model: Model, start: Model, banners: Sequence[str]) -> Model:
-    """``model`` with the banners of the model it was trained from, and ``banners``, in its lineage."""
-    if not (said := tuple(dict.fromkeys((*start.lineage.banners, *banners)))):
+def inherit(model: Model, start: Model, banners: Sequence[str], teacher: str = "") -> Model:
+    """``model`` with the banners of the model it was trained from, and ``banners``, in its lineage; and whom it was taught by."""
+    said = tuple(dict.fromkeys((*start.lineage.banners, *banners)))
+    if not said and not teacher:
         return model
-    lineage = replace(model.lineage, banners=said)
+    lineage = replace(model.lineage, banners=said, settings=model.lineage.settings | ({"teacher": teacher} if teacher else {}))
     save_lineage(model.path, lineage, model.name)
     return replace(model, lineage=lineage)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -23,7 +24,7 @@ from sharpen.chat.load import load_template
 from sharpen.chat.masks import without_ids
 from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused
 from sharpen.evaluation import evaluate
-from sharpen.methods.base import Attempt, Bench, Distillation, Prompted
+from sharpen.methods.base import Attempt, Bench, Cast, Distillation, Prompted
 from sharpen.methods.rejection_sampling import Sourced, solutions
 from sharpen.methods.sft import demonstrations
 from sharpen.policies.meter import total
@@ -55,12 +56,14 @@ def distillation(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[
     mixed = [*demos, *(earlier if bench.training.start == "base" else ())]
 
     def imitate(name: str, source: str, pool: Pool, chosen: Selection, token_budget: int | None = None) -> Attempt:
-        copied = [(source, as_read(without_shots(pool.trajectories[key], standing.shots), template)) for key in chosen.kept]
+        tries = [without_shots(pool.trajectories[key], standing.shots) for key in chosen.kept]
+        copied = [(source, one if own_words(bench, source) else as_read(one, template)) for one in tries]
         rows, selection = build_rows(merge([taught, chosen]), [*mixed, *copied], template, bench.training.max_length)
         if chosen.kept and not set(chosen.kept) & set(selection.kept):
             why = ", ".join(sorted({item.reason for item in selection.left_out if item.key in set(chosen.kept)}))
             raise Refused(f"none of the {len(chosen.kept)} tries that are kept can be a row of the student's: {why}")
-        model, report = bench.train(name, start, rows, selection, token_budget=token_budget)
+        teacher = title(*bench.teacher_of(standing)) if source == "taught" else ""
+        model, report = bench.train(name, start, rows, selection, token_budget=token_budget, teacher=teacher)
         return Attempt(Prompted(model), selection, report, pool, survivors=tuple(copied))
 
     attempt = imitate(rung, "taught", shown, good)
@@ -86,6 +89,11 @@ def teach(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced
     teacher, cast = bench.teacher_of(standing)
     tasks = bench.tasks.split("train").tasks
     return bench.sample(f"{rung}/sampling", teacher, tasks, bench.teaching, cast=cast, known=solutions(earlier))
+
+
+def own_words(bench: Bench, source: str) -> bool:
+    """Whether the student itself said it, and so read what it will read."""
+    return source == "sampled" or (bench.teacher is not None and bench.teacher.itself)
 
 
 def as_read(trajectory: Trajectory, template: Template) -> Trajectory:
@@ -162,10 +170,17 @@ def measure_teacher(bench: Bench, rung: str, standing: Prompted) -> Measured:
         raise PolicyError(f"the teacher {agent.name} does not answer: {error}", error.failure) from error
     except EnvironmentFault as error:
         raise EnvironmentFault(f"the teacher {agent.name} cannot play: {error}") from error
-    name = f"{agent.name}, best of {cast.several.tries}" if cast.several is not None and cast.several.tries > 1 else agent.name
+    name = title(agent, cast)
     evaluation = evaluate(pool, tasks, name, "dev", settings, bench.seed)
     write_json(bench.run.folder / rung / "teacher.json", evaluation)
     return Measured(name, pool, evaluation)
+
+
+def title(agent: Prompted, cast: Cast) -> str:
+    """What a teacher is called."""
+    models = " + ".join((agent.name, *(model.name for model, _ in cast.others)))
+    program = f" in {Path(cast.harness.command[0]).name}" if cast.harness is not None else ""
+    return f"{models}{program}" + (f", best of {cast.several.tries}" if cast.several is not None and cast.several.tries > 1 else "")
 
 
 def teaching(measured: Measured, student: Evaluation, base: str, seed: int) -> Teaching:
@@ -244,8 +259,8 @@ def compare(
     return made
 
 
-def _worked(who: str, evaluation: Evaluation, pool: Pool, stages: Iterator[object] | Sequence[object]) -> Worked:
-    manifests = [read_json(path, Manifest) for path in stages]  # type: ignore[arg-type]
+def _worked(who: str, evaluation: Evaluation, pool: Pool, stages: Iterable[Path]) -> Worked:
+    manifests = [read_json(path, Manifest) for path in stages]
     costs = [pool.trajectories[key].cost for key in pool.wanted]
     each = 1 / len(costs) if costs else math.nan
     spent, busy = total(*(one.spent for one in manifests)), sum(one.inside_s for one in manifests)

@@ -233,6 +233,30 @@ def test_on_policy_wants_a_model_whose_weights_are_here_and_names_what_to_use_in
     assert "a choice among several tries" in decision.reasons[0] and "way: trajectories" in decision.reasons[0]
 
 
+def test_on_policy_cannot_train_what_is_no_local_model_and_says_so_before_the_teacher_is_asked(tmp_path: Path) -> None:
+    scripted_model(tmp_path / "owl", skill=0.9, name="owl")
+    with pytest.raises(ModelError, match="is a scripted model and cannot be trained here"):
+        climb(taught(tmp_path, teacher=str(tmp_path / "owl"), terms=TERMS, distillation={"way": "on_policy"}), tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("teacher"))
+
+
+def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("v.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
+    rows = [{"prompt": f"Calculate {n} + {m}.", "reference": str(n + m)} for n in range(8) for m in range(8)]
+    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
+    path = settings_of(tmp_path, tasks=source)
+    flags = ["distil", str(path), "--teacher", "best-of-8", "--name", "mine"]
+    assert main(flags) == 0
+    decision = rung_of(Path("runs/mine")).decision
+    assert decision is not None and decision.outcome == "refuse"
+    assert "neither exact nor audited" in decision.reasons[0] and "sharpen label runs/mine --rung 001-distillation" in decision.reasons[0]
+    assert main([*flags, "--trust-unaudited-verifier"]) == 0
+    student = load_model("runs/mine/rungs/001-distillation/model")
+    assert any("nobody audited" in banner for banner in student.lineage.banners)
+
+
 # ---------------------------------------------------------------- recorded trajectories
 
 

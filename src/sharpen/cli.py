@@ -120,6 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
     distil.add_argument("--runs", type=Path, metavar="DIR", help="where run folders lie (default: where FROM lies, else runs)")
     distil.add_argument("--plan", action="store_true", help="print what it will cost, and stop")
     distil.add_argument("--measure", type=int, metavar="N", help="with --plan: as for sharpen run")
+    distil.add_argument("--trust-unaudited-verifier", action="store_true", help="as for sharpen run")
 
     sample = on_files(
         "sample", _sample, "make tries of a model at tasks", "Make sampling.n tries of every task of a split. Those in WORK already are not made again.\n"
@@ -327,7 +328,7 @@ def _distil(arguments: argparse.Namespace) -> None:
     elif arguments.measure is not None:
         raise SettingsError("--measure goes with --plan")
     else:
-        climb(settings, runs)
+        climb(settings, runs, trust=arguments.trust_unaudited_verifier)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -238,9 +238,11 @@ def copied(made: Distilled) -> tuple[str, ...]:
     share = "an undefined share" if math.isnan(made.kept.value) else rate(made.kept)
     cost = [f"{rate(made.tokens)} of its tokens"]
     quick = made.after.seconds / made.teacher.seconds if made.teacher.seconds else math.nan
-    cost += [] if math.isnan(quick) else [f"{quick:.1%} of its seconds"]
+    cost += [] if math.isnan(quick) else [f"{100 * quick:.1f} % of its seconds"]
     cost += (
-        [f"{made.after.dollars / made.teacher.dollars:.1%} of its dollars"] if made.teacher.dollars > 0 and made.after.dollars >= 0 else []
+        [f"{100 * made.after.dollars / made.teacher.dollars:.1f} % of its dollars"]
+        if made.teacher.dollars > 0 and made.after.dollars >= 0
+        else []
     )
     over = made.over.printed
     above = "above its teacher" if over.low > 0 else "below its teacher" if over.high < 0 else "not told apart from its teacher"

@@ -71,18 +71,15 @@ def ladder_table(view: RunView) -> Table:
     return table
 
 
-def distillation_table(name: str, made: Distilled) -> Table:
+def distillation_table(name: str, made: Distilled) -> RenderableType:
     """Teacher, student before, student after: pass@1 on dev, and what one try takes; under it what share of the one came for what share of the other."""
-    caption = _plain(". ".join(line[0].upper() + line[1:] for line in copied(made)) + ".")
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=_plain(name), title_justify="left", caption=caption, caption_justify="left"
-    )
-    table.add_column("", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column(name, overflow="fold")
     for header in ("pass@1\ndev 95 %", "turns\na try", "prompt\ntokens", "sampled\ntokens", "seconds", "dollars"):
         table.add_column(header, justify="right", no_wrap=True)
     for who, one in (("teacher", made.teacher), ("student before", made.before), ("student after", made.after)):
         table.add_row(_plain(f"{who}: {one.who}"), _rate(one.rate), *map(Text, takes(one)), style="bold" if one is made.after else "")
-    return table
+    return Group(table, *(_plain(line) for line in copied(made)), Text())
 
 
 def trajectory_text(sample: SampleView) -> RenderableType:

@@ -383,6 +383,16 @@ def test_a_teacher_in_a_word(tmp_path: Path) -> None:
     assert not Teacher(model="x").itself and Teacher(model="x").tries == 1
 
 
+def test_the_teachers_on_the_page_are_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/distillation.md").read_text()
+    lines = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| ") and "`{" in line]
+    assert len(lines) == 7
+    for word, full in lines:
+        for given in filter(None, (word.strip(" `"), yaml.safe_load(full.strip(" `")))):
+            settings = load_settings(settings_of(tmp_path, teacher=given, ladder={"rungs": ["distillation"]}), {})
+            assert settings.teacher is not None
+
+
 # ---------------------------------------------------------------- numbers
 
 

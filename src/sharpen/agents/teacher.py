@@ -17,6 +17,8 @@ from sharpen.policies.choose import Auto, Engine
 from sharpen.records import Record
 from sharpen.tasks.recorded import Demonstrations
 
+_TRACES = (".jsonl", ".json", ".parquet", ".eval", ".gz")
+
 
 class Teacher(Record, frozen=True, kw_only=True):
     """Whose behaviour is copied. In settings and flags one word may do: ``best-of-8``, ``best-of-8 of MODEL``, a model, or a file of trajectories.
@@ -69,4 +71,5 @@ def in_words(word: str) -> dict[str, Any]:
         return {"agent": {"agent": "best-of-n", "n": int(found[1])}, **({"model": found[2]} if found[2] else {})}
     if not word.strip():
         raise SettingsError("teacher is empty; name one: best-of-8, a model, or a file of trajectories")
-    return {"recorded": {"path": word}} if Path(word).is_file() else {"model": word}
+    recorded = "//" not in word and (Path(word).is_file() or Path(word).suffix in _TRACES)
+    return {"recorded": {"path": word}} if recorded else {"model": word}

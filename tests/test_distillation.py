@@ -288,6 +288,7 @@ def test_recorded_trajectories_teach_once_somebody_said_whose_they_are(tmp_path:
     rung = rung_of(tmp_path / "runs/taught")
     assert rung.distilled is not None and rung.distilled.gained.printed.value > 0.3
     assert rung.distilled.teacher.tries == 24 and rung.distilled.teaching.calls == 0
+    assert "nobody recorded what that cost the teacher" in (tmp_path / "runs/taught/report.html").read_text()
     assert rung.kept > 10 and rung.selection is not None and rung.selection.rows is not None
     assert rung.selection.rows.rendered_because["a teacher's, which read another prompt than the student will"] == rung.kept
     model = load_model(str(tmp_path / "runs/taught/rungs/001-distillation/model"))
@@ -327,6 +328,9 @@ def test_a_teacher_with_other_tools_is_told_from_one_with_the_same() -> None:
     assert "add, which take other arguments" in other_tools(pool_of(try_of(tools=(tool("add", a="str"),))), student)
     call = Message(role="assistant", content="", tool_calls=(ToolCall(name="rm", arguments="{}"),))  # nowhere described, and called
     assert other_tools(pool_of(try_of(messages=(Message(role="user", content="x"), call))), student).startswith("rm,")
+    slip = try_of(tools=(tool("look"),), messages=(Message(role="user", content="x"), call))
+    assert other_tools(pool_of(slip), student) == ""  # a call of what it never had is its own mistake
+    assert other_tools(pool_of(try_of(tools=(tool("rm"),))), pool_of(slip)).startswith("rm,")
     known = Message(role="assistant", content="", tool_calls=(ToolCall(name="add", arguments="{}"),))
     assert other_tools(pool_of(try_of(messages=(Message(role="user", content="x"), known))), student) == ""
 

@@ -218,15 +218,16 @@ def other_tools(teacher: Pool, student: Pool) -> str:
 
 
 def _tools(pool: Pool) -> dict[str, object]:
-    """What each tool takes, by name; None where it was called and is nowhere described."""
+    """What each tool takes, by name, as the tries were told; of tries that were told of none, those that they called (None)."""
     found: dict[str, object] = {}
     for key in pool.wanted:
-        for message in pool.trajectories[key].messages:
-            for call in message.tool_calls:
-                found.setdefault(call.name, None)
-        for tool in pool.trajectories[key].tools:
+        one = pool.trajectories[key]
+        for tool in one.tools:
             described = tool.get("function", tool)
             found[described["name"]] = described.get("parameters")
+        if not one.tools:
+            called = (call.name for message in one.messages for call in message.tool_calls)
+            found |= {name: None for name in called if name not in found}
     return found
 
 

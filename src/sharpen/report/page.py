@@ -227,7 +227,7 @@ def takes(worked: Worked) -> tuple[str, str, str, str, str]:
     """What one try takes: turns, prompt tokens, sampled tokens, seconds, dollars; ``-`` where not known."""
 
     def number(value: float) -> str:
-        return "-" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+        return "-" if math.isnan(value) or not value else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
     price = "unknown" if math.isnan(worked.dollars) else dollars(worked.dollars) if worked.dollars else "-"
     return number(worked.turns), number(worked.prompt_tokens), number(worked.sampled_tokens), number(worked.seconds), price
@@ -236,7 +236,7 @@ def takes(worked: Worked) -> tuple[str, str, str, str, str]:
 def copied(made: Distilled) -> tuple[str, ...]:
     """What the student has of its teacher and what for, in lines."""
     share = "an undefined share" if math.isnan(made.kept.value) else rate(made.kept)
-    cost = [f"{rate(made.tokens)} of its tokens"]
+    cost = [] if math.isnan(made.tokens.value) else [f"{rate(made.tokens)} of its tokens"]
     quick = made.after.seconds / made.teacher.seconds if made.teacher.seconds else math.nan
     cost += [] if math.isnan(quick) else [f"{100 * quick:.1f} % of its seconds"]
     cost += (
@@ -248,8 +248,9 @@ def copied(made: Distilled) -> tuple[str, ...]:
     above = "above its teacher" if over.low > 0 else "below its teacher" if over.high < 0 else "not told apart from its teacher"
     taught = f"the teacher's tries to learn from took {count(made.teaching.tokens)} tokens in {count(made.teaching.calls)} calls"
     taught += f", {dollars(made.teaching.dollars)}" if made.teaching.dollars else ""
+    price = f"for {', '.join(cost)}" if cost else "and nobody recorded what that cost the teacher"
     return (
-        f"the student has {share} of its teacher's gain, for {', '.join(cost)}",
+        f"the student has {share} of its teacher's gain, {price}",
         f"it is {above}: {points(over)} points; it gained {points(made.gained.printed)}, the teacher is {points(made.gap.printed)} over it before",
         taught if made.teaching.calls else "the teacher was asked for no tries to learn from",
     )

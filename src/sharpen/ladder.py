@@ -231,7 +231,7 @@ class Ladder:
         if decision.outcome == "refuse":
             raise Refused(decision.reasons[0])
         bench.say(f"{name.removeprefix('rungs/')}: {decision.reasons[0]}")
-        if strange := other_tools(measured.pool, bench.look(before.name, standing, "dev", bench.evaluation.n)):
+        if strange := other_tools(measured.pool, bench.tries(before.name, standing, "dev", bench.evaluation.n)):
             raise Refused(
                 f"the teacher {measured.name} works with other tools than the student: {strange}; give both the same tools, or let it play in the "
                 "student's environment (of recorded trajectories: replay: true)"

@@ -413,14 +413,14 @@ class Bench(AbstractContextManager["Bench"]):
         return terms(settings.budget, settings.n, len(tasks), self.selection.limit, most)
 
     def evaluate(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Evaluation:
-        """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look). A later look adds tries to the earlier ones."""
-        pool = self.look(name, agent, split, n)
-        evaluation = evaluate(pool, list(pool.tasks.values()), agent.name, split, self.evaluation, self.seed)
+        """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look)."""
+        pool = self.tries(name, agent, split, n)
+        evaluation = evaluate(pool, tuple(pool.tasks.values()), agent.name, split, self.evaluation, self.seed)
         write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
         return evaluation
 
-    def look(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Pool:
-        """The judged tries that ``evaluate`` goes by."""
+    def tries(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Pool:
+        """What ``evaluate`` counts: ``n`` judged tries of each task of a split, made where they are not there. A later look adds tries to the earlier ones."""
         tasks = self.tasks.split(split).tasks
         n = self.evaluation.n if n is None else n
         pool = Pool({task.key: task for task in tasks}, ())

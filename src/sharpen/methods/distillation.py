@@ -240,13 +240,13 @@ def compare(
     """Teacher, student before and student after on the same dev tasks: what each brings, and takes. Written to ``distillation.json``."""
     name, old, first = before
     new, now = after
-    pool = bench.look(rung, new, "dev", max(one.samples for one in now.tasks))
+    pool = bench.tries(rung, new, "dev", max(one.samples for one in now.tasks))
     folder = bench.run.folder
     sampling = folder / rung / "sampling" / MANIFEST
     made = Distilled(
         teacher=_worked(measured.name, measured.evaluation, measured.pool, [folder / rung / "teacher" / "dev" / MANIFEST]),
         before=_worked(
-            old.name, first, bench.look(name, old, "dev", max(one.samples for one in first.tasks)), (folder / name).glob(f"dev*/{MANIFEST}")
+            old.name, first, bench.tries(name, old, "dev", max(one.samples for one in first.tasks)), (folder / name).glob(f"dev*/{MANIFEST}")
         ),
         after=_worked(new.name, now, pool, (folder / rung).glob(f"dev*/{MANIFEST}")),
         gap=paired_gain(first.tasks, measured.evaluation.tasks, 0.95, bench.seed, (name, measured.name)),

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from sharpen.records import Decision, Gain, Measurements, Purity
+from sharpen.records import Decision, Gain, Interval, Measurements, Purity, Teaching
 from sharpen.stats import decide
 
-Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration"]
-METHODS: tuple[Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration")
+Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation"]
+METHODS: tuple[Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation")
 
 
 def advise(method: Method, seen: Measurements) -> Decision:
@@ -29,15 +29,51 @@ def after_sampling(method: Method, seen: Measurements) -> Decision:
     assert seen.tasks_sampled is not None and seen.samples_per_task is not None and seen.tasks_solved is not None
     tries = f"{seen.samples_per_task} tries on each of {seen.tasks_sampled} tasks"
     if seen.tasks_solved + seen.solved_later == 0:
-        reason = (
-            f"{tries} hold no success: there is nothing to keep; "
-            "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
+        lift = (
+            "raise distillation.n, or name a stronger teacher"
+            if method == "distillation"
+            else "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
         )
+        reason = f"{tries} hold no success: there is nothing to keep; {lift}"
         return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
     reason = f"{tries}: {seen.tasks_solved} solved at least once, {seen.tasks_mixed} of them not always"
     if seen.solved_later:
         reason += f"; later waves solved {seen.solved_later} more"
     return Decision(outcome="proceed", action=f"train on the survivors of {method}", reasons=(reason,))
+
+
+def worth_copying(seen: Measurements) -> Decision:
+    """Whether the teacher has anything that the student lacks: it is better by the paired test, or solves a task that the student never did.
+
+    Neither: no behaviour, nothing to copy.
+    """
+    assert seen.teaching is not None
+    teaching, line = seen.teaching, teaching_line(seen.teaching)
+    if teaching.gap.deciding.low > 0 or teaching.solves:
+        return Decision(outcome="proceed", action=f"copy {teaching.teacher}", reasons=(line,), gain=teaching.gap)
+    if not teaching.tries:
+        reason = (
+            f"the teacher {teaching.teacher} has no try at a dev task, so nothing says that it has something to copy; "
+            "record some, or give what there is as demonstrations"
+        )
+        return Decision(outcome="refuse", action="leave out distillation", reasons=(reason,))
+    lift = "name a stronger teacher, or one that chooses among more tries"
+    if teaching.silent == teaching.tries:
+        lift = f"all {teaching.tries} of its tries are empty: mend its prompt, template or max_tokens, or name another"
+    reason = f"{line}; no behaviour, nothing to copy: {lift}"
+    return Decision(outcome="refuse", action="leave out distillation", reasons=(reason,), gain=teaching.gap)
+
+
+def teaching_line(teaching: Teaching) -> str:
+    """Teacher and student in a line, with numbers."""
+    d = teaching.gap.deciding
+    test = "better" if d.low > 0 else "worse" if d.high < 0 else "not shown to be better"
+    silent = f", {teaching.silent} of its {teaching.tries} tries empty" if teaching.silent else ""
+    return (
+        f"the teacher {teaching.teacher} passes {_rate(teaching.teacher_rate)}{silent}, the student {_rate(teaching.student_rate)}: paired gain "
+        f"{d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families, {test}; of the {teaching.lacks} tasks that the student passed "
+        f"in none of {teaching.student_tries} tries the teacher solves {teaching.solves}"
+    )
 
 
 def gate(method: Method, seen: Measurements, ask: str, trust: str = "--trust-unaudited-verifier") -> Decision:
@@ -113,6 +149,10 @@ def judge_forgetting(decision: Decision, aside: Gain, drop: float) -> Decision:
         reasons = (*decision.reasons, f"{line}: it has forgotten what it could do")
         return Decision(outcome="worse", action="roll it back: it forgets", reasons=reasons, gain=decision.gain)
     return Decision(outcome=decision.outcome, action=decision.action, reasons=(*decision.reasons, line), gain=decision.gain)
+
+
+def _rate(interval: Interval) -> str:
+    return "at an undefined rate" if math.isnan(interval.value) else f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
 
 
 def _percent(share: float) -> str:

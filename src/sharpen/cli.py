@@ -104,6 +104,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--keys", action="store_true", help="list every setting with its default, and stop")
 
+    distil = verb(
+        "distil", _distil, "copy a stronger agent into a model: best-of-8 into a single try",
+        "Copy a teacher into what the run in the folder FROM ships, or into the model of the settings file FROM, and print what it brought at what cost.\n"
+        "The teacher is measured on the same dev tasks first; where it has nothing that the student lacks, this is refused. The result is a run of its own.\n"
+        "Settings are also flags: --distillation.n 2, --teacher.max_tokens 512, --name mine.",
+        "sharpen distil runs/quickstart --teacher best-of-8", settings=True,
+    )  # fmt: skip
+    distil.add_argument("source", type=Path, metavar="FROM", help="a run folder, such as runs/quickstart, or a settings file")
+    distil.add_argument(
+        "--teacher", metavar="WHO",
+        help="best-of-8 (of the student itself), best-of-8 of MODEL, a model (name, folder, run, hub id, URL#name) or a file of its trajectories; "
+        "more by --teacher.KEY (default: as the settings say)",
+    )  # fmt: skip
+    distil.add_argument("--runs", type=Path, metavar="DIR", help="where run folders lie (default: where FROM lies, else runs)")
+    distil.add_argument("--plan", action="store_true", help="print what it will cost, and stop")
+    distil.add_argument("--measure", type=int, metavar="N", help="with --plan: as for sharpen run")
+    distil.add_argument("--trust-unaudited-verifier", action="store_true", help="as for sharpen run")
+
     sample = on_files(
         "sample", _sample, "make tries of a model at tasks", "Make sampling.n tries of every task of a split. Those in WORK already are not made again.\n"
         "With --sampling.budget adaptive as many in all, but more where they bring something; WORK/waves.json says what was decided.",
@@ -300,18 +318,33 @@ def _run(arguments: argparse.Namespace) -> None:
     climb(_settings(arguments), arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier)
 
 
+def _distil(arguments: argparse.Namespace) -> None:
+    from sharpen.run import climb, distilling
+
+    signal.signal(signal.SIGTERM, _stop_now)
+    settings, runs = distilling(arguments.source, arguments.teacher, arguments.overrides, arguments.runs)
+    if arguments.plan:
+        _show_plan(settings, runs, arguments.measure)
+    elif arguments.measure is not None:
+        raise SettingsError("--measure goes with --plan")
+    else:
+        climb(settings, runs, trust=arguments.trust_unaudited_verifier)
+
+
 def _plan(arguments: argparse.Namespace) -> None:
-    if arguments.measure is not None and arguments.measure < 0:
-        raise SettingsError(f"--measure is {arguments.measure}, but must be 0 or more")
     if arguments.fork is not None:
         raise SettingsError("--plan and --fork do not go together: fork first, with any cap that stops it at once, then plan")
+    _show_plan(_settings(arguments), arguments.runs, arguments.measure)
+
+
+def _show_plan(settings: RunSettings, runs: Path, measure: int | None) -> None:
+    if measure is not None and measure < 0:
+        raise SettingsError(f"--measure is {measure}, but must be 0 or more")
     from rich.console import Console
 
     from sharpen.plan import plan, show
 
-    Console(width=None if sys.stdout.isatty() else 140).print(
-        show(plan(_settings(arguments), arguments.runs, arguments.measure)), soft_wrap=False
-    )
+    Console(width=None if sys.stdout.isatty() else 140).print(show(plan(settings, runs, measure)), soft_wrap=False)
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -14,6 +14,17 @@ from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted
+from sharpen.methods.distillation import (
+    Measured,
+    check_way,
+    compare,
+    distillation,
+    measure_teacher,
+    other_tools,
+    teach,
+    teaching,
+    uncontrolled,
+)
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solutions
@@ -30,7 +41,8 @@ DEMONSTRATIONS = "demonstrations/quality.json"
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):
-    """``rungs`` in order; the bare model is always first. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling.
+    """``rungs`` in order; the bare model is always first. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling, and
+    beside distillation of a teacher of another lineage.
 
     ``delta`` is the smallest gain of interest in pass@1, ``alpha`` the chance of keeping something no better, shared among all tries of the
     ladder and all looks at each. ``panel`` are tasks outside the run's own, all of whose splits every rung is also evaluated on: a rung that is
@@ -104,6 +116,7 @@ class Ladder:
     labels: Path | None = None
     trust: bool = False
     waiting: bool = False
+    taught: Measured | None = None
 
     @property
     def standing(self) -> Rung:
@@ -188,6 +201,8 @@ class Ladder:
             self.survivors = attempt.survivors if method == "expert-iteration" else (*self.survivors, *attempt.survivors)
         if attempt.control is not None:
             self._control(rung, attempt.control)
+        if self.taught is not None and method == "distillation":
+            self._compare(rung, self.taught)
         return rung
 
     def _do(self, method: advisor.Method, name: str) -> Attempt:
@@ -197,7 +212,11 @@ class Ladder:
             return few_shot(bench, name, standing)
         if method == "sft":
             return sft(bench, name, standing)
-        self._sampled(method, name, standing)
+        if method == "distillation":
+            return self._distil(name, standing)
+        train = self.bench.tasks.split("train").tasks
+        known = solutions(self.survivors)
+        self._worth(method, name, self.bench.sample(f"{name}/sampling", standing, train, self.bench.sampling, known=known))
         if method == "rejection-sampling":
             control = self.settings.control
             if control and bench.grader_chooses:
@@ -207,11 +226,32 @@ class Ladder:
             return rejection_sampling(bench, name, standing, self.survivors, control=control and not bench.grader_chooses)
         return expert_iteration(bench, name, standing, self.survivors)
 
-    def _sampled(self, method: advisor.Method, name: str, standing: Prompted) -> None:
-        """Make the round's tries, and ask the advisor whether they hold anything to keep, and whether what is kept may be trusted."""
-        tasks, known = self.bench.tasks.split("train").tasks, solutions(self.survivors)
-        pool = self.bench.sample(f"{name}/sampling", standing, tasks, self.bench.sampling, known=known)
-        first = pool.first_wave
+    def _distil(self, name: str, standing: Prompted) -> Attempt:
+        """Measure the teacher, ask the advisor whether it has anything to copy, and copy it."""
+        bench, before = self.bench, self.standing
+        check_way(bench, standing)
+        measured = self.taught = measure_teacher(bench, name, standing)
+        assert before.dev is not None
+        seen = replace(self.seen, teaching=teaching(measured, before.dev, before.name, bench.seed))
+        decision = advisor.worth_copying(seen)
+        if decision.outcome == "refuse":
+            raise Refused(decision.reasons[0])
+        bench.say(f"{name.removeprefix('rungs/')}: {decision.reasons[0]}")
+        if strange := other_tools(measured.pool, bench.tries(before.name, standing, "dev", bench.evaluation.n)):
+            raise Refused(
+                f"the teacher {measured.name} works with other tools than the student: {strange}; give both the same tools, or let it play in the "
+                "student's environment (of recorded trajectories: replay: true)"
+            )
+        if bench.distillation.way == "trajectories":
+            self._worth("distillation", name, teach(bench, name, standing, self.survivors))
+        if self.settings.control and (why := uncontrolled(bench.teacher, bench.distillation)):
+            bench.say(f"{name.removeprefix('rungs/')}: no self-trained control, since {why}")
+        control = self.settings.control and not uncontrolled(bench.teacher, bench.distillation)
+        return distillation(bench, name, standing, self.survivors, control=control)
+
+    def _worth(self, method: advisor.Method, name: str, pool: Pool) -> None:
+        """Ask the advisor whether a round's tries hold anything to keep, and whether what is kept may be trusted."""
+        known, first = solutions(self.survivors), pool.first_wave
         seen = replace(
             self.seen,
             samples_per_task=len(first.wanted) // max(len(pool.tasks), 1),
@@ -272,6 +312,12 @@ class Ladder:
             rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
         return rung
 
+    def _compare(self, rung: Rung, taught: Measured) -> None:
+        """What the student has of its teacher, and at which share of the cost: ``distillation.json``."""
+        before = next(one for one in self.rungs if rung.decision.gain is not None and one.name == rung.decision.gain.base)
+        assert before.dev is not None and before.agent is not None and rung.dev is not None and rung.agent is not None
+        compare(self.bench, rung.name, taught, (before.name, before.agent, before.dev), (rung.agent, rung.dev))
+
     def _control(self, real: Rung, attempt: Attempt) -> None:
         """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""
         before = next(rung for rung in self.rungs if real.decision.gain is not None and rung.name == real.decision.gain.base)
@@ -283,7 +329,8 @@ class Ladder:
         level = self.settings.level(len(self.bench.evaluation.looks))
         gain = replace(paired_gain(base.tasks, dev.tasks, level, self.bench.seed), base=before.name, other=name)
         reason = advisor.judge_gain(gain, self.settings.delta).reasons[0]
-        decision = Decision(outcome="baseline", action="a control, never kept", reasons=(f"verdicts ignored: {reason}",), gain=gain)
+        what = "self-trained on as many tokens" if real.method == "distillation" else "verdicts ignored"
+        decision = Decision(outcome="baseline", action="a control, never kept", reasons=(f"{what}: {reason}",), gain=gain)
         self._add(Rung(name, "control", attempt.proposal, decision, dev, attempt=attempt, control=True))
 
     def _open_test(self) -> None:

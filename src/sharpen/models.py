@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
 from sharpen.errors import ModelError, nearest
-from sharpen.records import Lineage, Model, Record
-from sharpen.store.files import writing
+from sharpen.records import Decision, Lineage, Model, Record
+from sharpen.store.files import read_json, writing
+from sharpen.store.run import SETTINGS
 from sharpen.terms import root_of
 
 CARD = "sharpen.json"
@@ -41,6 +43,8 @@ class Card(Record, frozen=True, kw_only=True):
 def load_model(name_or_path: str, template: str = "", cache: Path | None = None) -> Model:
     """A model by name, folder, hub id or URL of an endpoint (``https://host/v1#model``). ModelError, one line, where it is not whole.
 
+    The folder of a run stands for the weights that it ships (``shipped``).
+
     ``template`` replaces its chat template, see ``with_template``; "" keeps its own.
 
     ``cache`` holds what is made from packaged models; by default ``$SHARPEN_CACHE``, else ``sharpen`` in the user's cache folder.
@@ -52,11 +56,28 @@ def load_model(name_or_path: str, template: str = "", cache: Path | None = None)
     if name_or_path.lower() in _PACKAGED:
         return open_folder(_packaged(name_or_path.lower(), cache or cache_folder()))
     path = Path(name_or_path).expanduser()
+    if (path / SETTINGS).exists() and (path / "rungs").is_dir():
+        return shipped(path, cache)
     if path.exists():
         return open_folder(path)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
         raise ModelError(f"there is no model folder {name_or_path}")
     return open_folder(_from_hub(name_or_path), name_or_path)
+
+
+def shipped(run: Path, cache: Path | None = None) -> Model:
+    """The weights that the run in a folder ships: those of the last rung that was kept and has any, else the model that it started from.
+
+    Where a few-shot prompt ships, they are the weights that it was put before. ModelError where the run has decided nothing yet.
+    """
+    decided = [path for path in sorted((run / "rungs").glob("*/decision.json")) if not path.parent.name.endswith("-control")]
+    kept = [path.parent for path in decided if read_json(path, Decision).outcome in ("baseline", "keep")]
+    if not kept:
+        raise ModelError(f"the run in {run} has kept nothing yet; give sharpen run again, and then this")
+    if trained := [rung / "model" for rung in kept if (rung / "model").is_dir()]:
+        return open_folder(trained[-1])
+    settings = yaml.safe_load((run / SETTINGS).read_text())
+    return load_model(settings["model"], settings.get("template", ""), cache)
 
 
 def open_folder(path: str | Path, name: str | None = None) -> Model:

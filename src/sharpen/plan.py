@@ -19,9 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpen import loop
-from sharpen.agents.choose import most_turns, playing
+from sharpen.agents.choose import load_members, most_turns, playing
 from sharpen.ladder import too_small
 from sharpen.methods.base import Prompted
+from sharpen.methods.distillation import uncontrolled
 from sharpen.models import load_model
 from sharpen.policies.meter import SPENT, Meter, total
 from sharpen.policies.prices import FREE, Price, price_of
@@ -56,13 +57,16 @@ class Typical:
 
 @dataclass(frozen=True)
 class Ahead:
-    """One stage: ``tries`` of tasks that are sure, ``more`` that later looks may add, or training on ``rows``. ``done`` is what it took, where it is."""
+    """One stage: ``tries`` of tasks that are sure, ``more`` that later looks may add, or training on ``rows``. ``done`` is what it took, where it is.
+
+    ``taught``: the tries are the teacher's."""
 
     name: str
     tries: int = 0
     more: int = 0
     rows: float = 0.0
     shots: int = 0
+    taught: bool = False
     done: Manifest | None = None
 
 
@@ -93,11 +97,14 @@ def plan(settings: RunSettings, runs: Path, measure: int | None = None) -> Plan:
         measure = MEASURED if price == FREE and model.kind != "endpoint" else 0
     typical = _measured(settings, tasks, model, folder, measure)
     stages = [replace(stage, done=_done(folder / stage.name / MANIFEST)) for stage in ahead(settings, tasks, panel, typical)]
-    turns = most_turns(tasks.environment, settings.harness)
-    told = tuple((stage, *_takes(stage, typical, price, settings)) for stage in stages)
-    most = total(*(_at_most(stage, typical, price, settings, turns) for stage in stages if stage.done is None))
-    found = Plan(told, most, price is not None)
-    said = [*_said(typical, source, price, settings), too_small(settings.ladder, settings.evaluation, tasks)]
+    taught, whence = _teachers_price(settings, price)
+    prices = {False: price, True: taught}
+    turns = {False: most_turns(tasks.environment, settings.harness)}
+    turns[True] = turns[False] if settings.teacher is None else most_turns(tasks.environment, settings.teacher.harness or settings.harness)
+    told = tuple((stage, *_takes(stage, typical, prices[stage.taught], settings)) for stage in stages)
+    most = total(*(_at_most(stage, typical, prices[stage.taught], settings, turns[stage.taught]) for stage in stages if stage.done is None))
+    found = Plan(told, most, None not in prices.values())
+    said = [*_said(typical, source, price, settings), whence, too_small(settings.ladder, settings.evaluation, tasks)]
     spent = Meter(settings.spending, folder / SPENT).bill.total if (folder / SPENT).exists() else Spent()
     if cap := settings.spending.over(total(spent, found.expected)):
         said.append(f"{cap}: the run will stop there, with what is finished kept")
@@ -108,6 +115,8 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
     """Every stage that the ladder may come to, in its order. Rungs that are refused or rolled back make it shorter."""
     sizes = {split: len(tasks.split(split).tasks) for split in ("demo", "train", "dev", "test")}
     looks, sampling = settings.evaluation.looks, settings.sampling
+    demonstrations = sizes["demo"] if tasks.recorded is None else len(tasks.recorded.trajectories)
+    earlier = 0.0
 
     def evaluated(name: str, split: str, shots: int = 0) -> Iterator[Ahead]:
         first = sizes[split] * looks[0]
@@ -115,24 +124,59 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
         if split == "dev" and panel is not None:
             yield Ahead(f"{name}/panel", len(panel.tasks) * looks[0], shots=shots)
 
+    def taught(name: str) -> Iterator[Ahead]:
+        nonlocal earlier
+        yield Ahead(f"{name}/teacher/dev", sizes["dev"] * looks[0], taught=True)
+        how, on_policy = settings.distillation, settings.distillation.on_policy
+        if how.way == "on_policy":
+            if on_policy.lmbda < 1:
+                yield Ahead(f"{name}/sampling", how.n * sizes["train"], taught=True)
+            yield Ahead(name, rows=on_policy.steps * on_policy.batch_size / settings.training.epochs)
+            return
+        yield Ahead(f"{name}/sampling", how.n * sizes["train"], taught=True)
+        earlier += sizes["train"] * min(how.n, settings.selection.limit or how.n)
+        yield Ahead(name, rows=demonstrations + earlier)
+
     yield from evaluated("rungs/000-base", "dev")
-    demonstrations = sizes["demo"] if tasks.recorded is None else len(tasks.recorded.trajectories)
-    earlier = 0.0
     for number, method in enumerate(settings.ladder.climbs, 1):
         name = f"rungs/{number:03d}-{method}"
+        if method == "distillation":
+            yield from taught(name)
         if method in ("rejection-sampling", "expert-iteration"):
             yield Ahead(f"{name}/sampling", sampling.n * sizes["train"])
             passing = sampling.n * typical.passes
             earlier += sizes["train"] * min(passing, settings.selection.limit or passing)
-        if method != "few-shot":
+        if method not in ("few-shot", "distillation"):
             yield Ahead(name, rows=demonstrations + (0.0 if method == "sft" else earlier))
         yield from evaluated(name, "dev", settings.few_shot.shots if method == "few-shot" else 0)
-        if method == "rejection-sampling" and settings.ladder.control:
+        beside = settings.ladder.control and (
+            method == "rejection-sampling" or (method == "distillation" and not uncontrolled(settings.teacher, settings.distillation))
+        )
+        if beside and method == "distillation":
+            yield Ahead(f"{name}-control/sampling", sampling.n * sizes["train"])
+        if beside:
             yield Ahead(f"{name}-control", rows=demonstrations + earlier)
             yield from (stage for stage in evaluated(f"{name}-control", "dev") if not stage.name.endswith("panel"))
     if sizes["test"]:
         yield from evaluated("rungs/000-base", "test")
         yield from evaluated("what ships", "test")
+
+
+def _teachers_price(settings: RunSettings, own: Price | None) -> tuple[Price | None, str]:
+    """What a teacher's token costs, the mean over its models, and what is assumed of it, in words."""
+    teacher = settings.teacher
+    if teacher is None:
+        return own, ""
+    if teacher.recorded is not None:
+        return FREE, "the teacher's tries are recorded, and cost nothing"
+    models = [(load_model(teacher.model, teacher.template), teacher.engine)] if teacher.model else []
+    found = [price_of(model, engine, settings.spending.prices) for model, engine in [*models, *load_members(teacher.agent)]]
+    each = [price for price, _ in found] + ([] if models else [own])
+    known = [price for price in each if price is not None]
+    price = Price(prompt=sum(p.prompt for p in known) / len(each), sampled=sum(p.sampled for p in known) / len(each))
+    why = "; ".join(dict.fromkeys(why for _, why in found)) or "as the student's own"
+    said = f"the teacher: a try is taken to be {teacher.tries} times what the student's is, at its own price ({why})"
+    return (price if len(known) == len(each) else None), said
 
 
 def _done(path: Path) -> Manifest | None:
@@ -207,6 +251,8 @@ def _takes(stage: Ahead, typical: Typical, price: Price | None, settings: RunSet
 
 def _several(stage: Ahead, settings: RunSettings) -> int:
     """How many tries of models one try of the stage is."""
+    if stage.taught and settings.teacher is not None:
+        return 0 if settings.teacher.recorded is not None else settings.teacher.tries
     several = playing(settings.agent, "sampling" if stage.name.endswith("/sampling") else "evaluation")
     return several.tries if several is not None else 1
 
@@ -214,6 +260,8 @@ def _several(stage: Ahead, settings: RunSettings) -> int:
 def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings, turns: int) -> Spent:
     """Every try to its last turn, every turn to its last token, every look."""
     longest = settings.sampling.max_tokens if stage.name.endswith("/sampling") else settings.evaluation.max_tokens
+    if stage.taught and settings.teacher is not None and settings.teacher.max_tokens is not None:
+        longest = settings.teacher.max_tokens
     tries = stage.tries + stage.more
     calls = tries * turns * _several(stage, settings)
     each = typical.prompt / typical.calls + stage.shots * typical.row + (turns - 1) / 2 * longest

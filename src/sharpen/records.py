@@ -565,3 +565,58 @@ class Measurements(Record, frozen=True, kw_only=True):
     solved_later: int = 0
     purity: Purity | None = None
     trusted_unaudited: bool = False
+    teaching: Teaching | None = None
+
+
+class Teaching(Record, frozen=True, kw_only=True):
+    """What a teacher has that the student lacks, on the same dev tasks. ``gap`` is the teacher over the student.
+
+    Of the tasks that the student passed in none of its ``student_tries`` it lacks ``lacks``; ``solves`` of these the teacher passed at least once. Of the
+    teacher's ``tries`` ``silent`` said nothing at all.
+    """
+
+    teacher: str
+    teacher_rate: Interval
+    student_rate: Interval
+    gap: Gain
+    student_tries: int
+    lacks: int
+    solves: int
+    tries: int
+    silent: int = 0
+
+
+class Worked(Record, frozen=True, kw_only=True):
+    """What one try of an agent at a dev task brings, and what it takes: means over ``tries``, those of models that it chose from included.
+
+    ``seconds`` are those in which an engine here, or a call, was at work for it, over all tries at once, in the command that finished them; NaN where
+    none was. ``dollars`` are NaN where a price is unknown.
+    """
+
+    who: str
+    rate: Interval
+    tries: int
+    turns: float
+    prompt_tokens: float
+    sampled_tokens: float
+    seconds: float
+    dollars: float
+
+
+class Distilled(Record, frozen=True, kw_only=True):
+    """``distillation.json`` of a rung: teacher, student ``before`` and student ``after`` on the same dev tasks.
+
+    ``gained`` is the student after over before, ``over`` the student after over its teacher. ``kept`` is the share of the teacher's gain that the student
+    has (over 1: more), ``tokens`` the tokens of one of its tries over those of one of the teacher's; both by family, NaN where undefined.
+    ``teaching`` is what the teacher's tries to learn from cost.
+    """
+
+    teacher: Worked
+    before: Worked
+    after: Worked
+    gap: Gain
+    gained: Gain
+    over: Gain
+    kept: Interval
+    tokens: Interval
+    teaching: Spent = Spent()

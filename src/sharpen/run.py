@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,18 +17,19 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from sharpen import loop
-from sharpen.errors import SettingsError, Stopped
+from sharpen.errors import RunError, SettingsError, Stopped
 from sharpen.ladder import Ladder, Rung
 from sharpen.methods.base import Bench
 from sharpen.models import load_model
+from sharpen.models import shipped as ships
 from sharpen.policies.meter import SPENT, Meter
 from sharpen.records import Model
 from sharpen.report.live import Live
 from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
-from sharpen.report.terminal import ladder_table
-from sharpen.settings import RunSettings, to_yaml
-from sharpen.store.run import Run, fork
+from sharpen.report.terminal import distillation_table, ladder_table
+from sharpen.settings import RunSettings, load_settings, to_yaml
+from sharpen.store.run import SETTINGS, Run, fork
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
@@ -66,13 +68,37 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
     return shipped
 
 
+def distilling(source: Path, teacher: str | None, overrides: Mapping[str, str], runs: Path | None = None) -> tuple[RunSettings, Path]:
+    """The settings of a run that distils ``teacher`` into what the run in the folder ``source`` ships, or into the model of a settings file; and its place.
+
+    Of a run tasks, sampling, evaluation and labels stay as they were; its name is the old one with the teacher's behind it, unless ``overrides`` say.
+    """
+    given = {"ladder.rungs": "[distillation]"} | ({"teacher": teacher} if teacher is not None else {}) | dict(overrides)
+    if not (source / SETTINGS).exists():
+        if source.is_dir():
+            raise RunError(f"there is no run in {source}: it has no {SETTINGS}; name a folder that sharpen run made, or a settings file")
+        settings = load_settings(source, given)
+        name = f"{settings.name}-{_slug(teacher)}" if teacher is not None and "name" not in overrides else settings.name
+        return replace(settings, name=name), runs or Path("runs")
+    before = load_settings(source / SETTINGS, {"ladder.rungs": "[]", "teacher": "null"})
+    student = ships(source)
+    own = {"name": f"{before.name}-{_slug(teacher or 'distilled')}", "labels": str(before.labels_place)}
+    if Path(student.path).is_relative_to(source.resolve()):  # else it ships the model that it started from
+        own |= {"model": student.path, "template": '""'}
+    return load_settings(source / SETTINGS, own | given), runs or source.parent
+
+
+def _slug(teacher: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", teacher.rstrip("/").rsplit("/", 1)[-1])
+
+
 def open_bench(settings: RunSettings, run: Run, tasks: TaskSet, model: Model, live: Live, asked: Callable[[], str]) -> Bench:
     """The bench that ``settings`` describe, with ``live`` to hear of its work."""
     return Bench(
         run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
         selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
-        harness=settings.harness, several=settings.agent, permissions=settings.terms, meter=Meter(settings.spending, run.folder / SPENT, asked),
-        listen=live, say=live.say,
+        harness=settings.harness, several=settings.agent, teacher=settings.teacher, distillation=settings.distillation,
+        permissions=settings.terms, meter=Meter(settings.spending, run.folder / SPENT, asked), listen=live, say=live.say,
     )  # fmt: skip
 
 
@@ -81,6 +107,9 @@ def _print(folder: Path, shipped: Rung | None = None) -> None:
     page, view = write_page(folder), read_run(folder, samples=0)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(ladder_table(view))
+    for rung in view.rungs:
+        if rung.distilled is not None:
+            console.print(distillation_table(rung.name, rung.distilled))
     lines = [f"{rung.name}: {said}" for rung in view.rungs if (said := bought(rung))]
     lines += [f"all:   {paid(view.spent)}"] if view.spent.calls else []
     if shipped is not None:

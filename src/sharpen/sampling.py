@@ -441,12 +441,24 @@ async def fill(
     verifier: Verifier | None,
     trajectories: Segments[Trajectory],
     verdicts: Segments[Verdict],
-    *,
-    first: int | None = None,
     **options: Any,
 ) -> Pool:
-    """The tries ``indices`` of every task, all of them or the ``first``. Launched by index, then task: a task's first try warms the prefix cache."""
-    wanted = [(task, index) for index in indices for task in tasks][:first]
+    """The tries ``indices`` of every task. Launched by index, then task: a task's first try warms the prefix cache."""
+    return await fill_these(
+        agent, tasks, [(task, index) for index in indices for task in tasks], verifier, trajectories, verdicts, **options
+    )
+
+
+async def fill_these(
+    agent: Agent,
+    tasks: Sequence[Task],
+    wanted: Sequence[tuple[Task, int]],
+    verifier: Verifier | None,
+    trajectories: Segments[Trajectory],
+    verdicts: Segments[Verdict],
+    **options: Any,
+) -> Pool:
+    """The tries (task, index) that are ``wanted`` of some ``tasks``, launched in that order."""
     async for _ in collect(agent, wanted, verifier, trajectories, verdicts, **options):
         pass
     keys = tuple(agent.key(task, index) for task, index in wanted)

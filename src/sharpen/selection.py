@@ -20,8 +20,11 @@ from sharpen.store.segments import order
 
 # Why rows were tokenised from text although what is sampled is trained as it was sampled.
 ONLY_TEXT = "only their text exists"
+TAUGHT = "a teacher's, which read another prompt than the student will"
 WITHOUT_SHOTS = "sampled with few-shot examples before the task, which training leaves out"
 OTHER_IDS = "the token ids are not this tokenizer's, or not there for every turn"
+
+_TEXT = {"demonstration": ONLY_TEXT, "taught": TAUGHT}
 
 Weighting = Literal["capped", "log_pass_rate", "mean_pass_rate"]
 
@@ -40,14 +43,24 @@ class SelectionSettings(Record, frozen=True, kw_only=True):
 
     ``shortest_first`` takes the passes with the fewest turns instead of a random draw, and ``dedup`` leaves out a pass whose sequence of
     actions another kept pass of the task has: both bend the objectives above towards short, and towards rare, solutions.
+
+    ``short_share``, in [0, 1], mixes short and long traces: on that share of the tasks, drawn at random, passes are taken shortest first, on the others
+    longest first, by what the model says. Small students learn better from the mixture than from long traces alone, or short ones (2502.12143).
     """
 
     weighting: Weighting = "capped"
     cap: int = 2
     shortest_first: bool = False
+    short_share: float | None = None
     dedup: bool = True
 
     def __post_init__(self) -> None:
+        if self.short_share is not None:
+            if not 0 <= self.short_share <= 1:
+                raise SettingsError(f"short_share is {self.short_share}, but is a share of the tasks: 0 to 1")
+            if self.shortest_first or self.limit is None:
+                other = "shortest_first is set" if self.shortest_first else f"weighting {self.weighting} keeps every pass"
+                raise SettingsError(f"short_share says which passes are taken, but {other}; leave out one of the two")
         if self.cap < 1:
             raise SettingsError(f"cap is {self.cap}, but must be at least 1")
 
@@ -76,6 +89,9 @@ def select(pool: Pool, settings: SelectionSettings, seed: int, known: Collection
         random.Random(f"{seed}/{task}").shuffle(passes)
         if settings.shortest_first:
             passes.sort(key=lambda key: pool.trajectories[key].cost.turns)
+        elif settings.short_share is not None:
+            short = random.Random(f"{seed}/{task}/short").random() < settings.short_share
+            passes.sort(key=lambda key: _length(pool.trajectories[key]), reverse=not short)
         seen: set[tuple[str, ...]] = set()
         chosen = 0
         for key in passes:
@@ -124,7 +140,7 @@ def build_rows(
         if problem is not None:
             dropped.append(LeftOut(key=trajectory.key, reason=problem))
         elif made[0].origin == "rendered":
-            because[OTHER_IDS if trajectory.turns else ONLY_TEXT if source == "demonstration" else WITHOUT_SHOTS] += len(made)
+            because[OTHER_IDS if trajectory.turns else _TEXT.get(source, WITHOUT_SHOTS)] += len(made)
         split += len(made) > 1
         read_again += sum(label == -100 for row in made[1:] for label in row.labels)
     gone = {item.key for item in dropped}
@@ -148,6 +164,21 @@ def merge(parts: Sequence[Selection]) -> Selection:
     """Several selections (demonstrations, this round, earlier rounds) as one."""
     made = _selection([key for part in parts for key in part.kept], [item for part in parts for item in part.left_out], parts[-1].settings)
     return replace(made, banners=tuple(dict.fromkeys(banner for part in parts for banner in part.banners)))
+
+
+def among(selection: Selection, tasks: Collection[str], reason: str) -> Selection:
+    """``selection`` without what it keeps of other tasks than ``tasks``, which is left out for ``reason``."""
+    gone = [LeftOut(key=key, reason=reason) for key in selection.kept if key.task not in tasks]
+    kept = [key for key in selection.kept if key.task in tasks]
+    return replace(_selection(kept, [*selection.left_out, *gone], selection.settings), banners=selection.banners)
+
+
+def _length(trajectory: Trajectory) -> int:
+    """Characters that the model said, thoughts included."""
+    spoken = [message for message in trajectory.messages if message.role == "assistant"]
+    return sum(
+        len(message.content) + len(message.reasoning or "") + sum(len(call.arguments) for call in message.tool_calls) for message in spoken
+    )
 
 
 def _selection(kept: Sequence[SampleKey], left: Sequence[LeftOut], settings: dict[str, object]) -> Selection:

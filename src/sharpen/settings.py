@@ -12,10 +12,11 @@ import yaml
 
 from sharpen.agents.choose import Several, playing
 from sharpen.agents.harness import Harness
+from sharpen.agents.teacher import Teacher, in_words
 from sharpen.errors import SettingsError, nearest
 from sharpen.evaluation import EvaluationSettings
 from sharpen.ladder import LadderSettings
-from sharpen.methods.base import FewShot
+from sharpen.methods.base import Distillation, FewShot
 from sharpen.policies.choose import Auto, Engine
 from sharpen.policies.meter import Spending
 from sharpen.records import Record
@@ -34,7 +35,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     ``harness`` is an outside program that plays the tasks in the place of their environment. ``agent`` makes every try one of several, chosen
     (``best-of-n``, ``ensemble``); what trains is the model. ``demonstrations`` are recorded trajectories that
     demonstrate the demo split, in the place of the tasks' own expert. ``labels`` is the file, or folder of files, of what people say of trajectories; ""
-    means ``labels/NAME.jsonl``. ``terms`` settle who outside the model's lineage may teach it: recorded trajectories, other models.
+    means ``labels/NAME.jsonl``. ``terms`` settle who outside the model's lineage may teach it: recorded trajectories, other models. ``teacher`` is whom
+    the rung ``distillation`` copies, as the settings ``distillation`` say.
     """
 
     name: str
@@ -45,6 +47,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     harness: Harness | None = None
     agent: Several | None = None
     demonstrations: Demonstrations | None = None
+    teacher: Teacher | None = None
+    distillation: Distillation = Distillation()
     engine: Engine = Auto()
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()
@@ -57,8 +61,23 @@ class RunSettings(Record, frozen=True, kw_only=True):
     spending: Spending = Spending()
 
     def __post_init__(self) -> None:
+        if self.teacher is None and "distillation" in self.ladder.rungs:
+            raise SettingsError(
+                "ladder.rungs holds distillation, but there is no teacher; set teacher: best-of-8, a model, a harness or recorded trajectories"
+            )
+        if self.teacher is not None and "distillation" not in self.ladder.rungs:
+            raise SettingsError(
+                "a teacher is set, but ladder.rungs lacks distillation, so nothing would ask it; add the rung, or take it out"
+            )
         sampled, evaluated = playing(self.agent, "sampling"), playing(self.agent, "evaluation")
-        for what, agent, how in (("sampling", sampled, self.sampling), ("evaluation", evaluated, self.evaluation)):
+        taught = self.teacher.agent if self.teacher is not None else None
+        teaching = self.distillation.n if self.teacher is not None and self.teacher.recorded is None else 1
+        if teaching > 1 and self.sampling.temperature == 0:
+            raise SettingsError(
+                f"sampling.temperature 0 gives the teacher the same try {teaching} times; set distillation.n: 1 or raise it"
+            )
+        asked = (("sampling", sampled, self.sampling), ("evaluation", evaluated, self.evaluation))
+        for what, agent, how in (*asked, ("sampling", taught, self.sampling), ("evaluation", taught, self.evaluation)):
             if agent is not None and agent.n > 1 and how.temperature == 0:
                 raise SettingsError(f"{what}.temperature 0 gives the agent the same try {agent.n} times; set agent.n: 1 or raise it")
 
@@ -83,7 +102,12 @@ def load_settings(path: Path, overrides: Mapping[str, str]) -> RunSettings:
 
 def convert(data: Mapping[str, Any], where: str) -> RunSettings:
     """Typed settings from plain data. A tagged part may be given by its tag alone: ``engine: openvino``."""
-    spread = _spread(dict(data), RunSettings, "")
+    data = dict(data)
+    if isinstance(taught := data.get("teacher"), str):
+        data["teacher"] = in_words(taught)
+    elif isinstance(taught, dict) and "" in taught:  # a word, and settings beside it
+        data["teacher"] = in_words(str(taught[""])) | {key: value for key, value in taught.items() if key}
+    spread = _spread(data, RunSettings, "")
     try:
         return msgspec.convert(spread, RunSettings)
     except msgspec.ValidationError as error:

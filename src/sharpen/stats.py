@@ -167,6 +167,48 @@ def paired_gain(
     )
 
 
+def ratio_of_means(pairs_by_cluster: Mapping[str, Sequence[tuple[float, float]]], level: float = 0.95) -> Interval:
+    """The mean of all y over the mean of all x, for (x, y) of each task, by cluster: Fieller's interval (1954), which is not fooled by a small mean of x.
+
+    The ratios r at which the sums of y - r x over clusters do not differ from 0, by t with G-1 degrees of freedom. Value NaN unless the mean of x is
+    over 0; bounds NaN where it is not shown to be (the set is then unbounded), under 2 clusters, and where no cluster differs from another.
+    """
+    _check_level(level)
+    groups = [np.asarray(pairs, dtype=float) for pairs in pairs_by_cluster.values() if len(pairs)]
+    n = len(groups)
+    if not n or (total := np.array([group.sum(axis=0) for group in groups]).sum(axis=0))[0] <= 0:
+        return _undefined(n, level)
+    x, y = np.array([group.sum(axis=0) for group in groups]).T
+    value = float(total[1] / total[0])
+    if n < 2:
+        return _undefined(n, level, value)
+    spread = float(stdtrit(n - 1, (1 + level) / 2)) ** 2 * n / (n - 1)
+    dx, dy = x - x.mean(), y - y.mean()
+    a, b, c = (float(s - spread * v) for s, v in ((x.sum() ** 2, dx @ dx), (x.sum() * y.sum(), dx @ dy), (y.sum() ** 2, dy @ dy)))
+    inside = b * b - a * c
+    if a <= 0 or inside <= 1e-12 * b * b:
+        return _undefined(n, level, value)
+    half = math.sqrt(inside)
+    return Interval(value=value, low=(b - half) / a, high=(b + half) / a, n=n, level=level, method="Fieller")
+
+
+def share_of_gain(
+    before: Sequence[TaskResult], teacher: Sequence[TaskResult], after: Sequence[TaskResult], level: float = 0.95
+) -> Interval:
+    """Of what ``teacher`` has over ``before`` in pass@1, the share that ``after`` has: (after - before) / (teacher - before), task by task, by family.
+
+    1 is all of it, over 1 more than the teacher, under 0 a loss. See ``ratio_of_means``. A task whose every sample errored on any side is left out.
+    """
+    sides = [_by_task(results) for results in (before, teacher, after)]
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for task, first in sides[0].items():
+        found = [side[task] for side in sides if task in side]
+        if len(found) == 3 and all(one.samples > one.errors for one in found):
+            old, taught, new = (one.passes / (one.samples - one.errors) for one in found)
+            pairs[first.family].append((taught - old, new - old))
+    return ratio_of_means(pairs, level)
+
+
 WITHIN, BETWEEN = 1 / 6, 1 / 9
 """What 2411.00640 (section 5) takes for a comparison of which nothing is known yet: the mean over tasks of p (1 - p), p uniform on [0, 1], and
 the variance over tasks of the difference between two models' p."""

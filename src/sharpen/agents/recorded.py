@@ -1,14 +1,20 @@
-"""Recorded turns as an agent: an expert's walkthrough, played once more to see that it still wins."""
+"""Recorded turns as an agent: an expert's walkthrough, played once more to see that it still wins; and whatever a teacher left in files."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from sharpen.environments.base import Environment
 from sharpen.formats.base import RECORDED
 from sharpen.records import Cost, Maker, Message, SampleKey, Stop, Task, Trajectory
+from sharpen.tasks.base import Recorded
 from sharpen.terms import EXPERT
+
+TAUGHT = "recorded by a teacher"  # stands for sampling settings in the keys of its tries: those of demonstrations are ``RECORDED``
 
 
 async def replay(
@@ -55,3 +61,31 @@ async def replay(
         cost=Cost(seconds=time.monotonic() - started, turns=len(understood)),
         maker=maker,
     )
+
+
+@dataclass(frozen=True)
+class RecordedAgent:
+    """Whoever made the trajectories in ``recorded``: try i of a task is the i-th that lies there.
+
+    Played again in ``environment``, so that the student's own environment vouches for it and its tools are the student's, unless ``recorded.replay``
+    is false. The cost is what was recorded of it, where something was.
+    """
+
+    name: str
+    recorded: Recorded
+    environment: Environment
+
+    def key(self, task: Task, index: int) -> SampleKey:
+        made = self.recorded.of(task)[index]
+        return SampleKey(model=made.agent, task=task.key, environment=self.environment.name, sampling=TAUGHT, index=index)
+
+    async def run(self, task: Task, index: int) -> Trajectory:
+        """EnvironmentFault passes through."""
+        made = self.recorded.of(task)[index]
+        maker = made.maker or Maker(name=made.agent)
+        if not self.recorded.replay:
+            return replace(made, key=self.key(task, index), maker=maker)
+        asked = sum(message.role == "assistant" for message in task.prompt)
+        turns = [message for message in made.messages if message.role == "assistant"][asked:]
+        again = await replay(task, self.environment, turns, agent=made.agent, index=index, maker=maker)
+        return replace(again, key=self.key(task, index), cost=made.cost if made.cost.turns else again.cost)

@@ -10,38 +10,59 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
+from sharpen.agents.base import Agent
 from sharpen.agents.choose import CONSIDERED, Several, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
-from sharpen.agents.recorded import replay
-from sharpen.budget import Adaptive, Terms, terms
+from sharpen.agents.recorded import RecordedAgent, replay
+from sharpen.agents.teacher import Teacher
+from sharpen.budget import Adaptive, Terms, Uniform, terms
+from sharpen.environments.base import Environment
 from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import RECORDED
 from sharpen.models import load_model, save_lineage
-from sharpen.policies.base import Lasting, Policy
+from sharpen.policies.base import Lasting, Policy, Sampling
 from sharpen.policies.choose import Auto, Engine, open_policy
 from sharpen.policies.meter import Account, Meter, Metered, total
 from sharpen.policies.prices import price_of
-from sharpen.records import Evaluation, Maker, Message, Model, Record, Row, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
-from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill, fill_adaptively, silent
+from sharpen.records import (
+    Evaluation,
+    Lineage,
+    Maker,
+    Message,
+    Model,
+    Record,
+    Row,
+    SampleKey,
+    Selection,
+    Task,
+    TrainingReport,
+    Trajectory,
+    Verdict,
+)
+from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSettings, Waves, broken, fill_adaptively, fill_these, silent
 from sharpen.selection import SelectionSettings
 from sharpen.store.files import digest, write_atomic, write_blob, write_json
-from sharpen.store.run import Run
+from sharpen.store.run import Run, Stage
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import Recorded, TaskSet
+from sharpen.tasks.recorded import recorded
 from sharpen.terms import EXPERT, TermsSettings, gate, maker_of, settled, vouch, with_terms
 from sharpen.training.base import Progress as TrainingProgress
 from sharpen.training.base import Training, unmarked
 from sharpen.training.load import trainer_for
+from sharpen.training.on_policy import OnPolicy, Prompt, train_on_policy
 from sharpen.verifiers.base import Verifier, close
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
+
+S = TypeVar("S", SamplingSettings, EvaluationSettings)
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,27 @@ class Prompted:
 
 
 @dataclass(frozen=True)
+class Cast:
+    """Who plays beside the model that is asked, and how: the program in the environment's place, what is made of several tries, ``others`` at them.
+
+    ``engine`` runs the model, where that is not the run's own (None). ``recorded`` takes the place of all of it.
+    """
+
+    harness: Harness | None = None
+    several: Several | None = None
+    others: tuple[tuple[Model, Engine], ...] = ()
+    engine: Engine | None = None
+    recorded: Recorded | None = None
+
+    @property
+    def identity(self) -> list[Any]:
+        """What changes its tries, beside the model that is asked."""
+        played: list[Any] = [self.harness] if self.harness else []
+        played += [self.several, *(model.fingerprint for model, _ in self.others)] if self.several else []
+        return played + ([[self.recorded.trajectories, self.recorded.replay]] if self.recorded else [])
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What a method made of one rung."""
 
@@ -76,6 +118,22 @@ class FewShot(Record, frozen=True, kw_only=True):
     """``shots`` demonstrations go before the task, the shortest first among a random draw."""
 
     shots: int = 2
+
+
+class Distillation(Record, frozen=True, kw_only=True):
+    """How the ``teacher`` is copied.
+
+    ``way: trajectories``: it makes ``n`` tries of every training task, those that pass are selected (``selection``) and imitated (``training``).
+    ``on_policy``: the student answers, and a teacher whose weights are here scores its tokens (``on_policy``).
+    """
+
+    way: Literal["trajectories", "on_policy"] = "trajectories"
+    n: int = 1
+    on_policy: OnPolicy = OnPolicy()
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise SettingsError(f"n is {self.n}, but must be at least 1")
 
 
 @dataclass
@@ -104,15 +162,22 @@ class Bench(AbstractContextManager["Bench"]):
     say: Callable[[str], None] = lambda line: None
     banners: tuple[str, ...] = ()
     permissions: tuple[TermsSettings, ...] = ()
+    teacher: Teacher | None = None
+    distillation: Distillation = field(default_factory=Distillation)
+    _taught: tuple[Model | None, Cast] = (None, Cast())
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
-    _others: list[tuple[Model, Engine]] = field(default_factory=list)
+    _others: tuple[tuple[Model, Engine], ...] = ()
     _others_open: dict[str, Policy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._others = load_members(self.several)
+        self._others = tuple(load_members(self.several))
+        if self.teacher is not None:
+            self._taught = cast_of(self.teacher, self.tasks, self.harness)
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
-        self._terms(self.tasks.split("train").tasks, self.tasks)  # what cannot be kept to is said before anything is paid for
+        self._terms(
+            self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling)
+        )  # what cannot be kept to is said before anything is paid for
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
@@ -140,10 +205,16 @@ class Bench(AbstractContextManager["Bench"]):
     def _rest(self) -> None:
         """Give the memory of policies and verifier back for a while."""
         close(self.tasks.verifier)
+        self._rest_own()
+        self._rest_others()
+
+    def _rest_own(self) -> None:
         if self._policy is not None and isinstance(self._policy[1], Lasting):
             loop.run(self._policy[1].rest())
         else:
             self._close_own()
+
+    def _rest_others(self) -> None:
         for name, other in list(self._others_open.items()):
             loop.run(other.rest() if isinstance(other, Lasting) else self._others_open.pop(name).close())
 
@@ -178,9 +249,10 @@ class Bench(AbstractContextManager["Bench"]):
             self.say(f"{model.name}: engine {why}")
         return self._others_open[name]
 
-    def _several(self, settings: SamplingSettings | EvaluationSettings) -> Several | None:
-        """The settings of the agent that makes several tries of each, where one does."""
-        return playing(self.several, "sampling" if isinstance(settings, SamplingSettings) else "evaluation")
+    def _cast(self, settings: SamplingSettings | EvaluationSettings) -> Cast:
+        """How the run's own agent plays."""
+        several = playing(self.several, "sampling" if isinstance(settings, SamplingSettings) else "evaluation")
+        return Cast(self.harness, several, self._others)
 
     @property
     def grader_chooses(self) -> bool:
@@ -199,12 +271,37 @@ class Bench(AbstractContextManager["Bench"]):
             self._permitted((maker, f"{count} recorded demonstrations") for maker, count in shown.items())
         else:
             self._permitted([(EXPERT, "the demonstrations")])
+        if self.teacher is not None:
+            model, cast = self._taught
+            speak = [model] if model is not None and cast.recorded is None else []
+            self._permitted((maker_of(one), f"what the teacher {one.name} says") for one in [*speak, *(other for other, _ in cast.others)])
+            said = Counter(one.maker or Maker(name=one.agent) for one in (cast.recorded.trajectories if cast.recorded is not None else ()))
+            self._permitted((maker, f"{count} recorded tries of the teacher") for maker, count in said.items())
         if playing(self.several, "sampling") is not None:
             self._permitted((maker_of(model), f"tries by the member {model.name}") for model, _ in self._others)
 
     def _permitted(self, makers: Iterable[tuple[Maker, str]]) -> None:
         for maker, what in makers:
             vouch(settled(maker, self.permissions), self.base, what)
+
+    # ------------------------------------------------------------ teaching
+
+    def teacher_of(self, standing: Prompted) -> tuple[Prompted, Cast]:
+        """The teacher, and how it plays; where it is the student itself, as it stands. SettingsError where there is none."""
+        if self.teacher is None:
+            raise SettingsError("there is no teacher to distil; set teacher: best-of-8, a model, a harness or recorded trajectories")
+        model, cast = self._taught
+        return (standing if model is None else Prompted(model)), cast
+
+    @property
+    def teaching(self) -> SamplingSettings:
+        """How the teacher makes its tries at training tasks."""
+        return self.as_taught(replace(self.sampling, n=self.distillation.n, budget=Uniform()))
+
+    def as_taught(self, settings: S) -> S:
+        """``settings`` with as many tokens a turn as the teacher may have."""
+        most = self.teacher.max_tokens if self.teacher is not None else None
+        return settings if most is None else replace(settings, max_tokens=most)
 
     # ------------------------------------------------------------ sampling
 
@@ -218,65 +315,62 @@ class Bench(AbstractContextManager["Bench"]):
         of: TaskSet | None = None,
         known: Collection[tuple[str, tuple[str, ...]]] = (),
         first: int | None = None,
+        cast: Cast | None = None,
     ) -> Pool:
         """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again.
 
         ``of`` is the set that the tasks belong to, where it is not the run's own. ``known`` are (task, actions) that train already: an adaptive
         budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
+        ``cast`` plays in the place of the run's own agent.
         """
-        of = of or self.tasks
-        verifier = required(of)
+        of, cast = of or self.tasks, cast or self._cast(settings)
+        verifier, several, recorded = required(of), cast.several, cast.recorded
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
-        bound = self._terms(tasks, of) if isinstance(settings, SamplingSettings) else None
+        bound = self._terms(tasks, of, settings, cast)
         goal = Goal(cap=self.selection.limit, dedup=self.selection.dedup, known=frozenset(known))
-        how_many = [indices.start, indices.stop] if bound is None else [self.sampling.budget, bound, goal.dedup, sorted(goal.known)]
+        how_many = [indices.start, indices.stop] if bound is None else [settings.budget, bound, goal.dedup, sorted(goal.known)]  # type: ignore[union-attr]
         inputs = {"agent": agent.fingerprint, "tasks": digest([task.key for task in tasks]), "environment": of.environment.name}
-        several = self._several(settings)
-        played: list[Any] = [self.harness] if self.harness else []
-        played += [several, *(model.fingerprint for model, _ in self._others)] if several else []
-        stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *played])
+        stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *cast.identity])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
         account = self.meter.account(name)
-        policy = self._metered(agent.name, agent.model, self.engine, self._open, account)
-        player = make_agent(agent.name, agent.model, policy, of.environment, turn, self.harness, agent.shots)
         done = stage.done()
         considered = Segments(stage.folder / CONSIDERED, Trajectory) if several and not done else None
-        if several:
-            others = [
-                (model, self._metered(model.name, model, engine, partial(self._open_other, engine), account))
-                for model, engine in self._others
-            ]
-            makers = [make_agent(m.name, m, p, of.environment, turn, self.harness, agent.shots) for m, p in others]
-            player = make_several(several, [player, *makers], verifier, considered, **self.sampling.limits)
+        player = self._player(agent, of.environment, turn, cast, verifier, considered, account)
+        wanted = tries_of(tasks, indices, recorded)
         if done:
             by_key = {task.key: task for task in tasks}
             waves = stage.read(WAVES, Waves) if bound is not None else None
-            tries = [(task.key, index) for index in indices for task in tasks] if waves is None else waves.tries
-            wanted = tuple(player.key(by_key[task], index) for task, index in tries)
-            return Pool(by_key, wanted, trajectories.records, verdicts.records, waves)
+            tries = [(task.key, index) for task, index in wanted] if waves is None else waves.tries
+            keys = tuple(player.key(by_key[task], index) for task, index in tries)
+            return Pool(by_key, keys, trajectories.records, verdicts.records, waves)
         stage.begin()
         for place in (trajectories, verdicts, considered):
             if place is not None and (said := place.mend()):
                 self.run.note({"event": "repaired", "what": said})
                 self.say(said)
-        self._turn_to(agent.model)
+        if cast.engine is not None:
+            self._rest_own()  # two local models at once may be more than the memory holds
+        elif recorded is None:
+            self._turn_to(agent.model)
         limits = self.sampling.limits_of(several.tries if several else 1)
         options: dict[str, Any] = {**limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
         try:
             if bound is None:
-                pool = loop.run(fill(player, tasks, indices, verifier, trajectories, verdicts, first=first, **options))
+                pool = loop.run(fill_these(player, tasks, wanted[:first], verifier, trajectories, verdicts, **options))
             else:
-                assert isinstance(self.sampling.budget, Adaptive)
+                assert isinstance(settings, SamplingSettings) and isinstance(settings.budget, Adaptive)
                 places = trajectories, verdicts, stage.folder / WAVES
-                pool = loop.run(fill_adaptively(player, tasks, self.sampling.budget, bound, goal, self.seed, verifier, *places, **options))
+                pool = loop.run(fill_adaptively(player, tasks, settings.budget, bound, goal, self.seed, verifier, *places, **options))
         finally:
             trajectories.close()
             verdicts.close()
             if considered is not None:
                 considered.close()
             self.meter.write()
+            if cast.engine is not None:
+                self._rest_others()
         if first is not None:
             return pool
         sealed = [trajectories.seal(pool.wanted), verdicts.seal(pool.wanted)]
@@ -286,16 +380,47 @@ class Bench(AbstractContextManager["Bench"]):
         stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=account.busy_s)
         return pool
 
-    def _terms(self, tasks: Sequence[Task], of: TaskSet) -> Terms | None:
+    def _player(
+        self,
+        agent: Prompted,
+        environment: Environment,
+        turn: Sampling,
+        cast: Cast,
+        verifier: Verifier,
+        considered: Segments[Trajectory] | None,
+        account: Account,
+    ) -> Agent:
+        """The agent that ``cast`` describes, with ``agent`` as the model that is asked."""
+        if cast.recorded is not None:
+            return RecordedAgent(agent.name, cast.recorded, environment)
+
+        def member(one: Prompted, engine: Engine, open_: Callable[[Model], Policy]) -> Agent:
+            policy = self._metered(one.name, one.model, engine, open_, account)
+            return make_agent(one.name, one.model, policy, environment, turn, cast.harness, one.shots)
+
+        engine = cast.engine
+        first = member(agent, self.engine, self._open) if engine is None else member(agent, engine, partial(self._open_other, engine))
+        if cast.several is None:
+            return first
+        others = [member(Prompted(model, agent.shots), engine, partial(self._open_other, engine)) for model, engine in cast.others]
+        return make_several(cast.several, [first, *others], verifier, considered, **self.sampling.limits)
+
+    def _terms(self, tasks: Sequence[Task], of: TaskSet, settings: SamplingSettings | EvaluationSettings, cast: Cast) -> Terms | None:
         """What an adaptive budget is held to on ``tasks``; None where the budget is uniform. SettingsError where it cannot be kept to."""
-        settings = self.sampling
-        if not isinstance(settings.budget, Adaptive):
+        if not isinstance(settings, SamplingSettings) or not isinstance(settings.budget, Adaptive):
             return None
-        most = settings.max_tokens * most_turns(of.environment, self.harness, self._several(settings))
+        most = settings.max_tokens * most_turns(of.environment, cast.harness, cast.several)
         return terms(settings.budget, settings.n, len(tasks), self.selection.limit, most)
 
     def evaluate(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Evaluation:
-        """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look). A later look adds tries to the earlier ones."""
+        """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look)."""
+        pool = self.tries(name, agent, split, n)
+        evaluation = evaluate(pool, tuple(pool.tasks.values()), agent.name, split, self.evaluation, self.seed)
+        write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
+        return evaluation
+
+    def tries(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Pool:
+        """What ``evaluate`` counts: ``n`` judged tries of each task of a split, made where they are not there. A later look adds tries to the earlier ones."""
         tasks = self.tasks.split(split).tasks
         n = self.evaluation.n if n is None else n
         pool = Pool({task.key: task for task in tasks}, ())
@@ -307,9 +432,7 @@ class Bench(AbstractContextManager["Bench"]):
             verdicts: Mapping[SampleKey, Verdict] = ChainMap(more.verdicts, pool.verdicts)  # type: ignore[arg-type]
             pool = Pool(pool.tasks, (*pool.wanted, *more.wanted), trajectories, verdicts)
             made = look
-        evaluation = evaluate(pool, tasks, agent.name, split, self.evaluation, self.seed)
-        write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
-        return evaluation
+        return pool
 
     def look_aside(self, name: str, agent: Prompted, panel: TaskSet) -> Evaluation:
         """pass@1 of ``agent`` on all tasks of a panel that has nothing to do with the run's, so that forgetting is seen."""
@@ -369,9 +492,16 @@ class Bench(AbstractContextManager["Bench"]):
     # ------------------------------------------------------------ training
 
     def train(
-        self, name: str, start: Model, rows: Sequence[Row], selection: Selection, *, token_budget: int | None = None
+        self,
+        name: str,
+        start: Model,
+        rows: Sequence[Row],
+        selection: Selection,
+        *,
+        token_budget: int | None = None,
+        teacher: str = "",
     ) -> tuple[Model, TrainingReport]:
-        """Train ``start`` on ``rows``: the stage ``name``. ``token_budget`` counts trained tokens, for a control."""
+        """Train ``start`` on ``rows``: the stage ``name``. ``token_budget`` counts trained tokens, for a control; ``teacher`` goes into the lineage."""
         if not rows:
             raise Refused(f"{name}: nothing was selected, so there is nothing to train on; see {name}/selection.json for the reasons")
         # Where to start is said by ``start``, the model, so the setting of that name changes nothing from here on.
@@ -398,20 +528,67 @@ class Bench(AbstractContextManager["Bench"]):
             token_budget=token_budget,
             on_progress=heard(self.listen, f"{short}/training"),
         )
-        model = inherit(model, start, self.banners)
+        model = inherit(model, start, self.banners, teacher)
         write_blob(folder / "training.json", report)
-        outputs = [folder / "selection.json", folder / "training_set" / "rows.jsonl", folder / "training.json"]
-        # Weights are named by their fingerprint in whatever is made from them; dotfiles are caches and may change.
-        outputs += [path for path in sorted((folder / "model").glob("*.json")) if not path.name.startswith(".")]
-        stage.commit(outputs, trained_tokens=report.trained_tokens, inside_s=report.seconds)
+        self._commit_model(stage, report, [folder / "selection.json", folder / "training_set" / "rows.jsonl"])
         return model, report
 
+    def train_on_policy(self, name: str, start: Model, teacher: Model, prompts: Sequence[Prompt]) -> tuple[Model, TrainingReport]:
+        """Train ``start`` on its own answers to ``prompts``, scored by ``teacher``: the stage ``name``."""
+        settings = replace(self.training, seed=self.training.seed + self.seed, start="base")
+        inputs = {"model": start.fingerprint, "teacher": teacher.fingerprint, "prompts": digest(prompts)}
+        stage = self.run.stage(name, inputs, [settings, self.distillation.on_policy])
+        folder = stage.folder
+        if stage.done():
+            return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
+        self.meter.check()
+        stage.begin()
+        self._rest()
+        model, report = train_on_policy(
+            start,
+            teacher,
+            prompts,
+            self.distillation.on_policy,
+            folder / "model",
+            training=settings,
+            terms=self.permissions,
+            on_progress=heard(self.listen, f"{name.removeprefix('rungs/')}/training"),
+        )
+        model = inherit(model, start, self.banners)
+        write_blob(folder / "training.json", report)
+        self._commit_model(stage, report, [])
+        return model, report
 
-def inherit(model: Model, start: Model, banners: Sequence[str]) -> Model:
-    """``model`` with the banners of the model it was trained from, and ``banners``, in its lineage."""
-    if not (said := tuple(dict.fromkeys((*start.lineage.banners, *banners)))):
+    def _commit_model(self, stage: Stage, report: TrainingReport, made: Sequence[Path]) -> None:
+        # Weights are named by their fingerprint in whatever is made from them; dotfiles are caches and may change.
+        cards = [path for path in sorted((stage.folder / "model").glob("*.json")) if not path.name.startswith(".")]
+        stage.commit([*made, stage.folder / "training.json", *cards], trained_tokens=report.trained_tokens, inside_s=report.seconds)
+
+
+def cast_of(teacher: Teacher, tasks: TaskSet, harness: Harness | None) -> tuple[Model | None, Cast]:
+    """The model that a teacher asks (None: the student's own) and how it plays, with all that it names found and checked."""
+    if (settings := teacher.recorded) is not None:
+        found = recorded(settings, tasks.tasks, ("train", "dev"))
+        made = digest([found.trajectories, found.replay])
+        name = ", ".join(dict.fromkeys(one.agent for one in found.trajectories))
+        return Model(name=name, path=settings.path, fingerprint=made, kind="endpoint", lineage=Lineage(base=name)), Cast(recorded=found)
+    cast = Cast(teacher.harness or harness, teacher.agent, tuple(load_members(teacher.agent)), teacher.engine if teacher.model else None)
+    return (load_model(teacher.model, teacher.template) if teacher.model else None), cast
+
+
+def tries_of(tasks: Sequence[Task], indices: range, recorded: Recorded | None = None) -> list[tuple[Task, int]]:
+    """(task, index) of every try, in launch order; of ``recorded`` ones, as many as lie there."""
+    if recorded is not None:
+        return [(task, index) for task in tasks for index in range(len(recorded.of(task)))]
+    return [(task, index) for index in indices for task in tasks]
+
+
+def inherit(model: Model, start: Model, banners: Sequence[str], teacher: str = "") -> Model:
+    """``model`` with the banners of the model it was trained from, and ``banners``, in its lineage; and whom it was taught by."""
+    said = tuple(dict.fromkeys((*start.lineage.banners, *banners)))
+    if not said and not teacher:
         return model
-    lineage = replace(model.lineage, banners=said)
+    lineage = replace(model.lineage, banners=said, settings=model.lineage.settings | ({"teacher": teacher} if teacher else {}))
     save_lineage(model.path, lineage, model.name)
     return replace(model, lineage=lineage)
 

@@ -16,6 +16,7 @@ from sharpen.records import (
     Choice,
     Decision,
     DemonstrationQuality,
+    Distilled,
     Evaluation,
     Gain,
     Interval,
@@ -27,6 +28,7 @@ from sharpen.records import (
     TrainingReport,
     Trajectory,
     Verdict,
+    Worked,
 )
 from sharpen.stats import pass_range_with_errors
 
@@ -44,7 +46,7 @@ class RungView(Record, frozen=True, kw_only=True):
     """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it; ``budget`` says what
     became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
     rung before had solved. ``purity`` is by labels on what a rung
-    that samples would keep."""
+    that samples would keep. ``teacher`` is how good a rung's teacher is on dev, ``distilled`` what became of copying it."""
 
     name: str
     method: str
@@ -65,6 +67,8 @@ class RungView(Record, frozen=True, kw_only=True):
     kept: int = 0
     newly_solved: int = 0
     purity: Purity | None = None
+    teacher: Evaluation | None = None
+    distilled: Distilled | None = None
     samples: tuple[SampleView, ...] = ()
 
 
@@ -105,6 +109,8 @@ def render(view: RunView) -> str:
         "chosen": chosen,
         "says": purity_line,
         "error_range": error_range,
+        "copied": copied,
+        "takes": takes,
     }
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
@@ -218,6 +224,39 @@ def paid(spent: Spent) -> str:
     words += [dollars(spent.dollars)] if spent.dollars else []
     words += [f"{count(spent.unpriced)} calls of unknown price, which are in no dollar figure"] if spent.unpriced else []
     return ", ".join(words)
+
+
+def takes(worked: Worked) -> tuple[str, str, str, str, str]:
+    """What one try takes: turns, prompt tokens, sampled tokens, seconds, dollars; ``-`` where not known."""
+
+    def number(value: float) -> str:
+        return "-" if math.isnan(value) or not value else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+    price = "unknown" if math.isnan(worked.dollars) else dollars(worked.dollars) if worked.dollars else "-"
+    return number(worked.turns), number(worked.prompt_tokens), number(worked.sampled_tokens), number(worked.seconds), price
+
+
+def copied(made: Distilled) -> tuple[str, ...]:
+    """What the student has of its teacher and what for, in lines."""
+    share = "an undefined share" if math.isnan(made.kept.value) else rate(made.kept)
+    cost = [] if math.isnan(made.tokens.value) else [f"{rate(made.tokens)} of its tokens"]
+    quick = made.after.seconds / made.teacher.seconds if made.teacher.seconds else math.nan
+    cost += [] if math.isnan(quick) else [f"{100 * quick:.1f} % of its seconds"]
+    cost += (
+        [f"{100 * made.after.dollars / made.teacher.dollars:.1f} % of its dollars"]
+        if made.teacher.dollars > 0 and made.after.dollars >= 0
+        else []
+    )
+    over = made.over.printed
+    above = "above its teacher" if over.low > 0 else "below its teacher" if over.high < 0 else "not told apart from its teacher"
+    taught = f"the teacher's tries to learn from took {count(made.teaching.tokens)} tokens in {count(made.teaching.calls)} calls"
+    taught += f", {dollars(made.teaching.dollars)}" if made.teaching.dollars else ""
+    price = f"for {', '.join(cost)}" if cost else "and nobody recorded what that cost the teacher"
+    return (
+        f"the student has {share} of its teacher's gain, {price}",
+        f"it is {above}: {points(over)} points; it gained {points(made.gained.printed)}, the teacher is {points(made.gap.printed)} over it before",
+        taught if made.teaching.calls else "the teacher was asked for no tries to learn from",
+    )
 
 
 def minutes(value: float) -> str:

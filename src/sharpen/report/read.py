@@ -21,6 +21,7 @@ from sharpen.records import (
     Audit,
     Decision,
     DemonstrationQuality,
+    Distilled,
     Evaluation,
     RoundPurity,
     Row,
@@ -129,6 +130,8 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         control=path.name.endswith(CONTROL),
         budget=waves.says if waves is not None else "",
         purity=round_.purity if (round_ := _read(path / "purity.json", RoundPurity)) is not None else None,
+        teacher=_read(path / "teacher.json", Evaluation),
+        distilled=_read(path / "distillation.json", Distilled),
         samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
     )
 
@@ -140,7 +143,9 @@ def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
     kept = set(selection.kept) if selection else set()
     rows = {row.key: row for row in _rows(path)}
     template = _template(folder) if rows else None
-    sampled = path.with_name(path.name.removesuffix(CONTROL)) / "sampling"  # a control draws from the real arm's tries
+    sampled = path / "sampling"
+    if not sampled.exists():
+        sampled = path.with_name(path.name.removesuffix(CONTROL)) / "sampling"  # a control draws from the real arm's tries
     for place in (folder / "demonstrations", sampled) if selection else (path / "dev",):
         verdicts = Segments(place / "verdicts", Verdict).records
         for key, trajectory in Segments(place / "trajectories", Trajectory).records.items():
@@ -148,7 +153,7 @@ def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
             yield SampleView(
                 trajectory=trajectory,
                 verdict=verdicts.get(key),
-                why=_why(key, kept, reasons, control=path.name.endswith(CONTROL)),
+                why=_why(key, kept, reasons, control=path.name.endswith(CONTROL) and sampled.parent != path),
                 pieces=pieces(row, template) if row is not None and template is not None else (),
             )
 

@@ -13,8 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpen.advisor import purity_line
-from sharpen.records import Agreement, Audit, Interval, Message, Task, Trajectory, Verdict
-from sharpen.report.page import RunView, SampleView, chosen, count, error_range, largest, many_tries, minutes, numbers, outcome, rate
+from sharpen.records import Agreement, Audit, Distilled, Interval, Message, Task, Trajectory, Verdict
+from sharpen.report.page import (
+    RunView,
+    SampleView,
+    chosen,
+    copied,
+    count,
+    error_range,
+    largest,
+    many_tries,
+    minutes,
+    numbers,
+    outcome,
+    rate,
+    takes,
+)
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -55,6 +69,17 @@ def ladder_table(view: RunView) -> Table:
         cells += [Text(count(rung.sampled_tokens)), Text(count(rung.trained_tokens)), Text(minutes(rung.minutes))]
         table.add_row(*cells, style="dim" if rung.control else "bold" if rung.shipped else "")
     return table
+
+
+def distillation_table(name: str, made: Distilled) -> RenderableType:
+    """Teacher, student before, student after: pass@1 on dev, and what one try takes; under it what share of the one came for what share of the other."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column(name, overflow="fold")
+    for header in ("pass@1\ndev 95 %", "turns\na try", "prompt\ntokens", "sampled\ntokens", "seconds", "dollars"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for who, one in (("teacher", made.teacher), ("student before", made.before), ("student after", made.after)):
+        table.add_row(_plain(f"{who}: {one.who}"), _rate(one.rate), *map(Text, takes(one)), style="bold" if one is made.after else "")
+    return Group(table, *(_plain(line) for line in copied(made)), Text())
 
 
 def trajectory_text(sample: SampleView) -> RenderableType:

@@ -1,4 +1,4 @@
-"""What others did at tasks: recorded trajectories put under the tasks that they answer, to be demonstrations."""
+"""What others did at tasks: recorded trajectories put under the tasks that they answer, to be demonstrations or a teacher's tries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sharpen.tasks.overlap import question
 
 STRANGER = "answers what no task asks"
 ELSEWHERE = "of a task in {split}: demonstrations are those of the demo split"
+UNTAUGHT = "of a task in {split}: a teacher's tries are those of train, to be copied, and of dev, to be measured"
 
 
 class Demonstrations(Record, frozen=True, kw_only=True):
@@ -55,8 +56,8 @@ class Finder:
         return found or self._bare.get(_bare(asked))
 
 
-def recorded(settings: Demonstrations, tasks: Sequence[Task]) -> Recorded:
-    """The recorded demonstrations of the demo tasks among ``tasks``. TaskError where there are none; FormatError where the file cannot be read."""
+def recorded(settings: Demonstrations, tasks: Sequence[Task], splits: Sequence[str] = ("demo",)) -> Recorded:
+    """The recorded trajectories of those ``tasks`` that are in ``splits``. TaskError where there are none; FormatError where the file cannot be read."""
     reading = read(settings.path, settings.format, strict=settings.strict)
     finder = Finder(tasks)
     left_out: Counter[str] = Counter()
@@ -64,16 +65,18 @@ def recorded(settings: Demonstrations, tasks: Sequence[Task]) -> Recorded:
     def theirs() -> Iterator[tuple[Task, Trajectory]]:
         for trajectory in reading:
             task = finder.find(trajectory)
-            if task is not None and task.split == "demo":
+            if task is not None and task.split in splits:
                 yield task, trajectory
             else:
-                left_out[STRANGER if task is None else ELSEWHERE.format(split=task.split)] += 1
+                elsewhere = ELSEWHERE if "demo" in splits else UNTAUGHT
+                left_out[STRANGER if task is None else elsewhere.format(split=task.split)] += 1
 
     found = put_under(theirs())
     left_out.update(reading.imported.left_out)
     if not found:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-        raise TaskError(f"{settings.path} demonstrates no task of the demo split: {reasons}")
+        nothing = "demonstrates no task of the demo split" if "demo" in splits else f"holds no try at a task of {' or '.join(splits)}"
+        raise TaskError(f"{settings.path} {nothing}: {reasons}")
     return Recorded(found, dict(left_out), settings.replay)
 
 

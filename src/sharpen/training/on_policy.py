@@ -26,6 +26,7 @@ from sharpen.errors import ModelError, Refused, SettingsError
 from sharpen.models import open_folder, read_config
 from sharpen.records import Lineage, Message, Model, Record, TrainingReport
 from sharpen.tasks.base import TaskSet
+from sharpen.terms import TermsSettings, maker_of, merged, root_of, settled, vouch
 from sharpen.training.base import Progress, Training, Work
 from sharpen.training.process import name_of, work_in_process
 
@@ -150,9 +151,12 @@ def train_on_policy(
     out: Path,
     *,
     training: Training | None = None,
+    terms: Sequence[TermsSettings] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Model, TrainingReport]:
     """Train ``student`` on its own answers to ``prompts``, scored by ``teacher``, into the folder ``out``: merged weights, tokenizer, template, lineage.
+
+    ``terms`` settle whether a teacher outside the student's lineage may: Unsettled where they do not; the new model inherits them.
 
     Of ``training``, epochs, batch size and learning rate are not used, since ``settings`` says them. In the report ``trained_tokens`` counts the
     scored tokens, ``tokens`` their prompts too, and ``losses`` are mean divergences in nats a token (GOLD's mix in a distance between sorted
@@ -160,7 +164,11 @@ def train_on_policy(
     ``sft.train``; ``out`` is then as it was before. A failing or interrupted ``on_progress`` ends the training.
     """
     started = time.monotonic()
+    maker = settled(maker_of(teacher), terms)
+    vouch(maker, student, f"the probabilities of the teacher {teacher.name}")
     job = prepare(student, teacher, prompts, settings, out, training or Training())
+    lineage = msgspec.structs.replace(job.lineage, root=root_of(student), terms=merged(student.lineage.terms, maker.terms))
+    job = msgspec.structs.replace(job, lineage=lineage)
     lines = work_in_process("sharpen.training.on_policy_worker", job, on_progress)
     report = TrainingReport(
         steps=settings.steps,

@@ -1,0 +1,449 @@
+"""Distillation on the scripted fake: who teaches, what is refused, what the student has of it, and at which cost."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from msgspec.structs import replace
+from scipy.special import stdtrit
+
+from sharpen.agents.teacher import Teacher, in_words
+from sharpen.chat.scripted import ScriptedTemplate
+from sharpen.cli import main
+from sharpen.errors import ModelError, PolicyError, RunError, SettingsError, Unsettled
+from sharpen.methods.distillation import as_read, other_tools
+from sharpen.models import load_model, shipped
+from sharpen.plan import plan
+from sharpen.policies.meter import Bill
+from sharpen.policies.scripted import arithmetic, scripted_model
+from sharpen.records import Message, SampleKey, Selection, TaskResult, ToolCall, Trajectory, TurnTokens, Verdict
+from sharpen.report.page import RungView
+from sharpen.report.read import read_run
+from sharpen.run import climb, distilling
+from sharpen.sampling import Pool
+from sharpen.selection import SelectionSettings, select
+from sharpen.settings import RunSettings, load_settings
+from sharpen.stats import ratio_of_means, share_of_gain
+from sharpen.store.files import read_json
+from sharpen.store.run import MANIFEST
+from sharpen.tasks.load import load_tasks
+
+SMALL = {
+    "seed": 3,
+    "tasks": {
+        "source": "reasoning_gym",
+        "dataset": "chain_sum",
+        "config": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+        "splits": {"demo": 4, "train": 24, "dev": 24},
+        "seed": 7,
+    },
+    "sampling": {"n": 4, "max_tokens": 32},
+    "evaluation": {"n": 2, "k": [1, 2], "max_tokens": 32},
+    "ladder": {"rungs": []},
+}
+TERMS = [{"teacher": "owl", "licence": "MIT", "settled_by": "ann", "settled_on": "2026-01-02", "evidence": "https://example.org/owl"}]
+
+
+def settings_of(folder: Path, name: str = "base", **more: Any) -> Path:
+    """A settings file for a scripted student that is right one time in five."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "student").exists():
+        scripted_model(folder / "student", skill=0.2)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "model": str(folder / "student"), **more}))
+    return path
+
+
+def taught(folder: Path, **more: Any) -> RunSettings:
+    return load_settings(settings_of(folder, "taught", ladder={"rungs": ["distillation"]}, **more), {})
+
+
+def rung_of(folder: Path, name: str = "001-distillation") -> RungView:
+    return next(rung for rung in read_run(folder, samples=2).rungs if rung.name == name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that shipped its first rung, and best-of-8 of that distilled by one command."""
+    folder = tmp_path_factory.mktemp("finished")
+    climb(load_settings(settings_of(folder, ladder={"rungs": ["rejection-sampling"], "control": False, "alpha": 0.9}), {}), folder / "runs")
+    assert main(["distil", str(folder / "runs/base"), "--teacher", "best-of-8"]) == 0
+    return folder
+
+
+# ---------------------------------------------------------------- one command after a run
+
+
+def test_one_command_distils_best_of_8_of_what_a_run_ships_into_one_try(finished: Path) -> None:
+    run = finished / "runs/base-best-of-8"
+    assert (run / "run.yaml").exists()
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    assert settings["model"] == str((finished / "runs/base/rungs/001-rejection-sampling/model").resolve())
+    rung = rung_of(run)
+    made = rung.distilled
+    assert made is not None and rung.teacher is not None and rung.decision is not None
+    assert made.before.rate.value < made.after.rate.value and made.before.rate.value < made.teacher.rate.value
+    assert made.gap.deciding.low > 0
+    assert made.teacher.turns == 8 and made.before.turns == made.after.turns == 1
+    assert made.tokens.value == pytest.approx(1 / 8, rel=0.05) and made.tokens.low <= made.tokens.value <= made.tokens.high
+    assert made.kept.value == pytest.approx(made.gained.printed.value / made.gap.printed.value)
+    assert made.teacher.seconds > made.after.seconds > 0
+    assert made.teaching.calls == 24 * 8
+    assert "chosen by the grader itself" in rung.teacher.played and "pass@8" in rung.teacher.played
+    assert not rung.control and not (run / "rungs/001-distillation-control").exists()  # its words are the student's own
+
+
+def test_the_table_is_on_the_page_and_on_the_terminal(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distil", str(finished / "runs/base"), "--teacher", "best-of-8"]) == 0  # a finished run says it again, and makes nothing
+    out = " ".join(capsys.readouterr().out.split())
+    assert "teacher: " in out and "student before: " in out and "student after: " in out
+    assert "of its teacher's gain, for 12.5 % [" in out and "of its tokens" in out
+    page = (finished / "runs/base-best-of-8/report.html").read_text()
+    assert "Distillation, 001-distillation" in page and "pass@1 here is pass@8 of single tries" in page
+
+
+def test_rows_and_lineage_say_what_the_student_was_trained_on(finished: Path) -> None:
+    run = finished / "runs/base-best-of-8"
+    student, before = load_model(str(run / "rungs/001-distillation/model")), load_model(str(finished / "runs/base"))
+    assert student.lineage.parent == before.fingerprint and student.lineage.base == "scripted"
+    assert student.lineage.settings["teacher"] == f"{before.name}, best of 8"
+    assert [terms.teacher for terms in student.lineage.terms] == ["expert"]  # the demonstrations'; its own words need nobody's leave
+    selection = read_json(run / "rungs/001-distillation/selection.json", Selection)
+    assert selection.rows is not None and selection.rows.by[before.name] == selection.rows.sampled > 0
+    assert set(selection.rows.by) == {"expert", before.name}
+
+
+def test_the_folder_of_a_run_is_a_model_what_it_ships(finished: Path, tmp_path: Path) -> None:
+    assert load_model(str(finished / "runs/base")).path == str((finished / "runs/base/rungs/001-rejection-sampling/model").resolve())
+    (tmp_path / "new/rungs").mkdir(parents=True)
+    (tmp_path / "new/run.yaml").write_text("model: x")
+    with pytest.raises(ModelError, match="has kept nothing yet"):
+        shipped(tmp_path / "new")
+    with pytest.raises(RunError, match="no run in"):
+        distilling(tmp_path, "best-of-8", {})
+
+
+def test_given_again_it_makes_nothing_twice(finished: Path) -> None:
+    folder = finished / "runs/base-best-of-8"
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl") if path.name != "ledger.jsonl"}
+    climb(load_settings(folder / "run.yaml", {}), finished / "runs")
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+# ---------------------------------------------------------------- another model as teacher
+
+
+def test_a_teacher_of_another_lineage_needs_terms_before_the_first_token(tmp_path: Path) -> None:
+    scripted_model(tmp_path / "owl", skill=0.9, name="owl")
+    with pytest.raises(Unsettled, match=r"what the teacher owl says.*nobody settled.*terms: \[\{teacher: owl"):
+        climb(taught(tmp_path, teacher=str(tmp_path / "owl")), tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("trajectories"))
+
+
+def test_a_better_model_teaches_beside_a_self_trained_control_and_its_terms_ride_along(tmp_path: Path) -> None:
+    scripted_model(tmp_path / "owl", skill=0.95, name="owl")
+    settings = taught(tmp_path, teacher=str(tmp_path / "owl"), terms=TERMS)
+    planned = plan(settings, tmp_path / "runs", measure=0)
+    climb(settings, tmp_path / "runs")
+    run = tmp_path / "runs/taught"
+    rung, control = rung_of(run), rung_of(run, "001-distillation-control")
+    assert rung.distilled is not None and rung.distilled.teacher.who == "owl" and rung.distilled.kept.value > 0
+    assert rung.training is not None and control.training is not None and control.control
+    assert 0 <= control.training.trained_tokens - rung.training.trained_tokens < 40  # the last row may overshoot
+    assert rung.selection is not None and control.selection is not None
+    theirs, own = ({key.task for key in one.selection.kept if key.sampling != "recorded"} for one in (rung, control))  # type: ignore[union-attr]
+    assert own and own <= theirs
+    assert control.decision is not None and control.decision.reasons[0].startswith("self-trained on as many tokens")
+    trained, beside = (load_model(str(run / f"rungs/001-distillation{end}/model")) for end in ("", "-control"))
+    assert {terms.teacher for terms in trained.lineage.terms} == {"owl", "expert"}
+    assert {terms.teacher for terms in beside.lineage.terms} == {"expert"}
+    made = {str(path.parent.relative_to(run)) for path in run.rglob(MANIFEST)} - {"demonstrations"}
+    assert {stage.name for stage, _, _ in planned.stages} == made
+    bill = read_json(run / "spent.json", Bill)
+    calls = {stage.name: spent.calls for stage, spent, _ in planned.stages if spent.calls}
+    assert calls == {name: spent.calls for name, spent in bill.stages.items()}
+
+
+def test_a_plan_knows_the_teachers_price(tmp_path: Path) -> None:
+    more = {"terms": [{**TERMS[0], "teacher": "big"}], "spending": {"prices": {"big": {"prompt": 10, "sampled": 100}}}}
+    settings = taught(tmp_path, teacher={"model": "https://llm.example.invalid/v1#big", "agent": {"agent": "best-of-n", "n": 3}}, **more)
+    found = plan(settings, tmp_path / "runs", measure=0)
+    spent = {stage.name: spent for stage, spent, _ in found.stages}
+    assert spent["rungs/001-distillation/teacher/dev"].calls == 24 * 2 * 3
+    assert spent["rungs/001-distillation/sampling"].dollars > 0 == spent["rungs/001-distillation/dev"].dollars
+    assert any("3 times what the student's is" in line and "as set in spending.prices" in line for line in found.said)
+
+
+def test_a_weaker_teacher_has_nothing_to_copy_and_the_line_says_so_with_numbers(tmp_path: Path) -> None:
+    scripted_model(tmp_path / "owl", skill=0.0, name="owl")
+    climb(taught(tmp_path, teacher=str(tmp_path / "owl"), terms=TERMS), tmp_path / "runs")
+    rung = rung_of(tmp_path / "runs/taught")
+    assert rung.decision is not None and rung.decision.outcome == "refuse" and rung.training is None
+    reason = rung.decision.reasons[0]
+    assert "the teacher owl passes 0.0% [0.0%" in reason and "paired gain -" in reason and "over 24 families, worse" in reason
+    assert "the teacher solves 0; no behaviour, nothing to copy" in reason
+    assert rung.teacher is not None and not (tmp_path / "runs/taught/rungs/001-distillation/sampling").exists()
+
+
+ENGINES = """
+from sharpen.errors import PolicyError
+from sharpen.policies.base import Turn
+from sharpen.records import Message, TurnTokens
+class Silent:
+    gives_token_ids = False
+    def __init__(self, model):
+        self.name = model.name
+    async def complete(self, conversation, sampling):
+        return Turn(message=Message(role="assistant", content=" "), tokens=TurnTokens(stop="stop"))
+    async def close(self):
+        pass
+class Broken(Silent):
+    async def complete(self, conversation, sampling):
+        raise PolicyError("no route to it")
+"""
+
+
+@pytest.mark.parametrize("engine", ["Silent", "Broken"])
+def test_a_teacher_that_answers_nothing_is_named(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "engines.py").write_text(ENGINES)
+    scripted_model(tmp_path / "owl", skill=0.9, name="owl")
+    teacher = {"model": str(tmp_path / "owl"), "engine": {"engine": "plugin", "name": f"engines.py:{engine}"}}
+    settings = taught(tmp_path, teacher=teacher, terms=TERMS)
+    if engine == "Broken":
+        with pytest.raises(PolicyError, match="the teacher owl does not answer: 8 tries in a row broke, the last with: no route to it"):
+            climb(settings, tmp_path / "runs")
+        return
+    climb(settings, tmp_path / "runs")
+    decision = rung_of(tmp_path / "runs/taught").decision
+    assert decision is not None and decision.outcome == "refuse" and "all 48 of its tries are empty" in decision.reasons[0]
+
+
+def test_on_policy_wants_a_model_whose_weights_are_here_and_names_what_to_use_instead(tmp_path: Path) -> None:
+    climb(taught(tmp_path, teacher="best-of-8", distillation={"way": "on_policy"}), tmp_path / "runs")
+    decision = rung_of(tmp_path / "runs/taught").decision
+    assert decision is not None and decision.outcome == "refuse"
+    assert "a choice among several tries" in decision.reasons[0] and "way: trajectories" in decision.reasons[0]
+
+
+def test_on_policy_cannot_train_what_is_no_local_model_and_says_so_before_the_teacher_is_asked(tmp_path: Path) -> None:
+    scripted_model(tmp_path / "owl", skill=0.9, name="owl")
+    with pytest.raises(ModelError, match="is a scripted model and cannot be trained here"):
+        climb(taught(tmp_path, teacher=str(tmp_path / "owl"), terms=TERMS, distillation={"way": "on_policy"}), tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("teacher"))
+
+
+def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("v.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
+    rows = [{"prompt": f"Calculate {n} + {m}.", "reference": str(n + m)} for n in range(8) for m in range(8)]
+    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
+    path = settings_of(tmp_path, tasks=source)
+    flags = ["distil", str(path), "--teacher", "best-of-8", "--name", "mine"]
+    assert main(flags) == 0
+    decision = rung_of(Path("runs/mine")).decision
+    assert decision is not None and decision.outcome == "refuse"
+    assert "neither exact nor audited" in decision.reasons[0] and "sharpen label runs/mine --rung 001-distillation" in decision.reasons[0]
+    assert main([*flags, "--trust-unaudited-verifier"]) == 0
+    student = load_model("runs/mine/rungs/001-distillation/model")
+    assert any("nobody audited" in banner for banner in student.lineage.banners)
+
+
+# ---------------------------------------------------------------- recorded trajectories
+
+
+def write_traces(path: Path, settings: RunSettings, right: float = 1.0, splits: tuple[str, ...] = ("train", "dev")) -> None:
+    """What somebody answered, in TRL's format, which names nobody."""
+    rng = random.Random(5)
+    lines = []
+    for task in load_tasks(settings.tasks).tasks:
+        if task.split not in splits:
+            continue
+        question = task.prompt[-1].content
+        answer = str(arithmetic(question)) if rng.random() < right else "I do not know."
+        asked = [{"role": message.role, "content": message.content} for message in task.prompt]
+        lines.append(json.dumps({"messages": [*asked, {"role": "assistant", "content": answer}]}))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_recorded_trajectories_without_provenance_teach_nobody(tmp_path: Path) -> None:
+    write_traces(tmp_path / "traces.jsonl", load_settings(settings_of(tmp_path), {}))
+    with pytest.raises(Unsettled, match=r"48 recorded tries of the teacher would train .* words of nobody knows whom"):
+        climb(taught(tmp_path, teacher=str(tmp_path / "traces.jsonl")), tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("trajectories"))
+
+
+def test_recorded_trajectories_teach_once_somebody_said_whose_they_are(tmp_path: Path) -> None:
+    write_traces(tmp_path / "traces.jsonl", load_settings(settings_of(tmp_path), {}), right=0.9)
+    settings = taught(tmp_path, teacher=str(tmp_path / "traces.jsonl"), terms=[{**TERMS[0], "known_as": ["imported"]}])
+    climb(settings, tmp_path / "runs")
+    rung = rung_of(tmp_path / "runs/taught")
+    assert rung.distilled is not None and rung.distilled.gained.printed.value > 0.3
+    assert rung.distilled.teacher.tries == 24 and rung.distilled.teaching.calls == 0
+    assert "nobody recorded what that cost the teacher" in (tmp_path / "runs/taught/report.html").read_text()
+    assert rung.kept > 10 and rung.selection is not None and rung.selection.rows is not None
+    assert rung.selection.rows.rendered_because["a teacher's, which read another prompt than the student will"] == rung.kept
+    model = load_model(str(tmp_path / "runs/taught/rungs/001-distillation/model"))
+    assert {terms.teacher for terms in model.lineage.terms} == {"owl", "expert"}
+
+
+def test_recorded_trajectories_of_training_tasks_alone_cannot_be_measured(tmp_path: Path) -> None:
+    write_traces(tmp_path / "traces.jsonl", load_settings(settings_of(tmp_path), {}), splits=("train",))
+    climb(taught(tmp_path, teacher=str(tmp_path / "traces.jsonl"), terms=[{**TERMS[0], "known_as": ["imported"]}]), tmp_path / "runs")
+    decision = rung_of(tmp_path / "runs/taught").decision
+    assert decision is not None and decision.outcome == "refuse" and "has no try at a dev task" in decision.reasons[0]
+
+
+# ---------------------------------------------------------------- other tools, other templates
+
+
+def try_of(turns: tuple[TurnTokens, ...] = (), **more: Any) -> Trajectory:
+    key = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
+    messages = (Message(role="user", content="1 + 1"), Message(role="assistant", content="2"))
+    return Trajectory(**{"key": key, "agent": "m", "messages": messages, "stop": "done", "turns": turns, **more})
+
+
+def pool_of(trajectory: Trajectory) -> Pool:
+    return Pool({}, (trajectory.key,), {trajectory.key: trajectory}, {})
+
+
+def tool(name: str, **properties: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+def test_a_teacher_with_other_tools_is_told_from_one_with_the_same() -> None:
+    student = pool_of(try_of(tools=(tool("add", a="int"), tool("look"))))
+    assert other_tools(pool_of(try_of(tools=(tool("look"), tool("add", a="int")))), student) == ""
+    assert other_tools(pool_of(try_of()), student) == ""
+    assert other_tools(pool_of(try_of(tools=(tool("search"),))), student) == "search, which the student has not"
+    assert other_tools(pool_of(try_of(tools=(tool("search"),))), pool_of(try_of())) == "search, which the student has not, nor any other"
+    assert "add, which take other arguments" in other_tools(pool_of(try_of(tools=(tool("add", a="str"),))), student)
+    call = Message(role="assistant", content="", tool_calls=(ToolCall(name="rm", arguments="{}"),))  # nowhere described, and called
+    assert other_tools(pool_of(try_of(messages=(Message(role="user", content="x"), call))), student).startswith("rm,")
+    slip = try_of(tools=(tool("look"),), messages=(Message(role="user", content="x"), call))
+    assert other_tools(pool_of(slip), student) == ""  # a call of what it never had is its own mistake
+    assert other_tools(pool_of(try_of(tools=(tool("rm"),))), pool_of(slip)).startswith("rm,")
+    known = Message(role="assistant", content="", tool_calls=(ToolCall(name="add", arguments="{}"),))
+    assert other_tools(pool_of(try_of(messages=(Message(role="user", content="x"), known))), student) == ""
+
+
+def test_token_ids_are_taken_only_where_the_student_would_have_read_the_same_prompt() -> None:
+    template = ScriptedTemplate()
+    asked = tuple(template.prompt((Message(role="user", content="1 + 1"),)))
+    same = try_of((TurnTokens(prompt=asked, output=tuple(b"2")),))
+    assert as_read(same, template) is same
+    other = try_of((TurnTokens(prompt=(*b"Q: 1 + 1 A:",), output=tuple(b"2")),))  # reads well, under another template
+    assert as_read(other, template).turns == ()
+    assert as_read(try_of((TurnTokens(output=tuple(b"2")),)), template).turns == ()
+    assert as_read(try_of((same.turns[0], same.turns[0])), template).turns == ()  # more turns than answers
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"ladder": {"rungs": ["distillation"]}}, "holds distillation, but there is no teacher; set teacher: best-of-8"),
+        ({"teacher": "best-of-8", "ladder": {"rungs": ["sft"]}}, "ladder.rungs lacks distillation"),
+        ({"teacher": {"modle": "x"}}, "unknown setting 'teacher.modle'; did you mean 'model'"),
+        ({"teacher": {}}, "the teacher is the student itself"),
+        ({"teacher": "best-of-1"}, "the teacher is the student itself"),
+        ({"teacher": {"model": "x", "recorded": {"path": "y"}}}, "they take no model"),
+        ({"teacher": {"agent": {"agent": "best-of-n", "plays": "sampling"}}}, "a teacher plays as one agent everywhere"),
+        ({"teacher": " "}, "teacher is empty"),
+        ({"teacher": {"model": "x", "max_tokens": 0}}, "max_tokens is 0"),
+        ({"teacher": "x", "distillation": {"n": 0}}, "n is 0"),
+        ({"teacher": "x", "distillation": {"way": "on-policy"}}, "did you mean 'on_policy'"),
+        ({"teacher": "x", "distillation": {"n": 3}, "sampling": {"n": 1, "temperature": 0}}, "gives the teacher the same try 3 times"),
+        ({"teacher": "best-of-8", "sampling": {"n": 1, "temperature": 0}}, "the same try 8 times"),
+        ({"teacher": "x", "selection": {"short_share": 1.5}}, "short_share is 1.5"),
+        ({"teacher": "x", "selection": {"short_share": 0.5, "shortest_first": True}}, "leave out one of the two"),
+        ({"teacher": "x", "selection": {"short_share": 0.5, "weighting": "mean_pass_rate"}}, "keeps every pass"),
+    ],
+)
+def test_settings_that_cannot_be_meant(given: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings(settings_of(tmp_path, **{"ladder": {"rungs": ["distillation"]}, **given}), {})
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_teacher_in_a_word(tmp_path: Path) -> None:
+    assert in_words("best-of-8") == {"agent": {"agent": "best-of-n", "n": 8}}
+    assert in_words("best-of-4 of runs/x") == {"agent": {"agent": "best-of-n", "n": 4}, "model": "runs/x"}
+    assert in_words("https://host/v1#big") == {"model": "https://host/v1#big"}
+    (tmp_path / "t.jsonl").write_text("{}")
+    assert in_words(str(tmp_path / "t.jsonl")) == {"recorded": {"path": str(tmp_path / "t.jsonl")}}
+    found = load_settings(settings_of(tmp_path), {"teacher": "best-of-8", "teacher.max_tokens": "9", "ladder.rungs": "[distillation]"})
+    assert found.teacher is not None and found.teacher.tries == 8 and found.teacher.max_tokens == 9 and found.teacher.itself
+    assert not Teacher(model="x").itself and Teacher(model="x").tries == 1
+
+
+def test_the_teachers_on_the_page_are_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/distillation.md").read_text()
+    lines = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| ") and "`{" in line]
+    assert len(lines) == 7
+    for word, full in lines:
+        for given in filter(None, (word.strip(" `"), yaml.safe_load(full.strip(" `")))):
+            settings = load_settings(settings_of(tmp_path, teacher=given, ladder={"rungs": ["distillation"]}), {})
+            assert settings.teacher is not None
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_a_ratio_has_fiellers_interval_where_the_teacher_is_surely_better() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(0.6, 0.3, 30), rng.normal(0.3, 0.3, 30)
+    found = ratio_of_means({str(at): [(a, b)] for at, (a, b) in enumerate(zip(x, y, strict=True))})
+    t = float(stdtrit(29, 0.975))
+    tried = np.linspace(-2, 4, 60001)
+    off = y[:, None] - x[:, None] * tried
+    inside = tried[np.abs(off.sum(axis=0)) <= t * np.sqrt(30 * off.var(axis=0, ddof=1))]  # by its definition
+    assert found.value == pytest.approx(y.sum() / x.sum())
+    assert (found.low, found.high) == (pytest.approx(inside[0], abs=2e-4), pytest.approx(inside[-1], abs=2e-4))
+    weak = ratio_of_means({str(at): [(a, b)] for at, (a, b) in enumerate(zip(x - x.mean() + 0.01, y, strict=True))})
+    assert weak.value > 1 and weak.low != weak.low and weak.high != weak.high
+    assert ratio_of_means({"a": [(-1.0, 1.0)], "b": [(-1.0, 0.0)]}).value != 0 and ratio_of_means({}).n == 0
+    alike = ratio_of_means({"a": [(1.0, 0.5)], "b": [(1.0, 0.5)]})
+    assert alike.value == 0.5 and alike.low != alike.low
+
+
+def test_the_share_of_a_teachers_gain_is_of_the_same_tasks() -> None:
+    def results(*passes: int, errors: int = 0) -> list[TaskResult]:
+        return [TaskResult(task=str(at), family=str(at), samples=4, passes=n, errors=errors) for at, n in enumerate(passes)]
+
+    before, teacher, after = results(0, 0, 1, 0, 2), results(4, 2, 3, 4, 4), results(2, 1, 3, 0, 3)
+    found = share_of_gain(before, teacher, after)
+    assert found.value == pytest.approx((9 - 3) / (17 - 3)) and found.low < found.value < found.high
+    assert share_of_gain(before, before, after).value != share_of_gain(before, before, after).value  # it gained nothing
+    assert share_of_gain(before, results(4, 4, 4, 4, 4, errors=4), after).n == 0
+
+
+def test_short_and_long_traces_are_mixed_by_task() -> None:
+    keys = [SampleKey(model="m", task=f"t{task}", environment="e", sampling="s", index=at) for task in range(40) for at in range(4)]
+    tries = {key: replace(try_of(messages=(Message(role="user", content="q"), Message(role="assistant", content="x" * (key.index + 1)))),
+                          key=key, actions=(str(key.index),)) for key in keys}  # fmt: skip
+    pool = Pool({}, tuple(keys), tries, {key: Verdict(key=key, outcome="pass") for key in keys})
+
+    def lengths(share: float) -> list[int]:
+        return [key.index for key in select(pool, SelectionSettings(cap=1, short_share=share), 0).kept]
+
+    assert set(lengths(1.0)) == {0} and set(lengths(0.0)) == {3}
+    assert set(lengths(0.5)) == {0, 3} and 10 < lengths(0.5).count(0) < 30
+    assert lengths(0.5) == lengths(0.5)
+
+
+def test_a_distillation_that_is_forked_comes_to_its_own_conclusions(finished: Path) -> None:
+    climb(load_settings(finished / "runs/base-best-of-8/run.yaml", {"ladder.alpha": "0.01"}), finished / "runs", "forked")
+    old, new = (rung_of(finished / "runs" / name) for name in ("base-best-of-8", "forked"))
+    assert old.distilled is not None and new.distilled is not None and old.distilled.teacher.rate == new.distilled.teacher.rate
+    shutil.rmtree(finished / "runs/forked")

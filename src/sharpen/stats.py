@@ -421,9 +421,22 @@ def cluster_divergence(
         if n < 2 or math.isnan(value) or len(again) < 2:
             return _undefined(n, level, value)
         half = float(stdtrit(n - 1, (1 + level) / 2)) * float(again.std(ddof=1))
-        return Interval(value=value, low=max(value - half, low), high=min(value + half, 1.0), n=n, level=level, method="cluster bootstrap t")
+        return Interval(
+            value=value, low=max(value - half, low), high=min(value + half, 1.0), n=n, level=level, method="cluster bootstrap t"
+        )
 
     return interval(between, 0.0), interval(within, 0.0), interval(between - within, -1.0)
+
+
+def relevel(interval: Interval, level: float) -> Interval:
+    """A symmetric t interval, such as those of ``cluster_divergence``, at another level: the same standard error, another quantile."""
+    _check_level(level)
+    degrees = max(interval.n - 1, 1)
+    wider = float(stdtrit(degrees, (1 + level) / 2) / stdtrit(degrees, (1 + interval.level) / 2))
+    half = wider * max(interval.value - interval.low, interval.high - interval.value)  # one side may be cut at the end of what can be
+    return Interval(
+        value=interval.value, low=interval.value - half, high=interval.value + half, n=interval.n, level=level, method=interval.method
+    )
 
 
 def _apart(one: Weights, other: Weights, families: Sequence[str], counts: Floats) -> Floats:

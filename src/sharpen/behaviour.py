@@ -324,7 +324,8 @@ def compare(teacher: Pool, before: Pool, after: Pool, seed: int = 0, margins: Ma
     shifts = tuple(_shift(name, taught, was, now, margins, level, seed) for name in MEASURES)
     passes = _alike(gain.printed, gain.deciding, gain.printed, margins.passes)
     moved = [shift for shift in shifts if shift.measure in tested]
-    pairs = _alike(*(relevel(apart.excess, at) for at in (0.95, 0.9, level)), margins.bits)
+    printed, close, deciding = (relevel(apart.excess, at) for at in (0.95, 0.9, level))
+    pairs = _alike(printed, close, deciding, margins.bits)
     behaves = _together([pairs, *(s.alike for s in moved)], [pairs, *(s.alike for s in moved if MEASURES[s.measure].kind != "given")])
     return Transfer(
         teacher=_behaviour(taught, seed),

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
+from sharpen.behaviour import DESCRIBED, compare, describe
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
@@ -25,7 +26,7 @@ from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
 
-DEMONSTRATIONS = "demonstrations/quality.json"
+DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{DESCRIBED}"
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):
@@ -135,8 +136,10 @@ class Ladder:
         """What can be known before the first rung: demonstrations, and whether the verifier passes gold and fails no-ops."""
         tasks, verifier = self.bench.tasks, self.bench.verifier
         recorded = tasks.recorded
-        worth = weigh(self.bench.demonstrations(), recorded.left_out if recorded is not None else {}, self.bench.seed)
+        shown = self.bench.demonstrations()
+        worth = weigh(shown, recorded.left_out if recorded is not None else {}, self.bench.seed)
         write_json(self.bench.run.folder / DEMONSTRATIONS, worth)
+        write_json(self.bench.run.folder / DEMONSTRATED, describe(shown, self.bench.seed))
         if worth.count:
             errors = f" ({worth.errors} ended in an error)" if worth.errors else ""
             self.bench.say(
@@ -262,7 +265,16 @@ class Ladder:
                 paired_gain(aside.tasks, rung.panel.tasks, level, self.bench.seed), base=self.rungs[0].name, other=rung.name
             )
             rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
+        if rung.method == "sft":
+            self._habits(before, rung)
         return rung
+
+    def _habits(self, before: Rung, after: Rung) -> None:
+        """What the student does as its demonstrators do, beside what it did before: imitation copies shortcuts and mistakes too."""
+        assert before.agent is not None and after.agent is not None and after.dev is not None
+        n = after.dev.tasks[0].samples if after.dev.tasks else None
+        was, now = (self.bench.tries(rung.name, rung.agent, "dev", n) for rung in (before, after) if rung.agent is not None)
+        write_json(self.bench.run.folder / after.name / DESCRIBED, compare(self.bench.demonstrations(), was, now, self.bench.seed))
 
     def _control(self, real: Rung, attempt: Attempt) -> None:
         """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""

@@ -17,6 +17,7 @@ from sharpen.errors import SettingsError
 from sharpen.records import LeftOut, Record, Row, RowCounts, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool
 from sharpen.store.segments import order
+from sharpen.verifiers.behaviour import Rules
 
 # Why rows were tokenised from text although what is sampled is trained as it was sampled.
 ONLY_TEXT = "only their text exists"
@@ -40,12 +41,16 @@ class SelectionSettings(Record, frozen=True, kw_only=True):
 
     ``shortest_first`` takes the passes with the fewest turns instead of a random draw, and ``dedup`` leaves out a pass whose sequence of
     actions another kept pass of the task has: both bend the objectives above towards short, and towards rare, solutions.
+
+    ``behaviour`` leaves out passes that break a rule of it, such as ``{failed_again: 0}``: known faults that are not to be learned from.
+    What counts as a success stays the verifier's word.
     """
 
     weighting: Weighting = "capped"
     cap: int = 2
     shortest_first: bool = False
     dedup: bool = True
+    behaviour: Rules | None = None
 
     def __post_init__(self) -> None:
         if self.cap < 1:
@@ -61,7 +66,7 @@ def select(pool: Pool, settings: SelectionSettings, seed: int, known: Collection
     """Keep only what passed, then apply duplicates and the cap, task by task.
 
     ``known`` are (task, actions) that train already, from rounds before. Every try that is not kept is in ``left_out`` with its
-    reason: what the verifier or the stop said, ``duplicate``, ``known from an earlier round``, or ``over the cap``.
+    reason: what the verifier or the stop said, ``duplicate``, ``known from an earlier round``, ``over the cap``, or the rule on behaviour that it breaks.
     """
     kept: list[SampleKey] = []
     left: list[LeftOut] = []
@@ -80,7 +85,9 @@ def select(pool: Pool, settings: SelectionSettings, seed: int, known: Collection
         chosen = 0
         for key in passes:
             actions = pool.trajectories[key].actions
-            if settings.dedup and (task, actions) in known:
+            if settings.behaviour is not None and (broken := settings.behaviour.broken(pool.trajectories[key])):
+                left.append(LeftOut(key=key, reason=f"behaviour: {broken}"))
+            elif settings.dedup and (task, actions) in known:
                 left.append(LeftOut(key=key, reason="known from an earlier round"))
             elif settings.dedup and actions in seen:
                 left.append(LeftOut(key=key, reason="duplicate"))

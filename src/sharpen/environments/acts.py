@@ -17,6 +17,8 @@ from sharpen.records import Message, Thread, ToolCall, Trajectory
 
 Trouble = Literal["", "malformed", "refused", "tool error"]
 
+RULES = 1  # raise it when they change: verdicts by other rules are other verdicts
+
 ANSWER, MALFORMED, NOTHING = "(answer)", "(malformed)", "(nothing)"  # what stands in the place of a name
 LONGEST_NAME = 40
 

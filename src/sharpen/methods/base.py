@@ -275,7 +275,14 @@ class Bench(AbstractContextManager["Bench"]):
         return terms(settings.budget, settings.n, len(tasks), self.selection.limit, most)
 
     def evaluate(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Evaluation:
-        """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look). A later look adds tries to the earlier ones."""
+        """pass@k of ``agent`` on a split with ``n`` tries a task (default: the first look)."""
+        pool = self.tries(name, agent, split, n)
+        evaluation = evaluate(pool, tuple(pool.tasks.values()), agent.name, split, self.evaluation, self.seed)
+        write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
+        return evaluation
+
+    def tries(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Pool:
+        """What ``evaluate`` counts: ``n`` judged tries of each task of a split, made where they are not there. A later look adds tries to the earlier ones."""
         tasks = self.tasks.split(split).tasks
         n = self.evaluation.n if n is None else n
         pool = Pool({task.key: task for task in tasks}, ())
@@ -287,9 +294,7 @@ class Bench(AbstractContextManager["Bench"]):
             verdicts: Mapping[SampleKey, Verdict] = ChainMap(more.verdicts, pool.verdicts)  # type: ignore[arg-type]
             pool = Pool(pool.tasks, (*pool.wanted, *more.wanted), trajectories, verdicts)
             made = look
-        evaluation = evaluate(pool, tasks, agent.name, split, self.evaluation, self.seed)
-        write_json(self.run.folder / name / ("evaluation.json" if split == "dev" else f"evaluation-{split}.json"), evaluation)
-        return evaluation
+        return pool
 
     def look_aside(self, name: str, agent: Prompted, panel: TaskSet) -> Evaluation:
         """pass@1 of ``agent`` on all tasks of a panel that has nothing to do with the run's, so that forgetting is seen."""

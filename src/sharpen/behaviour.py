@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from sharpen.chat.masks import without_ids
-from sharpen.environments.acts import ANSWER, Act, acts, turns
+from sharpen.environments.acts import ANSWER, Act, acts, says_nothing, turns
 from sharpen.evaluation import count
 from sharpen.records import (
     Alike,
@@ -41,6 +41,7 @@ from sharpen.stats import Weights, cluster_bootstrap_mean, cluster_divergence, p
 
 DESCRIBED = "behaviour.json"  # beside demonstrations, a Behaviour; beside a rung, a Transfer
 FAULTY = "faults.json"
+CLOSE = 0.9  # the level of being alike: two one-sided tests at 5 % each (Schuirmann 1987)
 SPLITS = 10  # of an agent's tries into halves
 LISTED = 12  # tools or verbs
 SHOWN = 8  # pairs of acts, and new faults with their trajectories
@@ -185,7 +186,7 @@ def measured(trajectory: Trajectory, passed: bool, done: Sequence[Act] | None = 
         "tool_errors": share((act.trouble == "tool error" for act in done), len(done)),
         "repeats": share((act.repeated for act in done), len(done)),
         "failed_again": share((act.failed_again for act in done), len(done)),
-        "empty": share((not m.content.strip() and not m.tool_calls for m in said), len(said)),
+        "empty": share(map(says_nothing, said), len(said)),
         "erred": float(bool(errors)),
         "looped": float(any(act.repeated for act in done)),
         "mends": share(map(mended, errors), len(errors)),
@@ -296,13 +297,14 @@ def _mean(seen: _Seen, value: Callable[[_Try], float], seed: int) -> Interval:
     return _over_families(seen, seen.means(value), seed)
 
 
-def _over_families(seen: _Seen, by_task: Mapping[str, float], seed: int, level: float = 0.95, signed: bool = False) -> Interval:
+def _over_families(
+    seen: _Seen, by_task: Mapping[str, float], seed: int, level: float = 0.95, signed: bool = False, resamples: int = 2000
+) -> Interval:
     values: dict[str, list[float]] = defaultdict(list)
     for task, value in by_task.items():
         values[seen.family(task)].append(value)
-    largest = max((abs(value) for value in by_task.values()), default=0.0)
-    most = max(largest, 1.0)
-    return cluster_bootstrap_mean(values, level, seed, span=(-most if signed else 0.0, most))
+    most = max([1.0, *map(abs, by_task.values())])
+    return cluster_bootstrap_mean(values, level, seed, resamples, span=(-most if signed else 0.0, most))
 
 
 # ---------------------------------------------------------------- teacher and student
@@ -317,15 +319,14 @@ def compare(teacher: Pool, before: Pool, after: Pool, seed: int = 0, margins: Ma
     taught, was, now = _see(teacher), _see(before), _see(after)
     both = [task for task in now.tries if task in taught.tries]
     counts = [count(seen.pool, [seen.pool.tasks[task] for task in both]) for seen in (taught, now)]
-    gain = paired_gain(counts[0], counts[1], 0.9, seed, (taught.agent, now.agent))
+    gain = paired_gain(counts[0], counts[1], CLOSE, seed, (taught.agent, now.agent))
     apart, apart_before = (_divergence(taught, other, seed) for other in (now, was))
     tested = [name for name, measure in MEASURES.items() if measure.tested and _differences(taught, now, name)]
     level = shared_level(len(tested) + 1)
     shifts = tuple(_shift(name, taught, was, now, margins, level, seed) for name in MEASURES)
-    passes = _alike(gain.printed, gain.deciding, gain.printed, margins.passes)
+    passes = _alike(gain.printed, margins.passes, lambda at: gain.deciding if at == CLOSE else gain.printed, 0.95)
     moved = [shift for shift in shifts if shift.measure in tested]
-    printed, close, deciding = (relevel(apart.excess, at) for at in (0.95, 0.9, level))
-    pairs = _alike(printed, close, deciding, margins.bits)
+    pairs = _alike(apart.excess, margins.bits, lambda at: relevel(apart.excess, at), level)
     behaves = _together([pairs, *(s.alike for s in moved)], [pairs, *(s.alike for s in moved if MEASURES[s.measure].kind != "given")])
     return Transfer(
         teacher=_behaviour(taught, seed),
@@ -352,23 +353,23 @@ def _shift(name: str, taught: _Seen, was: _Seen, now: _Seen, margins: Margins, l
     measure, found = MEASURES[name], _differences(taught, now, name)
     usual = _mean(taught, lambda one: one.numbers[name], seed).value if measure.kind == "count" else math.nan
     margin = margins.counts * usual if measure.kind == "count" else margins.shares
-    printed, close, deciding = (_over_families(now, found, seed, at, signed=True) for at in (0.95, 0.9, level))
+    printed = _over_families(now, found, seed, signed=True)
     return Shift(
         measure=name,
         from_teacher=printed,
         from_before=_over_families(now, _differences(was, now, name), seed, signed=True),
         margin=margin,
-        alike=_alike(printed, close, deciding, margin),
+        alike=_alike(printed, margin, lambda at: _over_families(now, found, seed, at, signed=True, resamples=10_000), level),
     )
 
 
-def _alike(printed: Interval, close: Interval, deciding: Interval, margin: float) -> Alike:
-    """Two one-sided tests for being alike (Schuirmann 1987), at 5 % each by the 90 % interval ``close``; NaN is open."""
-    if -margin <= close.low and close.high <= margin:
-        return "like"
-    if abs(printed.value) > margin and (deciding.low > 0 or deciding.high < 0):
-        return "unlike"
-    return "open"
+def _alike(printed: Interval, margin: float, at: Callable[[float], Interval], level: float) -> Alike:
+    """``at`` gives the interval at another level, ``level`` that of being unlike. NaN is open."""
+    if abs(printed.value) <= margin:
+        close = at(CLOSE)
+        return "like" if -margin <= close.low and close.high <= margin else "open"
+    deciding = at(level)
+    return "unlike" if deciding.low > 0 or deciding.high < 0 else "open"
 
 
 def _together(any_of: Sequence[Alike], all_of: Sequence[Alike]) -> Alike:

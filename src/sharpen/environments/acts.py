@@ -23,7 +23,7 @@ ANSWER, MALFORMED, NOTHING = "(answer)", "(malformed)", "(nothing)"  # what stan
 LONGEST_NAME = 40
 
 # ``error: ...`` as our tools say it, ``ValueError: ...`` and tracebacks as others' do. The colon keeps "Error rates are low" a result.
-_ERROR = re.compile(r"\s*(?:[\w.]*(?:error|exception)\s*:|traceback \(most recent call last\))", re.IGNORECASE)
+_ERROR = re.compile(r"(?:(?i:error|exception)\s*:|(?:\w+\.)*[A-Z]\w*(?:Error|Exception)\s*:|Traceback \(most recent call last\))")
 
 
 class Act(NamedTuple):
@@ -69,6 +69,11 @@ def turns(trajectory: Trajectory) -> tuple[Message, ...]:
     return tuple(thread.messages[at] for thread, own in parts for at in own)
 
 
+def says_nothing(turn: Message) -> bool:
+    """Whether a turn is empty: no text, no call, and nothing that was meant to be one. What a policy only thinks is not said."""
+    return not turn.content.strip() and not turn.tool_calls and turn.problem is None
+
+
 def _own(thread: Thread, trajectory: Trajectory, number: int) -> list[int]:
     """Where the policy's own turns are in ``thread``: the last assistant messages, as many as there are turns, or actions where no tokens are known."""
     places = [at for at, message in enumerate(thread.messages) if message.role == "assistant"]
@@ -95,13 +100,13 @@ def _of(thread: Thread, number: int, trajectory: Trajectory) -> list[Act]:
     for turn, at in enumerate(own):
         message = messages[at]
         replies = _replies(messages, at)
-        empty = not message.content.strip() and not message.tool_calls
+        empty = says_nothing(message)
         made: list[tuple[Act, str | None]] = []
         for call, reply in _answered(message.tool_calls, replies):
             made.append((_call(call, reply, turn, number, offered), reply))
         if not message.tool_calls:
             told = replies[0].content if replies else None
-            if called and (message.problem is not None or (told is not None and _ERROR.match(told))):
+            if called and (message.problem is not None or (told is not None and _tells_error(told))):
                 made.append((Act(turn, number, "call", MALFORMED, message.content.strip(), "malformed", empty=empty), told))
             elif game:
                 typed = understood[turn] if understood else first_line(message.content)
@@ -196,7 +201,7 @@ def _fits(arguments: dict[str, Any], tool: dict[str, Any] | None) -> bool:
 
 def _went_wrong(reply: str) -> bool:
     """Whether a tool's answer tells of an error: ``error: ...``, ``ValueError: ...``, a traceback, or JSON with a top-level ``error`` or ``isError``."""
-    if _ERROR.match(reply):
+    if _tells_error(reply):
         return True
     if not reply.lstrip().startswith("{"):
         return False
@@ -205,6 +210,10 @@ def _went_wrong(reply: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and bool(value.get("error") or value.get("isError") or value.get("is_error"))
+
+
+def _tells_error(reply: str) -> bool:
+    return _ERROR.match(reply.lstrip()[:200]) is not None
 
 
 def _command(text: str, trouble: Trouble, turn: int, thread: int, empty: bool) -> Act:

@@ -134,6 +134,7 @@ def render(view: RunView) -> str:
         has_panel=any(rung.panel for rung in view.rungs),
         measures=MEASURES,
         classes=FAULTS,
+        alike={"like": "like the teacher's", "unlike": "unlike the teacher's", "open": "open: too few tasks to tell"},
         times=[(what, seconds / 60, 100 * seconds / max(view.seconds_total, known)) for what, seconds in times if seconds],
     )
 

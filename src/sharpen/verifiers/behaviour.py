@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from sharpen.environments.acts import RULES, acts, turns
+from sharpen.environments.acts import RULES, acts, says_nothing, turns
 from sharpen.errors import SettingsError
 from sharpen.records import Record, Task, Trajectory, Verdict
 from sharpen.verifiers.base import Properties, name_of, says
@@ -36,7 +36,7 @@ class Rules(Record, frozen=True, kw_only=True):
         rules = (
             ("an act that failed before fails again", self.failed_again, sum(act.failed_again for act in done)),
             ("the same act in the same state", self.repeats, sum(act.repeated for act in done)),
-            ("a turn that says nothing", self.empty, sum(not turn.content.strip() and not turn.tool_calls for turn in said)),
+            ("a turn that says nothing", self.empty, sum(map(says_nothing, said))),
             ("an act that cannot be read", self.malformed, sum(act.trouble == "malformed" for act in done)),
             ("an act that went wrong", self.errors, sum(bool(act.trouble) for act in done)),
             ("a turn", self.turns, len(said)),

@@ -358,22 +358,34 @@ def test_with_one_try_of_each_task_halves_are_tasks() -> None:
     assert found.halves == "tasks" and found.within.value == 0 and found.excess.low > 0.3
 
 
-def test_a_student_that_passes_like_its_teacher_and_behaves_unlike_it_is_flagged_and_the_other_way_round() -> None:
-    def well(task: int, index: int) -> tuple[list[Message], bool]:
-        return commands("look", "go", "take"), (task + index) % 2 == 0
+def well(task: int, index: int) -> tuple[list[Message], bool]:
+    return commands("look", "go", "take"), (task + index) % 2 == 0
 
-    teacher = pool(60, 2, well, agent="teacher")
-    stuttering = compare(
-        teacher, teacher, pool(60, 2, lambda t, i: (commands("look", "look", "look", "look", "go", "take"), well(t, i)[1]))
-    )
-    assert (stuttering.passes, stuttering.behaves) == ("like", "unlike") and len(stuttering.flags) == 1
-    assert stuttering.flags[0].startswith("the student passes like its teacher (+0.0 points") and "turns a try +3.0" in stuttering.flags[0]
-    unlucky = compare(teacher, teacher, pool(60, 2, lambda t, i: (well(t, i)[0], False)))
-    assert (unlucky.passes, unlucky.behaves) == ("unlike", "like") and "passes less often: -50.0 points" in unlucky.flags[0]
-    better = compare(teacher, teacher, pool(60, 2, lambda t, i: (well(t, i)[0], True)))
-    assert better.flags[0].startswith("the student passes more often than its teacher: +50.0 points") and better.gain.printed.low > 0
-    same = compare(teacher, teacher, teacher)
-    assert (same.passes, same.behaves, same.flags) == ("like", "like", ())
+
+def stutters(task: int, index: int) -> tuple[list[Message], bool]:
+    return commands("look", "look", "look", "look", "go", "take"), (task + index) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("student", "passes", "behaves", "flag"),
+    [
+        (well, "like", "like", ""),
+        (stutters, "like", "unlike", "the student passes like its teacher (+0.0 points of pass rate"),
+        (
+            lambda task, index: (well(0, 0)[0], False),
+            "unlike",
+            "like",
+            "the student behaves like its teacher and passes less often: -50.0 points",
+        ),
+        (lambda task, index: (well(0, 0)[0], True), "unlike", "like", "the student passes more often than its teacher: +50.0 points"),
+    ],
+)
+def test_what_is_flagged_of_a_student(student: Any, passes: str, behaves: str, flag: str) -> None:
+    teacher = pool(40, 2, well, agent="teacher")
+    found = compare(teacher, teacher, pool(40, 2, student))
+    assert (found.passes, found.behaves, bool(found.flags)) == (passes, behaves, bool(flag))
+    assert (found.flags or ("",))[0].startswith(flag) and (behaves == "like" or "turns a try +3.0 [" in found.flags[0])
+    assert found.gain.base == "teacher" and (found.gain.printed.low > 0) is flag.startswith("the student passes more")
 
 
 def test_few_tasks_leave_it_open() -> None:
@@ -466,6 +478,7 @@ STUBBORN = tried(
     user("I did not understand that."),
     say("look"),
     outcome={"won": True, "moves": 1},
+    actions=("eat", "eat", "", "look"),
 )
 
 
@@ -488,9 +501,9 @@ def test_each_rule_on_behaviour(rules: dict[str, int], why: str) -> None:
 
 
 def test_rules_on_behaviour_are_checked_and_name_themselves() -> None:
-    for given in ({}, {"exact": True}):
+    for nothing in ({}, {"exact": True}):
         with pytest.raises(msgspec.ValidationError, match="behaviour sets no rule; set one of failed_again"):
-            made(**given)
+            made(**nothing)
     with pytest.raises(msgspec.ValidationError):
         made(repeats=-1)
     assert made(repeats=0).name != made(repeats=1).name == made(repeats=1, exact=True).name

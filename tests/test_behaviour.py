@@ -549,3 +549,11 @@ def test_known_faults_are_left_out_of_training_and_counted() -> None:
         "behaviour: an act that failed before fails again, more than 0 times": 1,
     }
     assert len(select(tries, SelectionSettings(), 0).kept) == 2 and tries.solved == 1
+
+
+def test_the_page_in_docs_names_every_measure_and_class() -> None:
+    page = (DATA.parents[2] / "docs" / "behaviour.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| ") and line.split("|")[1].strip() in FAULTS] == [
+        f"| {name} | {words} |" for name, words in FAULTS.items()
+    ]
+    assert all(f"| `{name}` | {measure.words} |" in page for name, measure in MEASURES.items())

@@ -161,6 +161,8 @@ def test_a_better_model_teaches_beside_a_self_trained_control_and_its_terms_ride
     theirs, own = ({key.task for key in one.selection.kept if key.sampling != "recorded"} for one in (rung, control))  # type: ignore[union-attr]
     assert own and own <= theirs
     assert control.decision is not None and control.decision.reasons[0].startswith("self-trained on as many tokens")
+    assert rung.transfer is not None and rung.transfer.teacher.agent == "owl" and rung.transfer.after.tries == 48
+    assert rung.faults is not None and {one.other for one in rung.faults.same} == {"before", "control"}
     trained, beside = (load_model(str(run / f"rungs/001-distillation{end}/model")) for end in ("", "-control"))
     assert {terms.teacher for terms in trained.lineage.terms} == {"owl", "expert"}
     assert {terms.teacher for terms in beside.lineage.terms} == {"expert"}

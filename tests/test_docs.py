@@ -59,7 +59,7 @@ def test_the_verifiers_settings_on_the_page_are_valid(tmp_path: Path, monkeypatc
     given = [yaml.safe_load(line)["verifier"] for line in blocks[0].splitlines()] + [
         yaml.safe_load(line) for line in blocks[1].splitlines()
     ]
-    assert len(given) == 15
+    assert len(given) == 16
     for one in given:
         convert({"name": "x", "tasks": {"source": "jsonl", "path": "x", "verifier": one}}, "docs/verifiers.md")
 

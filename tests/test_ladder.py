@@ -44,6 +44,15 @@ def test_the_ladder_keeps_what_is_better_and_shows_what_the_verifier_was_worth(s
         assert rung.sampled_tokens > 0, name
     page = (tmp_path / "runs" / "ladder" / "report.html").read_text()
     assert "003-rejection-sampling-control" in page
+    habits = by_name["002-sft"].transfer
+    assert view.habits is not None and habits is not None and view.habits.measures["turns"].value == 1.0
+    assert (habits.teacher, habits.before.tries, habits.passes, habits.flags) == (
+        view.habits,
+        160,
+        "open",
+        (),
+    )  # other tasks: described, not compared
+    assert "How they go about it" in page and "What was transferred" in page and "was not measured on the student" in page
 
 
 def test_a_fork_shows_only_what_it_concluded_itself(scripted: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console, RenderableType
 
+from sharpen.behaviour import as_pool, compare, faults
 from sharpen.records import (
     Agreement,
     Audit,
@@ -37,6 +38,7 @@ from sharpen.records import (
 )
 from sharpen.report.page import RungView, RunView, SampleView, heat_map, numbers, outcome, plot, render
 from sharpen.report.terminal import audit_text, ladder_table, trajectory_text
+from sharpen.sampling import Pool
 from sharpen.stats import clopper_pearson, paired_gain, pass_interval
 
 NAN = math.nan
@@ -386,3 +388,57 @@ def test_each_verdict_is_shown_as_what_it_is(outcome: str) -> None:
     console.print(trajectory_text(sample))
     for shown in (page, console.export_text()):
         assert "because" in shown and outcome in shown and "not judged" not in shown
+
+
+# ---------------------------------------------------------------- behaviour
+
+
+def taught(above: bool = False, word: str = "go", task: str = "t") -> RungView:
+    """A rung with a teacher: 24 tasks, two tries each; the student goes in circles after training."""
+
+    def pool(agent: str, said: list[str], passes: int) -> Pool:
+        tries, verdicts = [], []
+        for at in range(24):
+            for index in range(2):
+                key = SampleKey(model=agent, task=f"{task}{at}", environment="e", sampling="s", index=index)
+                messages = [Message(role="user", content="a room")]
+                for one in said:
+                    messages += [Message(role="assistant", content=one), Message(role="user", content="a room")]
+                passed = (at + index) % 4 < passes
+                outcome = {"won": passed, "out_of_turns": not passed}
+                tries.append(Trajectory(key=key, agent=agent, messages=tuple(messages), stop="done", outcome=outcome))
+                verdicts.append(Verdict(key=key, outcome="pass" if passed else "fail"))
+        return as_pool(tries, verdicts)
+
+    teacher, before = pool(f"teacher {word}", [word, "take"], 1 if above else 3), pool("student", ["look"], 1)
+    after, control = pool("student", [word, word, word], 3), pool("student", ["eat"], 2)
+    return RungView(
+        name="001-distillation", method="distillation", dev=None,
+        transfer=compare(teacher, before, after), faults=faults(teacher, before, after, control),
+    )  # fmt: skip
+
+
+def test_what_was_transferred_is_shown_with_intervals_and_the_teachers_line() -> None:
+    rung = taught()
+    page = render(RunView(name="r", settings_yaml="", rungs=(replace(rung, dev=evaluation(0.4)),), habits=rung.transfer.teacher))  # type: ignore[union-attr]
+    for words in ("What was transferred", "student before", "student after", "turns a try", "acts done before, same state", "Jensen-Shannon",
+                  "unlike the teacher", "What faults came along", "self-trained", "half of its acts repeated", "teacher 0 of 2, before 0 of 2"):  # fmt: skip
+        assert words in page, words
+    assert page.count('<line class="ceiling" x1=') == 2 and "teacher teacher go, pass@1: 75.0 %" in page
+    assert page.count('<div class="aside">') == min(8, rung.faults.many) > 0  # type: ignore[union-attr]
+    assert "acts that end in a tool" not in page  # nobody called one
+
+
+def test_a_student_above_its_teacher_is_said_to_be_with_its_interval() -> None:
+    page = render(RunView(name="r", settings_yaml="", rungs=(taught(above=True),)))
+    assert "The student passes more often than its teacher: +50.0 points of pass rate [+" in page and ": above its teacher" in page
+
+
+def test_without_teachers_there_is_no_such_section() -> None:
+    page = render(ladder())
+    assert "What was transferred" not in page and "What faults came along" not in page and '<line class="ceiling"' not in page
+
+
+def test_hostile_names_of_tools_and_tasks_are_text() -> None:
+    page = render(RunView(name="r", settings_yaml="", rungs=(taught(word=HOSTILE.replace(" ", "-"), task=HOSTILE),)))
+    assert "<script>" not in page and "<img" not in page and "&lt;script&gt;" in page

@@ -393,3 +393,57 @@ def test_the_chance_of_something_new_falls_with_every_success_that_was_not() -> 
     for wrong in ((1, 2), (2, 0)):
         with pytest.raises(ValueError, match="at most as many distinct"):
             stats.chance_of_new([wrong], np.zeros((1, 1)))
+
+
+def test_divergence_is_between_0_and_1_bit_and_0_for_the_same() -> None:
+    weights = np.random.default_rng(0).random((20, 5))
+    found = stats.jensen_shannon(weights[:10], weights[10:])
+    assert found.shape == (10,) and (found > 0).all() and (found < 1).all()
+    assert stats.jensen_shannon(weights, 3 * weights) == pytest.approx(np.zeros(20), abs=1e-12)
+    assert stats.jensen_shannon(weights[:10], weights[10:]) == pytest.approx(stats.jensen_shannon(weights[10:], weights[:10]))
+    assert float(stats.jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 2.0]))) == 1.0
+    assert float(stats.jensen_shannon(np.array([1.0, 0.0]), np.array([1.0, 1.0]))) == pytest.approx(0.311278, abs=1e-6)  # scipy's, squared
+    assert math.isnan(float(stats.jensen_shannon(np.zeros(2), np.ones(2))))
+
+
+def test_a_divergence_does_not_depend_on_how_many_symbols_one_side_has_alone() -> None:
+    """They are counted as one; the numbers must be those of the whole table."""
+    rng = np.random.default_rng(1)
+    one, other = rng.integers(0, 4, (6, 30)).astype(float), rng.integers(0, 4, (6, 30)).astype(float)
+    one[:, :10], other[:, 20:] = 0, 0
+    sides = [
+        {f"f{row}": {f"s{at}": weight for at, weight in enumerate(table[row]) if weight} for row in range(6)} for table in (one, other)
+    ]
+    between, within, excess = stats.cluster_divergence([(sides[0], sides[0], sides[1])], resamples=50)
+    assert between.value == pytest.approx(float(stats.jensen_shannon(one.sum(0), other.sum(0))))
+    assert within.value == pytest.approx(0) and excess.value == pytest.approx(between.value) and between.n == 6
+    again = stats.relevel(excess, 0.9)
+    assert again.value == excess.value and excess.low < again.low < again.high < excess.high
+    assert stats.relevel(again, 0.95).low == pytest.approx(excess.low)
+
+
+@pytest.mark.parametrize("families", [0, 1])
+def test_a_divergence_of_nothing_or_of_one_family_has_no_bounds(families: int) -> None:
+    side = {f"f{at}": {"a": 1.0} for at in range(families)}
+    for found in stats.cluster_divergence([(side, side, {} if not families else side)]):
+        assert found.n == families and math.isnan(found.low) and math.isnan(found.high) and (math.isnan(found.value) is (not families))
+
+
+def test_an_excess_over_chance_covers_the_truth_at_least_as_often_as_it_says() -> None:
+    """Two agents that are the same differ by more than chance seldom enough, and two that are not are found."""
+    base = np.array([0.4, 0.3, 0.2, 0.1, 0.0])
+    other = np.array([0.1, 0.2, 0.3, 0.3, 0.1])
+    rng = np.random.default_rng(2)
+
+    def side(of: np.ndarray) -> dict[str, dict[str, float]]:  # type: ignore[type-arg]
+        return {f"f{at}": {str(s): float(w) for s, w in enumerate(rng.multinomial(8, of)) if w} for at in range(15)}
+
+    null, real = [], []
+    for _ in range(60):
+        one, again = side(base), side(base)
+        null.append(stats.cluster_divergence([(one, again, side(base))], resamples=200)[2])
+        real.append(stats.cluster_divergence([(one, again, side(other))], resamples=200)[2])
+    truth = float(stats.jensen_shannon(base, other))
+    assert sum(i.low <= 0 <= i.high for i in null) >= 55 and sum(i.low <= truth <= i.high for i in real) >= 55
+    assert abs(np.mean([i.value for i in null])) < 0.01 and abs(np.mean([i.value for i in real]) - truth) < 0.02
+    assert sum(i.low > 0 for i in real) > 50

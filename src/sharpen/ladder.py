@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.audit import fooled
+from sharpen.behaviour import DESCRIBED, FAULTY, compare, describe, faults
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
@@ -17,8 +18,8 @@ from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.distillation import (
     Measured,
     check_way,
-    compare,
     distillation,
+    exchange,
     measure_teacher,
     other_tools,
     teach,
@@ -37,7 +38,7 @@ from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
 
-DEMONSTRATIONS = "demonstrations/quality.json"
+DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{DESCRIBED}"
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):
@@ -151,8 +152,10 @@ class Ladder:
         """What can be known before the first rung: demonstrations, and whether the verifier passes gold and fails no-ops."""
         tasks, verifier = self.bench.tasks, self.bench.verifier
         recorded = tasks.recorded
-        worth = weigh(self.bench.demonstrations(), recorded.left_out if recorded is not None else {}, self.bench.seed)
+        shown = self.bench.demonstrations()
+        worth = weigh(shown, recorded.left_out if recorded is not None else {}, self.bench.seed)
         write_json(self.bench.run.folder / DEMONSTRATIONS, worth)
+        write_json(self.bench.run.folder / DEMONSTRATED, describe(shown, self.bench.seed))
         if worth.count:
             errors = f" ({worth.errors} ended in an error)" if worth.errors else ""
             self.bench.say(
@@ -310,13 +313,32 @@ class Ladder:
                 paired_gain(aside.tasks, rung.panel.tasks, level, self.bench.seed), base=self.rungs[0].name, other=rung.name
             )
             rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
+        if rung.method == "sft":
+            self._habits(before, rung)
         return rung
 
     def _compare(self, rung: Rung, taught: Measured) -> None:
-        """What the student has of its teacher, and at which share of the cost: ``distillation.json``."""
+        """What the student has of its teacher: at which share of the cost, how it goes about tasks, and which faults came along."""
+        bench, folder = self.bench, self.bench.run.folder / rung.name
         before = next(one for one in self.rungs if rung.decision.gain is not None and one.name == rung.decision.gain.base)
         assert before.dev is not None and before.agent is not None and rung.dev is not None and rung.agent is not None
-        compare(self.bench, rung.name, taught, (before.name, before.agent, before.dev), (rung.agent, rung.dev))
+        exchange(bench, rung.name, taught, (before.name, before.agent, before.dev), (rung.agent, rung.dev))
+        was, now = self._tries(before), self._tries(rung)
+        beside = next((self._tries(one) for one in self.rungs if one.name == f"{rung.name}-control"), None)
+        write_json(folder / DESCRIBED, compare(taught.pool, was, now, bench.seed))
+        write_json(folder / FAULTY, faults(taught.pool, was, now, beside, bench.seed))
+
+    def _tries(self, rung: Rung) -> Pool:
+        """The tries at dev tasks that a rung was measured by."""
+        assert rung.agent is not None and rung.dev is not None
+        return self.bench.tries(rung.name, rung.agent, "dev", max((one.samples for one in rung.dev.tasks), default=None))
+
+    def _habits(self, before: Rung, after: Rung) -> None:
+        """What the student does as its demonstrators do, beside what it did before: imitation copies shortcuts and mistakes too."""
+        assert before.agent is not None and after.agent is not None and after.dev is not None
+        n = after.dev.tasks[0].samples if after.dev.tasks else None
+        was, now = (self.bench.tries(rung.name, rung.agent, "dev", n) for rung in (before, after) if rung.agent is not None)
+        write_json(self.bench.run.folder / after.name / DESCRIBED, compare(self.bench.demonstrations(), was, now, self.bench.seed))
 
     def _control(self, real: Rung, attempt: Attempt) -> None:
         """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""

@@ -620,3 +620,131 @@ class Distilled(Record, frozen=True, kw_only=True):
     kept: Interval
     tokens: Interval
     teaching: Spent = Spent()
+
+
+class Use(Record, frozen=True, kw_only=True):
+    """One tool, or one verb of a game: the ``share`` of tries that use it."""
+
+    name: str
+    share: Interval
+
+
+class Behaviour(Record, frozen=True, kw_only=True):
+    """How an agent goes about tasks. ``measures`` by the names in ``behaviour.MEASURES``, each a mean over tasks; NaN where nothing tells.
+
+    ``errors`` of the ``tries`` broke and are in no other number. ``uses`` are the commonest tools or verbs, ``others`` counts those not listed.
+    ``faults`` counts the failing tries by their class (``behaviour.FAULTS``).
+    """
+
+    agent: str
+    tries: int
+    errors: int
+    tasks: int
+    pass_rate: Interval
+    measures: dict[str, Interval]
+    uses: tuple[Use, ...] = ()
+    others: int = 0
+    faults: dict[str, int] = {}
+
+
+class Pair(Record, frozen=True, kw_only=True):
+    """Two acts in a row (``open → take``), and the share of all pairs that they are of each of two agents, in [0, 1]."""
+
+    acts: str
+    one: float
+    other: float
+
+
+class Divergence(Record, frozen=True, kw_only=True):
+    """How far the pairs of acts of two agents are apart: Jensen-Shannon divergence in bits, in [0, 1].
+
+    ``between`` the two, ``within`` two halves of the first's own tries, which is what chance alone gives at this size, and ``excess`` of the one over
+    the other: the number to read. ``halves`` are ``tries`` of the same tasks, or ``tasks`` where the first has one try of each. ``pairs`` differ most.
+    """
+
+    between: Interval
+    within: Interval
+    excess: Interval
+    halves: Literal["tries", "tasks"]
+    pairs: tuple[Pair, ...] = ()
+
+
+Alike = Literal["like", "unlike", "open"]
+
+
+class Shift(Record, frozen=True, kw_only=True):
+    """One measure of the student after training, task by task less the teacher's (``from_teacher``) and its own before (``from_before``).
+
+    ``margin`` is the smallest difference of interest. ``alike``: whether it is the teacher's, by the rule in ``Transfer.rule``.
+    """
+
+    measure: str
+    from_teacher: Interval
+    from_before: Interval
+    margin: float
+    alike: Alike
+
+
+class Transfer(Record, frozen=True, kw_only=True):
+    """``behaviour.json`` of a rung: what a teacher's student took over, beside its pass rate.
+
+    ``gain`` is the student's pass@1 after training less the teacher's, on the tasks that both played; it is decided at 90 %, for the test of being alike.
+    ``apart`` compares the teacher with the student after training, ``apart_before`` with it before. ``passes`` and ``behaves`` say whether the student is
+    like its teacher, ``flags`` what a reader must not overlook, ``rule`` how it is told.
+    """
+
+    teacher: Behaviour
+    before: Behaviour
+    after: Behaviour
+    gain: Gain
+    shifts: tuple[Shift, ...]
+    apart: Divergence
+    apart_before: Divergence
+    passes: Alike
+    behaves: Alike
+    flags: tuple[str, ...]
+    rule: str
+
+
+class FaultRate(Record, frozen=True, kw_only=True):
+    """One class of failure: the share of tries of each agent that end so, and the student's change from before to after."""
+
+    fault: str
+    shares: dict[str, Interval]
+    change: Interval
+
+
+class SameFault(Record, frozen=True, kw_only=True):
+    """How often the student fails as its teacher does, beside ``other``: the chance that a failing try of each is of the same class.
+
+    On ``tasks`` where the teacher, the student and the other fail, each at least once, every task counting once: of failing tries on the same tasks, so that a
+    higher pass rate of one changes nothing. ``passes`` are pass rates on all tasks that the teacher fails.
+    """
+
+    other: str
+    tasks: int
+    student: Interval
+    others: Interval
+    difference: Interval
+    passes: dict[str, Interval]
+
+
+class NewFault(Record, frozen=True, kw_only=True):
+    """A class of failure that the student did not show on this task and now shows: ``counts`` are (tries of the class, tries) of each agent.
+
+    ``trajectories`` hold one try of each agent, without token ids: the student's that fails so, and of the others the nearest thing to compare it with.
+    """
+
+    task: str
+    fault: str
+    counts: dict[str, tuple[int, int]]
+    trajectories: dict[str, Trajectory]
+
+
+class Faults(Record, frozen=True, kw_only=True):
+    """``faults.json`` of a rung: which classes of failure there are, which came along from the teacher, and which are new, ``many`` of them in all."""
+
+    rates: tuple[FaultRate, ...]
+    same: tuple[SameFault, ...]
+    new: tuple[NewFault, ...]
+    many: int

@@ -17,6 +17,7 @@ from sharpen.errors import SettingsError
 from sharpen.records import LeftOut, Record, Row, RowCounts, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool
 from sharpen.store.segments import order
+from sharpen.verifiers.behaviour import Rules
 
 # Why rows were tokenised from text although what is sampled is trained as it was sampled.
 ONLY_TEXT = "only their text exists"
@@ -46,6 +47,9 @@ class SelectionSettings(Record, frozen=True, kw_only=True):
 
     ``short_share``, in [0, 1], mixes short and long traces: on that share of the tasks, drawn at random, passes are taken shortest first, on the others
     longest first, by what the model says. Small students learn better from the mixture than from long traces alone, or short ones (2502.12143).
+
+    ``behaviour`` leaves out passes that break a rule of it, such as ``{failed_again: 0}``: known faults that are not to be learned from.
+    What counts as a success stays the verifier's word.
     """
 
     weighting: Weighting = "capped"
@@ -53,6 +57,7 @@ class SelectionSettings(Record, frozen=True, kw_only=True):
     shortest_first: bool = False
     short_share: float | None = None
     dedup: bool = True
+    behaviour: Rules | None = None
 
     def __post_init__(self) -> None:
         if self.short_share is not None:
@@ -74,7 +79,7 @@ def select(pool: Pool, settings: SelectionSettings, seed: int, known: Collection
     """Keep only what passed, then apply duplicates and the cap, task by task.
 
     ``known`` are (task, actions) that train already, from rounds before. Every try that is not kept is in ``left_out`` with its
-    reason: what the verifier or the stop said, ``duplicate``, ``known from an earlier round``, or ``over the cap``.
+    reason: what the verifier or the stop said, ``duplicate``, ``known from an earlier round``, ``over the cap``, or the rule on behaviour that it breaks.
     """
     kept: list[SampleKey] = []
     left: list[LeftOut] = []
@@ -96,7 +101,9 @@ def select(pool: Pool, settings: SelectionSettings, seed: int, known: Collection
         chosen = 0
         for key in passes:
             actions = pool.trajectories[key].actions
-            if settings.dedup and (task, actions) in known:
+            if settings.behaviour is not None and (broken := settings.behaviour.broken(pool.trajectories[key])):
+                left.append(LeftOut(key=key, reason=f"behaviour: {broken}"))
+            elif settings.dedup and (task, actions) in known:
                 left.append(LeftOut(key=key, reason="known from an earlier round"))
             elif settings.dedup and actions in seen:
                 left.append(LeftOut(key=key, reason="duplicate"))

@@ -453,6 +453,87 @@ def chance_of_new(found: Sequence[tuple[int, int]], ahead: Floats) -> Floats:
     return np.asarray((belongs[:, :, None] * theta[:, None] / (theta[:, None] + s[:, :, None] + ahead[:, None, :])).sum(axis=1))
 
 
+def jensen_shannon(p: Floats, q: Floats) -> Floats:
+    """How far two distributions are apart, in bits: 0 where they are the same, 1 where they share nothing (Lin 1991, "Divergence measures based on
+    the Shannon entropy").
+
+    ``p`` and ``q`` are weights of 0 or more over the last axis and need not sum to 1. NaN where either has no weight at all.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
+        middle = (p + q) / 2
+        bits = sum(np.where(side > 0, side * np.log2(side / middle), 0.0).sum(axis=-1) for side in (p, q)) / 2
+    return np.asarray(np.where(np.isnan(p + q).any(axis=-1), np.nan, np.clip(bits, 0.0, 1.0)))
+
+
+Weights = Mapping[str, Mapping[str, float]]
+"""How much weight each symbol has, by family."""
+
+
+def cluster_divergence(
+    splits: Sequence[tuple[Weights, Weights, Weights]], level: float = 0.95, seed: int = 0, resamples: int = 1000
+) -> tuple[Interval, Interval, Interval]:
+    """Jensen-Shannon divergence in bits beside what chance alone gives: (A from C, A from B, the first minus the second).
+
+    Each of ``splits`` holds A and B, two halves of what one agent did, and C, as much of what another did. A divergence of few counts is too large,
+    and equally so for both pairs, so only the difference can be read by itself: over 0, the two agents differ by more than the first from itself.
+    Averaged over the splits.
+
+    Each interval is the estimate plus and minus Student's t (G - 1) times its standard error over resampled families (Efron 1979): percentiles would
+    add the upward bias of few counts once more. ``n`` counts the families. All NaN where a side is empty, bounds also under 2 families.
+    """
+    _check_level(level)
+    families = sorted({family for split in splits for side in split for family, weights in side.items() if weights})
+    n = len(families)
+    if not n:
+        return (_undefined(0, level),) * 3
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples if n > 1 else 0)
+    counts = np.vstack([np.ones((1, n)), drawn])  # the first is what was seen
+    between = np.mean([_apart(a, c, families, counts) for a, _, c in splits], axis=0)
+    within = np.mean([_apart(a, b, families, counts) for a, b, _ in splits], axis=0)
+
+    def interval(found: Floats, low: float) -> Interval:
+        value, again = float(found[0]), found[1:][~np.isnan(found[1:])]
+        if n < 2 or math.isnan(value) or len(again) < 2:
+            return _undefined(n, level, value)
+        half = float(stdtrit(n - 1, (1 + level) / 2)) * float(again.std(ddof=1))
+        return Interval(
+            value=value, low=max(value - half, low), high=min(value + half, 1.0), n=n, level=level, method="cluster bootstrap t"
+        )
+
+    return interval(between, 0.0), interval(within, 0.0), interval(between - within, -1.0)
+
+
+def relevel(interval: Interval, level: float) -> Interval:
+    """A symmetric t interval, such as those of ``cluster_divergence``, at another level: the same standard error, another quantile."""
+    _check_level(level)
+    degrees = max(interval.n - 1, 1)
+    wider = float(stdtrit(degrees, (1 + level) / 2) / stdtrit(degrees, (1 + interval.level) / 2))
+    half = wider * max(interval.value - interval.low, interval.high - interval.value)  # one side may be cut at the end of what can be
+    return Interval(
+        value=interval.value, low=interval.value - half, high=interval.value + half, n=interval.n, level=level, method=interval.method
+    )
+
+
+def _apart(one: Weights, other: Weights, families: Sequence[str], counts: Floats) -> Floats:
+    """The divergence of two sides in each resample, ``counts`` of shape (resamples, families) being how often each family is in it.
+
+    Symbols that only one side ever has count as one: each adds half its share, so their sum says all. What is left is as small as what is shared.
+    """
+    known = [{symbol for weights in side.values() for symbol in weights} for side in (one, other)]
+    column = {symbol: at for at, symbol in enumerate(sorted(known[0] & known[1]))}
+    tables = []
+    for side, alone in ((one, len(column)), (other, len(column) + 1)):
+        table = np.zeros((len(families), len(column) + 2))
+        for row, family in enumerate(families):
+            for symbol, weight in side.get(family, {}).items():
+                table[row, column.get(symbol, alone)] += weight
+        tables.append(table)
+    block = max(1, 1_000_000 // len(tables[0][0]))  # keeps the arrays near 8 MB
+    parts = [counts[start : start + block] for start in range(0, len(counts), block)]
+    return np.concatenate([jensen_shannon(part @ tables[0], part @ tables[1]) for part in parts])
+
+
 def _shared_out(many: int, room: Sequence[int]) -> list[int]:
     """``many`` in shares as equal as the ``room`` of each allows."""
     shares = [0] * len(room)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sharpen.environments.base import Episode, Step
-from sharpen.environments.text_game import GameSettings, first_line, plain, within
+from sharpen.environments.text_game import NOT_UNDERSTOOD, GameSettings, first_line, plain, within
 from sharpen.records import Message, Task
 from sharpen.store.files import digest
 
@@ -94,7 +94,7 @@ class _Play:
             ended, won = bool(terminated or truncated), bool(terminated and reward > 0)
             lost, feedback = bool(terminated and not won), self._words.describe(observation)
         else:
-            action, lost, feedback = typed, False, "I did not understand that."
+            action, lost, feedback = typed, False, NOT_UNDERSTOOD
         over = ended or self._turns_left < 1
         outcome = {"won": won, "lost": lost, "out_of_turns": over and not won and not lost, "score": self._score, "moves": self._moves}
         seen = () if over else (Message(role="user", content=feedback),)

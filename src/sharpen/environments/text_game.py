@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 SYSTEM = "You play a text game. Answer with one command only."
 WORDING = 1  # raise it when the observations change: samples of other words are other samples
+CANNOT, NOT_UNDERSTOOD = "You can't do that now.", "I did not understand that."
 LONGEST_ACTION = 200  # characters kept of what the policy typed; no command is near it
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
@@ -151,7 +152,7 @@ class _Play:
         commands = self._commands()
         command = next((known for known in commands if plain(known) == said), None)
         if command is None:
-            return typed, "You can't do that now." if said.split(" ")[0] in self._verbs else "I did not understand that."
+            return typed, CANNOT if said.split(" ")[0] in self._verbs else NOT_UNDERSTOOD
         self._progression.update(commands[command])
         self._moves += 1
         verb, _, rest = command.partition(" ")

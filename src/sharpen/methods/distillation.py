@@ -234,7 +234,7 @@ def _tools(pool: Pool) -> dict[str, object]:
 # ---------------------------------------------------------------- what became of it
 
 
-def compare(
+def exchange(
     bench: Bench, rung: str, measured: Measured, before: tuple[str, Prompted, Evaluation], after: tuple[Prompted, Evaluation]
 ) -> Distilled:
     """Teacher, student before and student after on the same dev tasks: what each brings, and takes. Written to ``distillation.json``."""
@@ -246,7 +246,10 @@ def compare(
     made = Distilled(
         teacher=_worked(measured.name, measured.evaluation, measured.pool, [folder / rung / "teacher" / "dev" / MANIFEST]),
         before=_worked(
-            old.name, first, bench.tries(name, old, "dev", max(one.samples for one in first.tasks)), (folder / name).glob(f"dev*/{MANIFEST}")
+            old.name,
+            first,
+            bench.tries(name, old, "dev", max(one.samples for one in first.tasks)),
+            (folder / name).glob(f"dev*/{MANIFEST}"),
         ),
         after=_worked(new.name, now, pool, (folder / rung).glob(f"dev*/{MANIFEST}")),
         gap=paired_gain(first.tasks, measured.evaluation.tasks, 0.95, bench.seed, (name, measured.name)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from sharpen.chat.load import load_template
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.records import Selection, Trajectory
@@ -22,6 +24,6 @@ def sft(bench: Bench, rung: str, standing: Prompted) -> Attempt:
 
 
 def demonstrations(bench: Bench, pool: Pool) -> tuple[Selection, tuple[tuple[str, Trajectory], ...]]:
-    """The passing demonstrations, marked as such: what SFT trains on and what later rungs mix back in."""
-    chosen = select(pool, EVERY_PASS, bench.seed)
+    """The passing demonstrations that keep to the rules on behaviour, marked as such: what SFT trains on and what later rungs mix back in."""
+    chosen = select(pool, replace(EVERY_PASS, behaviour=bench.selection.behaviour), bench.seed)
     return chosen, tuple(("demonstration", pool.trajectories[key]) for key in chosen.kept)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sharpen.advisor import purity_line
+from sharpen.behaviour import FAULTS, MEASURES
 from sharpen.records import (
     Audit,
+    Behaviour,
     Choice,
     Decision,
     DemonstrationQuality,
     Distilled,
     Evaluation,
+    Faults,
     Gain,
     Interval,
     Purity,
@@ -27,6 +31,7 @@ from sharpen.records import (
     TaskResult,
     TrainingReport,
     Trajectory,
+    Transfer,
     Verdict,
     Worked,
 )
@@ -46,7 +51,8 @@ class RungView(Record, frozen=True, kw_only=True):
     """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it; ``budget`` says what
     became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
     rung before had solved. ``purity`` is by labels on what a rung
-    that samples would keep. ``teacher`` is how good a rung's teacher is on dev, ``distilled`` what became of copying it."""
+    that samples would keep. ``teacher`` is how good a rung's teacher is on dev, ``distilled`` what became of copying it, ``transfer`` and ``faults`` how
+    it went about tasks, and failed, beside its teacher."""
 
     name: str
     method: str
@@ -69,16 +75,19 @@ class RungView(Record, frozen=True, kw_only=True):
     purity: Purity | None = None
     teacher: Evaluation | None = None
     distilled: Distilled | None = None
+    transfer: Transfer | None = None
+    faults: Faults | None = None
     samples: tuple[SampleView, ...] = ()
 
 
 class RunView(Record, frozen=True, kw_only=True):
-    """A run as the page shows it, rungs in order."""
+    """A run as the page shows it, rungs in order. ``habits`` are the demonstrators'."""
 
     name: str
     settings_yaml: str
     rungs: tuple[RungView, ...]
     demonstrations: DemonstrationQuality | None = None
+    habits: Behaviour | None = None
     audit: Audit | None = None
     banners: tuple[str, ...] = ()
     hardware: str = ""
@@ -101,6 +110,9 @@ def render(view: RunView) -> str:
         "rate": rate,
         "points": points,
         "turns": turns,
+        "amount": amount,
+        "bits": bits,
+        "beside": beside,
         "count": count,
         "minutes": minutes,
         "outcome": outcome,
@@ -127,6 +139,9 @@ def render(view: RunView) -> str:
         shipped=next((rung for rung in view.rungs if rung.shipped), None),
         has_test=any(rung.test for rung in view.rungs),
         has_panel=any(rung.panel for rung in view.rungs),
+        measures=MEASURES,
+        classes=FAULTS,
+        alike={"like": "like the teacher's", "unlike": "unlike the teacher's", "open": "open: too few tasks to tell"},
         times=[(what, seconds / 60, 100 * seconds / max(view.seconds_total, known)) for what, seconds in times if seconds],
     )
 
@@ -166,6 +181,29 @@ def turns(interval: Interval) -> str:
     """A mean number of turns: ``0.8 [0.2, 1.5], n 12``."""
     value, low, high = ("undefined" if math.isnan(x) else f"{x:.1f}" for x in (interval.value, interval.low, interval.high))
     return _with_bounds(interval, (value, low, high), "")
+
+
+def amount(interval: Interval, measure: str, signed: bool = False) -> str:
+    """One of ``behaviour.MEASURES``: a count as ``4.3 [3.7, 4.9], n 24``, a share in percent, a difference of shares in points."""
+    if MEASURES[measure].kind != "count":
+        return points(interval) if signed else rate(interval)
+    value, low, high = (
+        "undefined" if math.isnan(x) else f"{x:{'+' if signed else ''}.1f}" for x in (interval.value, interval.low, interval.high)
+    )
+    return _with_bounds(interval, (value, low, high), "")
+
+
+def bits(interval: Interval) -> str:
+    """``0.18 bits [0.13, 0.23], n 24``."""
+    value, low, high = ("undefined" if math.isnan(x) else f"{x:.2f}" for x in (interval.value, interval.low, interval.high))
+    return _with_bounds(interval, (value, low, high), " bits")
+
+
+def beside(agents: Sequence[Behaviour]) -> list[tuple[str, list[Interval | None]]]:
+    """The tools or verbs that any of the agents uses, most used first, with each one's share of tries; None where it is not among its commonest."""
+    shares = [{use.name: use.share for use in agent.uses} for agent in agents]
+    most = {name: max(side[name].value for side in shares if name in side) for side in shares for name in side}
+    return [(name, [side.get(name) for side in shares]) for name in sorted(most, key=lambda name: (-most[name], name))]
 
 
 def _with_bounds(interval: Interval | None, texts: tuple[str, str, str], unit: str) -> str:
@@ -313,18 +351,21 @@ class Mark(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """The ladder: ``rows`` are (rung, top in pixels, marks), ``steps`` join the pass@1 of the rungs, controls left aside."""
+    """The ladder: ``rows`` are (rung, top in pixels, marks), ``steps`` join the pass@1 of the rungs, controls left aside. ``ceilings`` are teachers'."""
 
     rows: list[tuple[RungView, int, list[Mark]]]
     steps: list[tuple[Mark, Mark]]
     ticks: list[tuple[float, str]]
     height: int
+    ceilings: list[Mark] = []
 
 
 def plot(rungs: tuple[RungView, ...]) -> Plot:
     """Where everything goes: a band for each rung, a line in it for each measured number, and an axis from 0 to a round rate."""
     measured = [(rung, _measured(rung)) for rung in rungs]
+    taught = _teachers(rungs)
     reach = [x for _, marks in measured for _, _, i in marks for x in (i.value, i.high) if not math.isnan(x)]
+    reach += [x for i in taught.values() for x in (i.value, i.high) if not math.isnan(x)]
     top = min(1.0, math.ceil(10 * max(reach, default=1.0) - 1e-9) / 10) or 0.1
 
     rows, spine, y = [], [], 0
@@ -340,7 +381,14 @@ def plot(rungs: tuple[RungView, ...]) -> Plot:
         y += 40 + 10 * len(marks)
     tenths = round(10 * top)
     ticks = [(100 * t / tenths, f"{10 * t} %") for t in range(0, tenths + 1, 1 if tenths <= 4 else 2)]
-    return Plot(rows, list(itertools.pairwise(spine)), ticks, y)
+    lines = [Mark("ceiling", *_across(i, top), 0, f"teacher {name}, pass@1: {rate(i)}") for name, i in taught.items()]
+    return Plot(rows, list(itertools.pairwise(spine)), ticks, y, lines)
+
+
+def _teachers(rungs: tuple[RungView, ...]) -> dict[str, Interval]:
+    """The pass rate of every teacher that was measured on its student's tasks."""
+    found = [rung.transfer for rung in rungs if rung.transfer and rung.transfer.gain.printed.n]
+    return {one.teacher.agent: one.teacher.pass_rate for one in found if not math.isnan(one.teacher.pass_rate.value)}
 
 
 def _measured(rung: RungView) -> list[tuple[str, str, Interval]]:

@@ -10,19 +10,22 @@ from typing import Any, TypeVar
 import msgspec
 
 from sharpen.audit import AUDIT
+from sharpen.behaviour import DESCRIBED, FAULTY
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import pieces
 from sharpen.errors import RunError, SharpenError
 from sharpen.formats.base import RECORDED
-from sharpen.ladder import DEMONSTRATIONS
+from sharpen.ladder import DEMONSTRATED, DEMONSTRATIONS
 from sharpen.models import load_model
 from sharpen.policies.meter import SPENT, Bill
 from sharpen.records import (
     Audit,
+    Behaviour,
     Decision,
     DemonstrationQuality,
     Distilled,
     Evaluation,
+    Faults,
     RoundPurity,
     Row,
     SampleKey,
@@ -30,6 +33,7 @@ from sharpen.records import (
     Spent,
     TrainingReport,
     Trajectory,
+    Transfer,
     Verdict,
 )
 from sharpen.report.page import RungView, RunView, SampleView, render
@@ -72,6 +76,7 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         settings_yaml=settings_yaml,
         rungs=tuple(rungs),
         demonstrations=_read(folder / DEMONSTRATIONS, DemonstrationQuality),
+        habits=_read(folder / DEMONSTRATED, Behaviour),
         audit=_read(folder / AUDIT, Audit),
         banners=(*_banners(notes, rungs), *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played)),
         hardware=str(started.get("hardware", "")),
@@ -129,6 +134,8 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         minutes=sum(stage.seconds for stage in stages) / 60,
         control=path.name.endswith(CONTROL),
         budget=waves.says if waves is not None else "",
+        transfer=_read(path / DESCRIBED, Transfer),
+        faults=_read(path / FAULTY, Faults),
         purity=round_.purity if (round_ := _read(path / "purity.json", RoundPurity)) is not None else None,
         teacher=_read(path / "teacher.json", Evaluation),
         distilled=_read(path / "distillation.json", Distilled),

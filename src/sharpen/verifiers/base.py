@@ -78,7 +78,7 @@ class Common(Record, frozen=True, kw_only=True):
     exact: bool = False
 
 
-def name_of(settings: Common, *also: Any) -> str:
+def name_of(settings: Record, *also: Any) -> str:
     """The verifier's tag, and 8 hex digits of whatever is set otherwise than by default, so that no verdict outlives a change.
 
     ``also`` is what changes verdicts beside the settings, such as the content of a file that they name. ``exact`` changes none.

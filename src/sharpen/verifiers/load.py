@@ -16,6 +16,7 @@ from sharpen.errors import SettingsError, nearest
 from sharpen.records import Record
 from sharpen.verifiers.answer import Choice, ChoiceVerifier, Exact, ExactVerifier, Numeric, NumericVerifier
 from sharpen.verifiers.base import Described, Properties
+from sharpen.verifiers.behaviour import Behaved, BehaviourVerifier
 from sharpen.verifiers.code import Code, CodeVerifier
 from sharpen.verifiers.combine import KINDS, Combination
 from sharpen.verifiers.function import Function, FunctionVerifier, function_verifier
@@ -62,7 +63,7 @@ class KOf(Combined, frozen=True, kw_only=True, tag_field="verifier", tag="k_of")
 
 
 VerifierSettings = (
-    Outcome | Function | Exact | Numeric | Choice | Json | Regex | Math | Sql | Code | Judge | RewardModel | All | AnyOf | KOf
+    Outcome | Function | Exact | Numeric | Choice | Json | Regex | Math | Sql | Code | Behaved | Judge | RewardModel | All | AnyOf | KOf
 )
 
 # What each says of itself, by its tag: the table in docs/verifiers.md.
@@ -77,6 +78,7 @@ PROPERTIES: dict[str, Properties] = {
     "math": MathVerifier.properties,
     "sql": SqlVerifier.properties,
     "code": CodeVerifier.properties,
+    "behaviour": BehaviourVerifier.properties,
     "judge": LLMJudge.properties,
     "reward_model": RewardModelVerifier.properties,
     "all": KINDS,
@@ -113,6 +115,8 @@ def load_verifier(settings: VerifierSettings | str) -> Described:
             return SqlVerifier(settings)
         case Code():
             return CodeVerifier(settings)
+        case Behaved():
+            return BehaviourVerifier(settings)
         case Judge():
             return LLMJudge(settings)
         case RewardModel():

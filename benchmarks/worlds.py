@@ -3,8 +3,8 @@
 Written and committed before the advisor that is measured on them was tuned, and not changed since; ``git log`` says so. Seeds under ``FRESH`` are for
 tuning; results come from seeds at or over it.
 
-A *world* is a population of tasks, of which the splits are samples; a model is an ability (a logit) for each task of each. What a rung does is drawn
-once for (world, method, attempt, what stands), the same for every policy that tries it there. All truth is of ``TRUTH`` tasks that no policy sees.
+A *world* is a population of tasks, of which the splits are samples; a model is a shift in ability (a logit) for each of them. What a rung does is drawn
+once for (world, method, attempt, what stands), the same for every policy that tries it there. All truth is of the population, integrated exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ Rng = np.random.Generator
 Rung = Literal["few-shot", "sft", "round", "distillation"]
 
 FRESH = 1_000_000
-TRUTH = 2_000
 NEVER = -40.0  # the ability at a task that is never produced: no training moves it within sight
 
 
@@ -36,16 +35,19 @@ class Split:
 
 @dataclass(frozen=True)
 class World:
-    """``gain`` is the shift in ability that the first round of self-training brings, ``decay`` what is left of it after each round that stands;
-    ``spread`` how much families differ in it, ``luck`` the standard deviation of one training's shift, ``breaks`` the chance that a round harms.
+    """Abilities are normal (``mean``, ``sd``) but for the share ``never`` of the tasks, which is out of reach.
 
-    ``demonstrated`` and ``taught`` are how far a demonstrator's and a teacher's abilities are over the base's; ``copied`` the share of that distance
-    that imitation of each goes. ``tpr`` and ``fpr`` are the verifier's; ``hack`` is how much of what is false among the survivors the model learns
-    to produce. ``prompted`` is few-shot's shift. Costs are in tries of the model: ``row`` to train on one, ``lesson`` for one of the teacher's.
+    ``gain`` is the shift that the first round of self-training brings, ``decay`` what is left of it after each round that stands; ``spread`` how much
+    families differ in it, ``luck`` the standard deviation of one training's shift, ``breaks`` the chance that a round harms. ``demonstrated`` and
+    ``taught`` are how far a demonstrator's and a teacher's abilities are over the base's, ``copied`` the share of each distance that imitation goes.
+    ``tpr`` and ``fpr`` are the verifier's; ``hack`` is how much of what is false among the survivors the model learns to produce. ``prompted`` is
+    few-shot's shift. Costs are in tries of the model: ``row`` to train on one, ``lesson`` for one of the teacher's; ``budget`` is for all.
     """
 
     seed: int
-    truth: Split
+    mean: float
+    sd: float
+    never: float
     dev: Split
     train: Split
     demos: int
@@ -74,10 +76,11 @@ class World:
 
 @dataclass(frozen=True)
 class Standing:
-    """A model in a world: shifts over the base (the same law in every split), the verifier's false pass rate on it, and how it came to be."""
+    """A model in a world: its shift over the base, ``shift + tilt * own`` at each task, the verifier's false pass rate on it, and how it came to be."""
 
-    shift: dict[str, Floats]
     fpr: float
+    shift: float = 0.0
+    tilt: float = 0.0
     rounds: int = 0
     path: tuple[str, ...] = ()
     prompt: float = 0.0
@@ -123,7 +126,7 @@ def draw(seed: int) -> World:
     evaluation = int(rng.choice([4, 8]))
     around = len(train.base) * tries + len(dev.base) * evaluation * 2
     return World(
-        seed=seed, truth=split(TRUTH, 1), dev=dev, train=train,
+        seed=seed, mean=float(mean), sd=float(sd), never=float(never), dev=dev, train=train,
         demos=int(rng.choice([0, 0, 10, 40, 200])), partial=bool(rng.random() < 0.3),
         gain=gain, decay=rng.uniform(0.3, 0.9), spread=spread, luck=luck, breaks=float(breaks),
         prompted=rng.normal(0.1, 0.5), demonstrated=rng.normal(0.8, 1.0), taught=taught,
@@ -135,18 +138,15 @@ def draw(seed: int) -> World:
     )  # fmt: skip
 
 
-SPLITS = ("truth", "dev", "train")
-
-
 def start(world: World) -> Standing:
     """The bare model."""
-    return Standing({name: np.zeros(len(getattr(world, name).base)) for name in SPLITS}, world.fpr)
+    return Standing(world.fpr)
 
 
 def rates(world: World, model: Standing, split: str) -> Floats:
     """The true chance of success at each task of a split."""
     at: Split = getattr(world, split)
-    return np.asarray(1 / (1 + np.exp(-(at.base + model.shift[split] + model.prompt))))
+    return np.asarray(1 / (1 + np.exp(-(at.base + model.shift + model.tilt * at.own + model.prompt))))
 
 
 def seen(world: World, model: Standing, split: str) -> Floats:
@@ -155,18 +155,23 @@ def seen(world: World, model: Standing, split: str) -> Floats:
     return np.asarray(world.tpr * p + model.fpr * (1 - p))
 
 
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(101)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
 def truth(world: World, model: Standing) -> float:
-    """The true mean pass rate: what every policy is judged by."""
-    return float(rates(world, model, "truth").mean())
+    """The true mean pass rate over the population: what every policy is judged by."""
+    at = world.mean + model.shift + model.prompt + np.hypot(world.sd, model.tilt) * _NODES
+    return float((1 - world.never) * (_WEIGHTS @ (1 / (1 + np.exp(-at)))))
 
 
 def teacher(world: World) -> Standing:
     assert world.taught is not None
-    return _moved(start(world), dict.fromkeys(SPLITS, world.taught), ("teacher",))
+    return _moved(start(world), world.taught, 0.0, ("teacher",))
 
 
 def demonstrator(world: World) -> Standing:
-    return _moved(start(world), dict.fromkeys(SPLITS, world.demonstrated), ("demonstrator",))
+    return _moved(start(world), world.demonstrated, 0.0, ("demonstrator",))
 
 
 def purity(world: World, model: Standing) -> float:
@@ -196,19 +201,18 @@ def attempt(world: World, model: Standing, rung: Rung, number: int = 0) -> Stand
         mean += luck * solved - (rng.uniform(0.1, 0.6) if harm else 0.0)
         fpr = model.fpr + (world.hack * (1 - pure) * (1 - model.fpr) if pure == pure else 0.0)
         spread = world.spread * min(1.0, abs(mean) / 0.3)
-        moved = _moved(model, {name: mean + spread * getattr(world, name).own for name in SPLITS}, path)
+        moved = _moved(model, mean, spread, path)
         return replace(moved, fpr=min(fpr, 1.0), rounds=model.rounds + 1)
     target = world.demonstrated if rung == "sft" else world.taught
     assert target is not None
     share = world.copied[rung == "distillation"]
     if rung == "sft":
         share *= 1 - np.exp(-world.demos / 40)
-    by = {name: share * (target - model.shift[name]) + luck + 0.5 * world.spread * share * getattr(world, name).own for name in SPLITS}
-    return _moved(model, by, path)
+    return _moved(model, share * (target - model.shift) + luck, share * (0.5 * world.spread - model.tilt), path)
 
 
-def _moved(model: Standing, by: dict[str, Floats] | dict[str, float], path: tuple[str, ...]) -> Standing:
-    return replace(model, shift={name: model.shift[name] + by[name] for name in SPLITS}, path=path)
+def _moved(model: Standing, shift: float, tilt: float, path: tuple[str, ...]) -> Standing:
+    return replace(model, shift=model.shift + shift, tilt=model.tilt + tilt, path=path)
 
 
 def cost(world: World, rung: Rung, *, judged: bool = True) -> float:

@@ -7,13 +7,13 @@ fires decides. The ladder asks one thing at a time: ``advise``, ``after_sampling
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from sharpen.errors import SettingsError
+from sharpen.errors import SettingsError, nearest
 from sharpen.records import Action, Advice, Decision, Gain, Interval, Measurements, Option, Purity, Reason, Record, Tried
 from sharpen.stats import clopper_pearson, decide
 
@@ -157,7 +157,6 @@ class Forecast(Record, frozen=True, kw_only=True):
 
 
 FLOOR = 0.05
-Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class AdvisorSettings(Record, frozen=True, kw_only=True):
@@ -199,24 +198,24 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
     ] = 0.3
     forecasts: Annotated[
         dict[str, Forecast],
-        Meta(description="gain for headroom, by method: fitted on benchmarks/worlds.py, seeds under FRESH, by benchmarks/advisor.py --fit"),
-    ] = {
-        "sft": Forecast(share=0.2, low=-0.5, high=0.6),
-        "rejection-sampling": Forecast(share=0.2, low=-0.5, high=0.6),
-        "expert-iteration": Forecast(share=0.5, low=-1.0, high=1.0),
-        "retry": Forecast(share=0.2, low=-0.5, high=0.6),
-        "distillation": Forecast(share=0.5, low=-0.5, high=0.5),
-    }
+        Meta(description="others than those fitted on benchmarks/worlds.py (tuning seeds, benchmarks/advisor.py --fit), by method"),
+    ] = {}
 
     def __post_init__(self) -> None:
         for name, one in self.forecasts.items():
-            if name not in FORECAST:
-                raise SettingsError(f"advice.forecasts holds {name!r}; known: {', '.join(FORECAST)}")
+            if name not in FITTED:
+                raise SettingsError(f"forecasts holds {name!r}{nearest(name, FITTED)}")
             if one.low > one.high:
-                raise SettingsError(f"advice.forecasts.{name}: low is {one.low}, over high, {one.high}")
+                raise SettingsError(f"forecasts.{name}: low is {one.low}, over high, {one.high}")
 
 
-FORECAST: tuple[Action, ...] = ("sft", "rejection-sampling", "expert-iteration", "retry", "distillation")
+FITTED: dict[str, Forecast] = {
+    "sft": Forecast(share=0.2, low=-0.5, high=0.6),
+    "rejection-sampling": Forecast(share=0.2, low=-0.5, high=0.6),
+    "expert-iteration": Forecast(share=0.5, low=-1.0, high=1.0),
+    "retry": Forecast(share=0.2, low=-0.5, high=0.6),
+    "distillation": Forecast(share=0.5, low=-0.5, high=0.5),
+}
 ROUNDS = ("rejection-sampling", "expert-iteration")
 SUPERVISED: tuple[Action, ...] = ("few-shot", "sft", "expert-iteration", "rejection-sampling", "distillation", "retry")
 
@@ -277,7 +276,7 @@ def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[str, 
     solved, mixed = (seen.tasks_solved or 0) + seen.solved_later, seen.tasks_mixed or 0
     never = clopper_pearson(seen.tasks_sampled - solved, seen.tasks_sampled)
     tries = f"{seen.samples_per_task} tries of {seen.tasks_sampled} tasks"
-    above = _headroom("rejection-sampling", seen)
+    above = headroom("rejection-sampling", seen)
     found = [
         ("hints", never.value >= settings.hints,
          Reason(says="many tasks are never solved: sample with the reference shown, verify, strip the hint", measured=f"{never.n - solved} never solved in {tries}",
@@ -330,15 +329,16 @@ def forecast(action: Action, seen: Measurements, settings: AdvisorSettings) -> I
     """
     if action == "few-shot":
         return seen.few_shot.printed if seen.few_shot is not None else None
-    if action not in settings.forecasts or seen.rate is None or math.isnan(h := _headroom(action, seen)):
+    fitted = FITTED | settings.forecasts
+    if action not in fitted or seen.rate is None or math.isnan(h := headroom(action, seen)):
         return None
-    one, scale = settings.forecasts[action], abs(h) + FLOOR
+    one, scale = fitted[action], abs(h) + FLOOR
     value, least, most = one.share * h, -seen.rate.value, 1 - seen.rate.value
     low, high = (min(max(value + end * scale, least), most) for end in (one.low, one.high))
     return Interval(value=min(max(value, low), high), low=low, high=high, n=seen.rate.n, method="fitted on simulated worlds")
 
 
-def _headroom(action: Action, seen: Measurements) -> float:
+def headroom(action: Action, seen: Measurements) -> float:
     """NaN where it is not known."""
     rate = seen.rate.value if seen.rate is not None else math.nan
     if action == "sft":
@@ -392,6 +392,22 @@ def _notes(case: Case) -> Iterator[str]:
 
 def _when(holds: bool, says: str, measured: str, threshold: str, interval: Interval | None = None, setting: str = "") -> Reason | None:
     return Reason(says=says, measured=measured, threshold=threshold, interval=interval, setting=setting) if holds else None
+
+
+def _over_budget(action: str) -> Callable[[Case], Reason | None]:
+    def test(case: Case) -> Reason | None:
+        cost, left = case.seen.costs.get(action), case.seen.left
+        if cost is None or left is None:
+            return None
+        return _when(
+            cost > left,
+            "what is left to spend does not pay for it",
+            f"about {cost:,.0f} tokens",
+            f"{left:,.0f} tokens",
+            setting="spending.max_tokens",
+        )
+
+    return test
 
 
 def _always(says: str, measured: str, threshold: str = "none") -> Callable[[Case], Reason | None]:
@@ -757,7 +773,7 @@ def _goal_near(case: Case) -> Reason | None:
 
 
 def _rare(case: Case) -> Reason | None:
-    seen, above = case.seen, _headroom("rejection-sampling", case.seen)
+    seen, above = case.seen, headroom("rejection-sampling", case.seen)
     mixed = seen.tasks_mixed or 0
     return _when(
         mixed >= case.settings.few_mixed and above >= case.settings.headroom, "producible but rare, and supervision got no further: what RL is for",
@@ -805,6 +821,7 @@ RULES: tuple[Rule, ...] = (
     Rule("few-shot", "refused", "no demonstration, or none passes", _no_demonstrations, "demonstrations that pass"),
     Rule("few-shot", "done", "tried", _tried("few-shot")),
     Rule("few-shot", "done", "its gain is surely under ladder.delta", _few_shot_adds_nothing, "better examples"),
+    Rule("few-shot", "refused", "it would cost more than is left to spend", _over_budget("few-shot"), "a larger cap"),
     Rule("few-shot", "advised", "its gain is surely over 0", _few_shot_adds, "a paired gain on more dev tasks"),
     Rule(
         "few-shot",
@@ -823,6 +840,7 @@ RULES: tuple[Rule, ...] = (
         "better demonstrations",
         "Its ceiling is exactly the quality of the demonstrations",
     ),
+    Rule("sft", "refused", "it would cost more than is left to spend", _over_budget("sft"), "a larger cap"),
     Rule(
         "sft",
         "advised",
@@ -844,6 +862,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("rejection-sampling", "done", "no task is mixed", _none_mixed, "harder tasks"),
     Rule("rejection-sampling", *_AUDIT),  # type: ignore[arg-type]
+    Rule("rejection-sampling", "refused", "it would cost more than is left to spend", _over_budget("rejection-sampling"), "a larger cap"),
     Rule(
         "rejection-sampling",
         "advised",
@@ -874,6 +893,7 @@ RULES: tuple[Rule, ...] = (
     Rule("expert-iteration", "refused", "no task is solved in n tries", _no_success, "a larger sampling.n"),
     Rule("expert-iteration", "done", "no task is mixed", _none_mixed, "harder tasks"),
     Rule("expert-iteration", *_AUDIT),  # type: ignore[arg-type]
+    Rule("expert-iteration", "refused", "it would cost more than is left to spend", _over_budget("expert-iteration"), "a larger cap"),
     Rule(
         "expert-iteration",
         "advised",
@@ -898,6 +918,7 @@ RULES: tuple[Rule, ...] = (
         "another temperature, hints, new tasks",
     ),
     Rule("retry", "done", "advice.patience rounds were rolled back", _stalled, "more dev families"),
+    Rule("retry", "refused", "it would cost more than is left to spend", _over_budget("expert-iteration"), "a larger cap"),
     Rule("retry", "advised", "the last round was rolled back, and another way is left", _another_way, "a round that is kept"),
     Rule(
         "retry",
@@ -942,6 +963,7 @@ RULES: tuple[Rule, ...] = (
         "settle that before you build a pipeline on it",
     ),
     Rule("distillation", "open", "it is not shown to be better", _teacher_unmeasured, "the teacher's tries of more dev tasks"),
+    Rule("distillation", "refused", "it would cost more than is left to spend", _over_budget("distillation"), "a larger cap"),
     Rule(
         "distillation",
         "advised",
@@ -1018,8 +1040,3 @@ RULES: tuple[Rule, ...] = (
 
 def _ci(at: Interval) -> str:
     return f"{at.value:.1%} [{at.low:.1%}, {at.high:.1%}]"
-
-
-def undone(options: Sequence[Option]) -> tuple[str, ...]:
-    """What would change what is said, of the options that are not done: one line each."""
-    return tuple(f"{option.action}: {option.changes}" for option in options if option.changes and option.standing != "done")

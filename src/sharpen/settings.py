@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import yaml
 
+from sharpen.advisor import AdvisorSettings
 from sharpen.agents.choose import Several, playing
 from sharpen.agents.harness import Harness
 from sharpen.errors import SettingsError, nearest
@@ -18,7 +19,7 @@ from sharpen.ladder import LadderSettings
 from sharpen.methods.base import FewShot
 from sharpen.policies.choose import Auto, Engine
 from sharpen.policies.meter import Spending
-from sharpen.records import Record
+from sharpen.records import Goal, Record
 from sharpen.sampling import SamplingSettings
 from sharpen.selection import SelectionSettings
 from sharpen.tasks.load import TaskSource
@@ -33,7 +34,7 @@ class RunSettings(Record, frozen=True, kw_only=True):
     ``harness`` is an outside program that plays the tasks in the place of their environment. ``agent`` makes every try one of several, chosen
     (``best-of-n``, ``ensemble``); what trains is the model. ``demonstrations`` are recorded trajectories that
     demonstrate the demo split, in the place of the tasks' own expert. ``labels`` is the file, or folder of files, of what people say of trajectories; ""
-    means ``labels/NAME.jsonl``.
+    means ``labels/NAME.jsonl``. ``goal`` is what is wanted of what ships, and ``advice`` the thresholds of ``sharpen advise``: both only advise.
     """
 
     name: str
@@ -53,8 +54,15 @@ class RunSettings(Record, frozen=True, kw_only=True):
     ladder: LadderSettings = LadderSettings()
     labels: str = ""
     spending: Spending = Spending()
+    goal: Goal | None = None
+    advice: AdvisorSettings = AdvisorSettings()
 
     def __post_init__(self) -> None:
+        if self.goal is not None:
+            if not 0 < self.goal.value <= 1:
+                raise SettingsError(f"goal.value is {self.goal.value}, but must be over 0 and at most 1")
+            if self.goal.metric not in (known := [f"pass@{k}" for k in self.evaluation.k]):
+                raise SettingsError(f"goal.metric is {self.goal.metric!r}, which evaluation.k does not measure; it has {', '.join(known)}")
         sampled, evaluated = playing(self.agent, "sampling"), playing(self.agent, "evaluation")
         for what, agent, how in (("sampling", sampled, self.sampling), ("evaluation", evaluated, self.evaluation)):
             if agent is not None and agent.n > 1 and how.temperature == 0:
@@ -94,9 +102,11 @@ def convert(data: Mapping[str, Any], where: str) -> RunSettings:
 
 
 def to_yaml(settings: RunSettings) -> str:
-    """The resolved settings, every default written out, without ``spending``: caps may change while a run lasts, and are no part of what it is."""
+    """The resolved settings, every default written out, without ``spending``, ``goal`` and ``advice``: these may change while a run lasts, and are no
+    part of what it is."""
     data = msgspec.to_builtins(settings)
-    del data["spending"]
+    for key in ("spending", "goal", "advice"):
+        del data[key]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

@@ -197,10 +197,22 @@ def _unjudged(tasks: TaskSet) -> int:
 # ---------------------------------------------------------------- what is measured
 
 
+def _share(planned: Plan, settings: RunSettings, tokens: float) -> tuple[int, int]:
+    """How many dev and training tasks ``tokens`` pay for: half go into sampling.n tries of each of the latter, half into one try of each of the former,
+    with the bare prompt and, where the ladder has that rung, with examples. At least two dev tasks and a training task."""
+
+    def each(end: str, otherwise: float) -> float:
+        return next((spent.tokens / stage.tries for stage, spent, _ in planned.stages if stage.name.endswith(end) and stage.tries), otherwise)
+
+    bare = each("000-base/dev", 1.0)
+    shots = each("-few-shot/dev", 0.0)
+    return max(int(tokens / 2 / (bare + shots)), 2), max(int(tokens / 2 / (each("/sampling", bare) * settings.sampling.n)), 1)
+
+
 def _look(
-    settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, found: _Found, tries: int
+    settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, found: _Found, share: tuple[int, int]
 ) -> tuple[Measurements, tuple[int, int]]:
-    """Half of the ``tries`` go into sampling.n tries of a few training tasks, a quarter each into the bare prompt and few-shot on the same dev tasks."""
+    """What is there and, where nothing is, tries of so many dev and training tasks; with the calls and tokens that they took."""
     run = Run.open(folder, to_yaml(settings))
     # Its waves are planned by what they bring: only the tries that are fixed beforehand tell how often the model succeeds.
     uniform = replace(settings, sampling=replace(settings.sampling, budget=Uniform()))

@@ -40,6 +40,7 @@ from sharpen.stats import clopper_pearson, paired_gain, pass_interval, purity_bo
 
 DELTA, ALPHA = 0.03, 0.05
 TRIES = 9  # few-shot, SFT, distillation and six rounds share the alpha
+LOOKS = (1, 2, 4)  # times the tries of a look, bought where a gain stays undecided, as evaluation.max_n does
 LABELS = (29, 100)  # of what a round keeps: all that is asked for, then more while it is open
 AS_RUNG: dict[str, Rung] = {"few-shot": "few-shot", "sft": "sft", "distillation": "distillation"}
 
@@ -51,7 +52,7 @@ class Ladder:
         self.world, self.settings = world, settings
         self.rng = np.random.default_rng([world.seed, 3])
         self.left, self.model = world.budget, worlds.start(world)
-        self.level = shared_level(TRIES, ALPHA)
+        self.level = shared_level(TRIES * len(LOOKS), ALPHA)
         self.row: dict[str, Any] = {"seed": world.seed, "kept": 0, "bad": 0, "kind": self.kind(), "gains": [], "forecasts": [], "steps": []}
         self.attempts = 0
         self.teacher_results: list[TaskResult] | None = None
@@ -164,8 +165,19 @@ class Ladder:
         proposal = worlds.attempt(self.world, self.model, rung, self.attempts)
         self.attempts += 1
         dev = self.evaluate(proposal)
-        gain = paired_gain(self.standing, dev, self.level)
-        decision = advisor.judge_gain(gain, DELTA)
+        for before, look in zip((0, *LOOKS), LOOKS, strict=False):
+            if before:
+                price = len(dev) * self.world.evaluation * (look - before)
+                short = [task for task in self.standing if task.samples < dev[0].samples * look // before]
+                if decision.outcome != "undecided" or self.left < price + len(short) * self.world.evaluation * (look - before):
+                    break
+                self.left -= price
+                dev = _more(dev, self.evaluate(proposal, self.world.evaluation * (look - before)))
+                if short:
+                    self.standing = _more(self.standing, self.evaluate(self.model, dev[0].samples - short[0].samples))
+                    self.left -= len(dev) * self.world.evaluation * (look - before)
+            gain = paired_gain(self.standing, dev, self.level)
+            decision = advisor.judge_gain(gain, DELTA)
         true = worlds.truth(self.world, proposal) - worlds.truth(self.world, self.model)
         self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, gain.printed.n])
         ways = advisor.variants(seen, self.settings)
@@ -193,6 +205,11 @@ class Ladder:
             at = option.gain
             gain = worlds.truth(self.world, after) - before
             self.row["forecasts"].append([option.action, at.value, at.low, at.high, gain, advisor.headroom(option.action, seen)])
+
+
+def _more(first: list[TaskResult], others: list[TaskResult]) -> list[TaskResult]:
+    """A later look adds tries to the earlier ones."""
+    return [replace(one, samples=one.samples + two.samples, passes=one.passes + two.passes) for one, two in zip(first, others, strict=True)]
 
 
 def simple(world: World) -> dict[str, float]:

@@ -123,7 +123,7 @@ def _percent(share: float) -> str:
 def _without_demonstrations(seen: Measurements) -> str | None:
     if seen.demonstrations == 0:
         return "there are no demonstrations; give the demo split tasks whose solutions are known"
-    if not seen.demonstrations_passing:
+    if seen.demonstrations_passing == 0:
         return f"none of the {seen.demonstrations} demonstrations passes the verifier; fix the demonstrations or the verifier"
     return None
 
@@ -210,11 +210,11 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
 
 
 FITTED: dict[str, Forecast] = {
-    "sft": Forecast(share=0.2, low=-0.5, high=0.6),
-    "rejection-sampling": Forecast(share=0.2, low=-0.5, high=0.6),
-    "expert-iteration": Forecast(share=0.5, low=-1.0, high=1.0),
-    "retry": Forecast(share=0.2, low=-0.5, high=0.6),
-    "distillation": Forecast(share=0.5, low=-0.5, high=0.5),
+    "sft": Forecast(share=0.18, low=-0.4, high=0.79),
+    "rejection-sampling": Forecast(share=0.03, low=-0.28, high=0.65),
+    "expert-iteration": Forecast(share=0.43, low=-0.3, high=0.53),
+    "retry": Forecast(share=0.03, low=-0.28, high=0.42),
+    "distillation": Forecast(share=0.55, low=-1.1, high=2.0),
 }
 ROUNDS = ("rejection-sampling", "expert-iteration")
 SUPERVISED: tuple[Action, ...] = ("few-shot", "sft", "expert-iteration", "rejection-sampling", "distillation", "retry")
@@ -416,21 +416,17 @@ def _always(says: str, measured: str, threshold: str = "none") -> Callable[[Case
 
 def _goal_met(case: Case) -> Reason | None:
     goal, at = case.seen.goal, case.seen.goal_rate
-    if goal is None or at is None:
+    if goal is None or at is None or _no_trust(case) is not None:
         return None
     return _when(at.low >= goal.value, "the goal is surely met", f"{goal.metric} of what stands", f"at least {goal.value:.0%}", at, "goal")
 
 
 def _nothing_left(case: Case) -> Reason | None:
     at = case.seen.rate
-    return at and _when(
-        at.low > 1 - case.delta,
-        "less is left than the smallest gain of interest",
-        "pass@1 of what stands",
-        f"over {1 - case.delta:.0%}",
-        at,
-        "ladder.delta",
-    )
+    if at is None or _no_trust(case) is not None:
+        return None
+    says, over = "less is left than the smallest gain of interest", 1 - case.delta
+    return _when(at.low > over, says, "pass@1 of what stands", f"over {over:.0%}", at, "ladder.delta")
 
 
 def _no_demonstrations(case: Case) -> Reason | None:
@@ -443,7 +439,7 @@ def _no_demonstrations(case: Case) -> Reason | None:
 
 def _demonstrations_worse(case: Case) -> Reason | None:
     ours, theirs = case.seen.rate, case.seen.demonstration_rate
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or _no_trust(case) is not None:
         return None
     measured = f"demonstrations pass {_ci(theirs)}, the model {_ci(ours)}"
     return _when(
@@ -683,28 +679,29 @@ def _teacher_no_better(case: Case) -> Reason | None:
 
 def _teacher_unmeasured(case: Case) -> Reason | None:
     at = case.seen.teacher
-    known = at.gain.printed if at is not None and at.gain is not None else None
-    return at and _when(
-        known is None or not known.low > 0,
-        "whether the teacher is better is not shown",
-        f"{at.name} over what stands, paired",
-        "over 0",
-        known,
+    assert at is not None
+    known = at.gain.printed if at.gain is not None else None
+    return Reason(
+        says="whether the teacher is better is not shown",
+        measured=f"{at.name} over what stands, paired",
+        threshold="over 0",
+        interval=known,
     )
+
+
+def _teacher_probably(case: Case) -> Reason | None:
+    at = case.seen.teacher
+    return at and at.gain and _when(
+        at.gain.printed.value >= case.delta, "a teacher that is probably stronger may be copied; the paired gain of what comes of it decides",
+        f"{at.name} over what stands, paired", f"at least {_points(case.delta)}", at.gain.printed, "ladder.delta",
+    )  # fmt: skip
 
 
 def _teacher_better(case: Case) -> Reason | None:
     at = case.seen.teacher
-    return (
-        at
-        and at.gain
-        and Reason(
-            says="a stronger teacher exists and may be copied",
-            measured=f"{at.name} over what stands, paired",
-            threshold="over 0",
-            interval=at.gain.printed,
-        )
-    )
+    return at and at.gain and _when(
+        at.gain.printed.low > 0, "a stronger teacher exists and may be copied", f"{at.name} over what stands, paired", "over 0", at.gain.printed
+    )  # fmt: skip
 
 
 def _too_weak(case: Case) -> Reason | None:
@@ -727,6 +724,10 @@ def _nothing_given(case: Case) -> Reason | None:
         "no verifier, demonstrations or teacher",
         "one of them",
     )
+
+
+def _mend(case: Case) -> Reason | None:
+    return _no_trust(case) if case.seen.verifier is not None else None
 
 
 def _rate_unknown(case: Case) -> Reason | None:
@@ -962,7 +963,6 @@ RULES: tuple[Rule, ...] = (
         "settled terms",
         "settle that before you build a pipeline on it",
     ),
-    Rule("distillation", "open", "it is not shown to be better", _teacher_unmeasured, "the teacher's tries of more dev tasks"),
     Rule("distillation", "refused", "it would cost more than is left to spend", _over_budget("distillation"), "a larger cap"),
     Rule(
         "distillation",
@@ -972,6 +972,14 @@ RULES: tuple[Rule, ...] = (
         "a paired gain that is not over 0",
         "Distillation — a strong teacher exists and you need it cheaper or smaller",
     ),
+    Rule(
+        "distillation",
+        "advised",
+        "it is better by ladder.delta or more, as far as is known",
+        _teacher_probably,
+        "the teacher's tries of more dev tasks",
+    ),
+    Rule("distillation", "open", "otherwise", _teacher_unmeasured, "the teacher's tries of more dev tasks"),
     Rule(
         "label",
         "advised",
@@ -986,6 +994,9 @@ RULES: tuple[Rule, ...] = (
         _always("labels would open nothing here", "the verifier's checks", "a verifier that only labels hold back"),
     ),
     Rule("measure", "advised", "no verifier, demonstrations or teacher", _nothing_given, "a verifier, demonstrations or a teacher"),
+    Rule(
+        "measure", "advised", "the verifier fails gold solutions, or passes no-ops", _mend, "a verifier that passes gold and fails no-ops"
+    ),
     Rule("measure", "advised", "pass@1 is not measured", _rate_unknown, "tries of dev tasks"),
     Rule(
         "measure",

@@ -164,7 +164,7 @@ class Ladder:
         self.left -= price
         proposal = worlds.attempt(self.world, self.model, rung, self.attempts)
         self.attempts += 1
-        dev = self.evaluate(proposal)
+        dev, looks = self.evaluate(proposal), list[list[float]]()
         for before, look in zip((0, *LOOKS), LOOKS, strict=False):
             if before:
                 price = len(dev) * self.world.evaluation * (look - before)
@@ -178,8 +178,9 @@ class Ladder:
                     self.left -= len(dev) * self.world.evaluation * (look - before)
             gain = paired_gain(self.standing, dev, self.level)
             decision = advisor.judge_gain(gain, DELTA)
+            looks.append([gain.printed.low, gain.printed.high])
         true = worlds.truth(self.world, proposal) - worlds.truth(self.world, self.model)
-        self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, gain.printed.n])
+        self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, looks])
         ways = advisor.variants(seen, self.settings)
         how = ways[0][0] if action == "retry" and ways else ""
         method = {"retry": "expert-iteration", "round": "expert-iteration"}.get(action, action)
@@ -293,6 +294,10 @@ def ci(hits: int, n: int) -> str:
     return f"{at.value:.1%} [{at.low:.1%}, {at.high:.1%}] ({hits} of {n})"
 
 
+def _holds(low: float, high: float, true: float) -> bool:
+    return low - 1e-9 <= true <= high + 1e-9
+
+
 def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"{len(rows)} worlds, {sum(row['kept'] for row in rows)} rungs kept, {sum(row['cpu_s'] for row in rows) / len(rows):.2f} CPU seconds a ladder"
     yield f"ladders that keep a rung whose true gain is not positive: {ci(sum(row['bad'] > 0 for row in rows), len(rows))}"
@@ -303,12 +308,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"plateaus called while the next round would gain over {DELTA:.0%}: {ci(sum(row['left_gain'] > DELTA for row in called), len(called))}"
     yield f"  called undecided instead: {sum(row['called'] == 'undecided' for row in rows)}, of which {sum(row['called'] == 'undecided' and row['left_gain'] > DELTA for row in rows)} had that left"
     for says, wanted in (("exact verifiers", lambda row: row["kind"] == "exact"), ("others", lambda row: row["kind"] != "exact")):
-        gains = [gain for row in rows if wanted(row) for gain in row["gains"] if gain[1] == gain[1]]
-        yield f"95 % intervals of gains that hold the true gain, {says}: {ci(sum(low - 1e-9 <= true <= high + 1e-9 for _, low, high, true, _ in gains), len(gains))}"
+        gains = [gain for row in rows if wanted(row) for gain in row["gains"] if gain[1] is not None]
+        yield f"95 % intervals of gains that hold the true gain, {says}, at the first look: {ci(sum(_holds(*gain[4][0], gain[3]) for gain in gains), len(gains))}"
+        yield f"  as printed in the end, where it was looked again while undecided: {ci(sum(_holds(*gain[1:4]) for gain in gains), len(gains))}"
     for action in ("all", *advisor.FITTED):
         told = [one for row in rows for one in row["forecasts"] if action in ("all", one[0])]
         wide = np.mean([one[3] - one[2] for one in told]) if told else math.nan
-        yield f"forecasts that hold the true gain, {action}: {ci(sum(one[2] - 1e-9 <= one[4] <= one[3] + 1e-9 for one in told), len(told))}, mean width {wide:.2f}"
+        yield f"forecasts that hold the true gain, {action}: {ci(sum(_holds(*one[2:5]) for one in told), len(told))}, mean width {wide:.2f}"
     groups: dict[str, Callable[[dict[str, Any]], bool]] = {
         "all": lambda row: True, "exact verifier": lambda row: row["kind"] == "exact", "not exact": lambda row: row["kind"] != "exact",
         "a teacher that is allowed": lambda row: row["teacher"], "under 40 dev families": lambda row: row["families"] < 40, "150 or more": lambda row: row["families"] >= 150,

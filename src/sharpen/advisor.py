@@ -170,14 +170,16 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="rounds one after the other, each surely gaining less than ladder.delta, before it is called a plateau; benchmarks/advisor.py: after one, too many are called early",
+            description="rounds one after the other, each surely gaining less than ladder.delta, before it is called a plateau; ours, and "
+            "benchmarks/advisor.py counts the plateaus that are called too early",
         ),
     ] = 2
     few_mixed: Annotated[
         int,
         Meta(
             ge=1,
-            description="fewest tasks with both passes and fails for RL to learn from: a group whose rewards are all equal has no advantage (GRPO, 2402.03300); the number is ours",
+            description="fewest tasks with both passes and fails for RL to learn from: a group whose rewards are all equal has no advantage "
+            "(GRPO, 2402.03300); the number is ours",
         ),
     ] = 8
     headroom: Annotated[
@@ -185,7 +187,8 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
         Meta(
             gt=0,
             lt=1,
-            description="smallest pass@n over pass@1 that is worth RL: RL mostly makes likely what pass@k holds already (2504.13837); the number is ours",
+            description="smallest pass@n over pass@1 that is worth RL, which mostly makes likely what pass@k holds already (2504.13837); "
+            "the number is ours",
         ),
     ] = 0.1
     hints: Annotated[
@@ -235,7 +238,7 @@ Standing = Literal["advised", "open", "done", "refused"]
 
 @dataclass(frozen=True)
 class Rule:
-    """``action`` stands so ``when`` that holds; ``test`` gives the reason where it does. ``essay``: the sentence that it is, ``changes``: what would change it."""
+    """``action`` stands so ``when`` that holds; ``test`` gives the reason where it does. ``essay``: its sentence there, ``changes``: what would change it."""
 
     action: Action
     standing: Standing
@@ -277,24 +280,26 @@ def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[str, 
     never = clopper_pearson(seen.tasks_sampled - solved, seen.tasks_sampled)
     tries = f"{seen.samples_per_task} tries of {seen.tasks_sampled} tasks"
     above = headroom("rejection-sampling", seen)
-    found = [
-        ("hints", never.value >= settings.hints,
-         Reason(says="many tasks are never solved: sample with the reference shown, verify, strip the hint", measured=f"{never.n - solved} never solved in {tries}",
-                threshold=f"at least {settings.hints:.0%}", interval=never, setting="advice.hints")),
-        ("more-samples", mixed > 0 and above >= settings.headroom,
-         Reason(says="successes are there but rare: more samples on the mixed tasks (sampling.budget: adaptive)", measured=f"pass@n is {_points(above)} over pass@1, {tries}",
-                threshold=f"at least {_points(settings.headroom)}", interval=seen.pass_n, setting="advice.headroom")),
-        ("temperature", mixed > 0 and not above >= settings.headroom,
-         Reason(says="tries are alike: another temperature", measured=f"pass@n is {_points(above)} over pass@1, {tries}",
-                threshold=f"under {_points(settings.headroom)}", interval=seen.pass_n, setting="advice.headroom")),
-        ("negatives", mixed >= settings.few_mixed,
-         Reason(says="tasks hold passes and fails: learn from both (DPO with its NLL term)", measured=f"{mixed} mixed tasks in {tries}",
-                threshold=f"at least {settings.few_mixed}", setting="advice.few_mixed")),
-        ("continue", solved > 0,
-         Reason(says="go on from what stands in the place of the base (training.start: current)", measured=f"{solved} tasks solved in {tries}", threshold="at least 1")),
-    ]  # fmt: skip
+    apart = f"pass@n is {_points(above)} over pass@1, {tries}"
+    bar = _points(settings.headroom)
+    found = (
+        ("hints", _when(
+            never.value >= settings.hints, "many tasks are never solved: sample with the reference shown, verify, strip the hint",
+            f"{never.n - solved} never solved in {tries}", f"at least {settings.hints:.0%}", never, "advice.hints")),
+        ("more-samples", _when(
+            mixed > 0 and above >= settings.headroom, "successes are there but rare: more samples on the mixed tasks (sampling.budget: adaptive)",
+            apart, f"at least {bar}", seen.pass_n, "advice.headroom")),
+        ("temperature", _when(
+            mixed > 0 and above < settings.headroom, "tries are alike: another temperature", apart, f"under {bar}", seen.pass_n, "advice.headroom")),
+        ("negatives", _when(
+            mixed >= settings.few_mixed, "tasks hold passes and fails: learn from both (DPO with its NLL term)", f"{mixed} mixed tasks in {tries}",
+            f"at least {settings.few_mixed}", clopper_pearson(mixed, seen.tasks_sampled), "advice.few_mixed")),
+        ("continue", _when(
+            solved > 0, "go on from what stands in the place of the base (training.start: current)", f"{solved} tasks solved in {tries}",
+            "at least 1", clopper_pearson(solved, seen.tasks_sampled))),
+    )  # fmt: skip
     tried = {one.variant for one in _since_kept(seen)}
-    return tuple((name, reason) for name, applies, reason in found if applies and name not in tried)
+    return tuple((name, reason) for name, reason in found if reason is not None and name not in tried)
 
 
 def _weighed(action: Action, case: Case) -> Option:
@@ -384,7 +389,10 @@ def _notes(case: Case) -> Iterator[str]:
             f"{seen.pass_n.value:.1%} [{seen.pass_n.low:.1%}, {seen.pass_n.high:.1%}] without any training"
         )
     if seen.goal is not None and seen.pass_n is not None and seen.pass_n.high < seen.goal.value and seen.teacher is None:
-        yield f"the goal, {seen.goal.metric} of {seen.goal.value:.0%}, is over all that the model reaches in {seen.samples_per_task} tries: its own tries alone will hardly get there"
+        yield (
+            f"the goal, {seen.goal.metric} of {seen.goal.value:.0%}, is over all that the model reaches in {seen.samples_per_task} tries: "
+            "its own tries alone will hardly get there"
+        )
 
 
 # ---------------------------------------------------------------- the rules
@@ -467,8 +475,13 @@ def _sampled_already(case: Case) -> Reason | None:
 def _few_shot_adds_nothing(case: Case) -> Reason | None:
     at = case.seen.few_shot
     return at and _when(
-        at.printed.high < case.delta, "examples before the task surely add too little", "gain of few-shot over the bare prompt", f"under {_points(case.delta)}", at.printed, "ladder.delta"
-    )  # fmt: skip
+        at.printed.high < case.delta,
+        "examples before the task surely add too little",
+        "gain of few-shot over the bare prompt",
+        f"under {_points(case.delta)}",
+        at.printed,
+        "ladder.delta",
+    )
 
 
 def _few_shot_adds(case: Case) -> Reason | None:
@@ -533,8 +546,12 @@ def _unaudited(case: Case) -> Reason | None:
     bar = f"at least {seen.purity.bar:.0%}" if seen.purity is not None else "ladder.purity"
     measured = purity_line(seen.purity) if seen.purity is not None else "no row is labelled"
     return Reason(
-        says="the verifier is neither exact nor audited", measured=measured + guess, threshold=bar, interval=seen.purity.share if seen.purity is not None else None, setting="ladder.purity"
-    )  # fmt: skip
+        says="the verifier is neither exact nor audited",
+        measured=measured + guess,
+        threshold=bar,
+        interval=seen.purity.share if seen.purity is not None else None,
+        setting="ladder.purity",
+    )
 
 
 def _label(case: Case) -> Reason | None:
@@ -560,9 +577,13 @@ def _none_mixed(case: Case) -> Reason | None:
     if seen.tasks_mixed is None or not seen.tasks_sampled or seen.tasks_sampled < few:
         return None
     return _when(
-        seen.tasks_mixed == 0, "no task is solved sometimes: whatever is kept, the model does already", f"{seen.tasks_mixed} mixed of {seen.tasks_sampled} tasks",
-        f"at least 1 of {few} or more tasks", clopper_pearson(0, seen.tasks_sampled), "advice.few_mixed",
-    )  # fmt: skip
+        seen.tasks_mixed == 0,
+        "no task is solved sometimes: whatever is kept, the model does already",
+        f"{seen.tasks_mixed} mixed of {seen.tasks_sampled} tasks",
+        f"at least 1 of {few} or more tasks",
+        clopper_pearson(0, seen.tasks_sampled),
+        "advice.few_mixed",
+    )
 
 
 def _not_sampled(case: Case) -> Reason | None:
@@ -633,9 +654,12 @@ def _stalled(case: Case) -> Reason | None:
         return None
     gains = [one.gain.printed for one in _since_kept(case.seen) if one.gain is not None]
     return Reason(
-        says=f"{case.settings.patience} rounds were rolled back", measured="gain of the last round", threshold=f"{case.settings.patience} rounds", interval=gains[-1] if gains else None,
+        says=f"{case.settings.patience} rounds were rolled back",
+        measured="gain of the last round",
+        threshold=f"{case.settings.patience} rounds",
+        interval=gains[-1] if gains else None,
         setting="advice.patience",
-    )  # fmt: skip
+    )
 
 
 def _another_way(case: Case) -> Reason | None:
@@ -711,8 +735,14 @@ def _too_weak(case: Case) -> Reason | None:
     visible = next((one.gain.smallest_visible for one in reversed(last) if one.gain is not None and one.outcome == "undecided"), math.nan)
     at = next((one.gain.deciding for one in reversed(last) if one.gain is not None), None)
     measured = f"the smallest gain this dev split shows is {_points(visible)}" if visible == visible else "the last round's gain"
-    return _when(visible != visible or visible > case.delta, "rounds were rolled back as not proved: more dev families or evaluation.max_n would tell", measured,
-                 f"at most {_points(case.delta)}", at, "ladder.delta")  # fmt: skip
+    return _when(
+        visible != visible or visible > case.delta,
+        "rounds were rolled back as not proved: more dev families or evaluation.max_n would tell",
+        measured,
+        f"at most {_points(case.delta)}",
+        at,
+        "ladder.delta",
+    )
 
 
 def _nothing_given(case: Case) -> Reason | None:
@@ -761,34 +791,34 @@ def _no_goal(case: Case) -> Reason | None:
 
 def _goal_near(case: Case) -> Reason | None:
     goal, at = case.seen.goal, case.seen.goal_rate
-    if goal is None or at is None:
-        return None
-    return _when(
-        at.high >= goal.value,
-        "the goal may be met already: no gap is shown",
-        f"{goal.metric} of what stands",
-        f"surely under {goal.value:.0%}",
-        at,
-        "goal",
-    )
+    assert goal is not None
+    missed = at is not None and at.high < goal.value
+    says = "the goal may be met already: no gap is shown" if at is not None else "whether the goal is met is not measured"
+    return _when(not missed, says, f"{goal.metric} of what stands", f"surely under {goal.value:.0%}", at, "goal")
 
 
 def _rare(case: Case) -> Reason | None:
     seen, above = case.seen, headroom("rejection-sampling", case.seen)
     mixed = seen.tasks_mixed or 0
     return _when(
-        mixed >= case.settings.few_mixed and above >= case.settings.headroom, "producible but rare, and supervision got no further: what RL is for",
-        f"{mixed} mixed tasks; pass@{seen.samples_per_task} is {_points(above)} over pass@1", f"{case.settings.few_mixed} tasks, {_points(case.settings.headroom)}",
-        seen.pass_n, "advice.few_mixed, advice.headroom",
-    )  # fmt: skip
+        mixed >= case.settings.few_mixed and above >= case.settings.headroom,
+        "producible but rare, and supervision got no further: what RL is for",
+        f"{mixed} mixed tasks; pass@{seen.samples_per_task} is {_points(above)} over pass@1",
+        f"{case.settings.few_mixed} tasks, {_points(case.settings.headroom)}",
+        seen.pass_n,
+        "advice.few_mixed, advice.headroom",
+    )
 
 
 def _in_part(case: Case) -> Reason | None:
     parts = case.seen.rewarded_in_part or 0
     return _when(
-        parts >= case.settings.few_mixed, "never solved, but rewarded in part: there is something to climb", f"scores differ between tries of {parts} tasks never solved",
-        f"at least {case.settings.few_mixed}", setting="advice.few_mixed",
-    )  # fmt: skip
+        parts >= case.settings.few_mixed,
+        "never solved, but rewarded in part: there is something to climb",
+        f"scores differ between tries of {parts} tasks never solved",
+        f"at least {case.settings.few_mixed}",
+        setting="advice.few_mixed",
+    )
 
 
 def _never(case: Case) -> Reason | None:
@@ -797,9 +827,13 @@ def _never(case: Case) -> Reason | None:
         return None
     never = seen.tasks_sampled - seen.tasks_solved - seen.solved_later
     return _when(
-        never > 0, "never produced, and nothing in the reward to climb: a new teacher, hints or a curriculum", f"{never} of {seen.tasks_sampled} tasks never solved in "
-        f"{seen.samples_per_task} tries, {seen.rewarded_in_part or 0} rewarded in part", "0", clopper_pearson(never, seen.tasks_sampled),
-    )  # fmt: skip
+        never > 0,
+        "never produced, and nothing in the reward to climb: a new teacher, hints or a curriculum",
+        f"{never} of {seen.tasks_sampled} tasks never solved in "
+        f"{seen.samples_per_task} tries, {seen.rewarded_in_part or 0} rewarded in part",
+        "0",
+        clopper_pearson(never, seen.tasks_sampled),
+    )
 
 
 _TRUST = (
@@ -824,229 +858,98 @@ RULES: tuple[Rule, ...] = (
     Rule("few-shot", "done", "its gain is surely under ladder.delta", _few_shot_adds_nothing, "better examples"),
     Rule("few-shot", "refused", "it would cost more than is left to spend", _over_budget("few-shot"), "a larger cap"),
     Rule("few-shot", "advised", "its gain is surely over 0", _few_shot_adds, "a paired gain on more dev tasks"),
-    Rule(
-        "few-shot",
-        "open",
-        "otherwise",
-        _always("whether examples help is not shown", "gain of few-shot over the bare prompt", "over 0"),
-        "few-shot tries of more dev tasks",
-    ),
+    Rule("few-shot", "open", "otherwise", _always("whether examples help is not shown", "gain of few-shot over the bare prompt", "over 0"),
+         "few-shot tries of more dev tasks"),
     Rule("sft", "refused", "no demonstration, or none passes", _no_demonstrations, "demonstrations that pass"),
     Rule("sft", "done", "tried", _tried("sft"), "more or better demonstrations"),
-    Rule(
-        "sft",
-        "refused",
-        "the demonstrations' pass rate is surely at or under the model's",
-        _demonstrations_worse,
-        "better demonstrations",
-        "Its ceiling is exactly the quality of the demonstrations",
-    ),
+    Rule("sft", "refused", "the demonstrations' pass rate is surely at or under the model's", _demonstrations_worse,
+         "better demonstrations", "Its ceiling is exactly the quality of the demonstrations"),
     Rule("sft", "refused", "it would cost more than is left to spend", _over_budget("sft"), "a larger cap"),
-    Rule(
-        "sft",
-        "advised",
-        "passing demonstrations exist",
-        _demonstrations_pass,
-        "demonstrations that pass less often than the model",
-        "SFT — you already have good trajectories",
-    ),
+    Rule("sft", "advised", "passing demonstrations exist", _demonstrations_pass, "demonstrations that pass less often than the model",
+         "SFT — you already have good trajectories"),
     *_trusted("rejection-sampling"),
     Rule("rejection-sampling", "done", "tried from what stands", _sampled_already, "a kept round: then expert iteration"),
     Rule("rejection-sampling", "open", "the model was not sampled", _not_sampled, "n tries of some training tasks"),
-    Rule(
-        "rejection-sampling",
-        "refused",
-        "no task is solved in n tries",
-        _no_success,
-        "demonstrations, a teacher, hints, easier tasks, or a larger sampling.n",
-        "a model that sometimes succeeds",
-    ),
+    Rule("rejection-sampling", "refused", "no task is solved in n tries", _no_success,
+         "demonstrations, a teacher, hints, easier tasks, or a larger sampling.n", "a model that sometimes succeeds"),
     Rule("rejection-sampling", "done", "no task is mixed", _none_mixed, "harder tasks"),
     Rule("rejection-sampling", *_AUDIT),  # type: ignore[arg-type]
     Rule("rejection-sampling", "refused", "it would cost more than is left to spend", _over_budget("rejection-sampling"), "a larger cap"),
-    Rule(
-        "rejection-sampling",
-        "advised",
-        "some task is solved",
-        _sometimes_succeeds,
-        "labels that show what it keeps to be impure",
-        "Rejection sampling — you have a verifier and a model that sometimes succeeds",
-    ),
+    Rule("rejection-sampling", "advised", "some task is solved", _sometimes_succeeds, "labels that show what it keeps to be impure",
+         "Rejection sampling — you have a verifier and a model that sometimes succeeds"),
     *_trusted("expert-iteration"),
-    Rule(
-        "expert-iteration",
-        "refused",
-        "no round was kept",
-        _not_worked_yet,
-        "a round of rejection sampling that is kept",
-        "rejection sampling worked once and is still improving round-over-round",
-    ),
-    Rule(
-        "expert-iteration",
-        "done",
-        "advice.patience rounds one after the other surely gained under ladder.delta",
-        _plateau,
-        "another temperature, hints, new tasks",
-        "Compound it until it plateaus",
-    ),
+    Rule("expert-iteration", "refused", "no round was kept", _not_worked_yet, "a round of rejection sampling that is kept",
+         "rejection sampling worked once and is still improving round-over-round"),
+    Rule("expert-iteration", "done", "advice.patience rounds one after the other surely gained under ladder.delta", _plateau,
+         "another temperature, hints, new tasks", "Compound it until it plateaus"),
     Rule("expert-iteration", "done", "advice.patience rounds were rolled back", _stalled, "more dev families"),
     Rule("expert-iteration", "refused", "the last round was rolled back", _rolled_back, "a retry that is kept"),
     Rule("expert-iteration", "refused", "no task is solved in n tries", _no_success, "a larger sampling.n"),
     Rule("expert-iteration", "done", "no task is mixed", _none_mixed, "harder tasks"),
     Rule("expert-iteration", *_AUDIT),  # type: ignore[arg-type]
     Rule("expert-iteration", "refused", "it would cost more than is left to spend", _over_budget("expert-iteration"), "a larger cap"),
-    Rule(
-        "expert-iteration",
-        "advised",
-        "the last round was kept",
-        _last_paid,
-        "a round that is not kept",
-        "Expert iteration — rejection sampling worked once and is still improving round-over-round",
-    ),
-    Rule(
-        "expert-iteration",
-        "refused",
-        "otherwise",
-        _always("the last round did not come from self-training", "the rungs so far"),
-        "a round that is kept",
-    ),
+    Rule("expert-iteration", "advised", "the last round was kept", _last_paid, "a round that is not kept",
+         "Expert iteration — rejection sampling worked once and is still improving round-over-round"),
+    Rule("expert-iteration", "refused", "otherwise", _always("the last round did not come from self-training", "the rungs so far"),
+         "a round that is kept"),
     *_trusted("retry"),
-    Rule(
-        "retry",
-        "done",
-        "advice.patience rounds one after the other surely gained under ladder.delta",
-        _plateau,
-        "another temperature, hints, new tasks",
-    ),
+    Rule("retry", "done", "advice.patience rounds one after the other surely gained under ladder.delta", _plateau,
+         "another temperature, hints, new tasks"),
     Rule("retry", "done", "advice.patience rounds were rolled back", _stalled, "more dev families"),
     Rule("retry", "refused", "it would cost more than is left to spend", _over_budget("expert-iteration"), "a larger cap"),
     Rule("retry", "advised", "the last round was rolled back, and another way is left", _another_way, "a round that is kept"),
-    Rule(
-        "retry",
-        "refused",
-        "otherwise",
-        _always("no round was rolled back, or no other way is left", "the rungs so far", "a round rolled back"),
-        "a round that is rolled back",
-    ),
+    Rule("retry", "refused", "otherwise",
+         _always("no round was rolled back, or no other way is left", "the rungs so far", "a round rolled back"),
+         "a round that is rolled back"),
     Rule("distillation", "refused", "no teacher", _no_teacher, "a teacher"),
     Rule("distillation", "refused", "the teacher is the student", _same, "another teacher"),
-    Rule(
-        "distillation",
-        "refused",
-        "its terms forbid it",
-        lambda case: _terms_are(case, "forbidden", "the teacher's terms forbid training on its words"),
-        "a permission, or another teacher",
-        "settle that before you build a pipeline on it",
-    ),
+    Rule("distillation", "refused", "its terms forbid it",
+         lambda case: _terms_are(case, "forbidden", "the teacher's terms forbid training on its words"), "a permission, or another teacher",
+         "settle that before you build a pipeline on it"),
     Rule("distillation", "done", "tried", _tried("distillation"), "a better teacher"),
-    Rule(
-        "distillation",
-        "refused",
-        "the teacher never succeeds",
-        _nothing_to_copy,
-        "a teacher that sometimes succeeds",
-        "Distillation is the wrong tool if no model already exhibits the behavior",
-    ),
-    Rule(
-        "distillation",
-        "refused",
-        "its gain over what stands is surely under ladder.delta",
-        _teacher_no_better,
-        "a better teacher",
-        "the student inherits a capability ceiling at the teacher's level",
-    ),
-    Rule(
-        "distillation",
-        "open",
-        "its terms are not settled",
-        lambda case: _terms_are(case, "unknown", "whether the teacher's words may train is not settled"),
-        "settled terms",
-        "settle that before you build a pipeline on it",
-    ),
+    Rule("distillation", "refused", "the teacher never succeeds", _nothing_to_copy, "a teacher that sometimes succeeds",
+         "Distillation is the wrong tool if no model already exhibits the behavior"),
+    Rule("distillation", "refused", "its gain over what stands is surely under ladder.delta", _teacher_no_better, "a better teacher",
+         "the student inherits a capability ceiling at the teacher's level"),
+    Rule("distillation", "open", "its terms are not settled",
+         lambda case: _terms_are(case, "unknown", "whether the teacher's words may train is not settled"), "settled terms",
+         "settle that before you build a pipeline on it"),
     Rule("distillation", "refused", "it would cost more than is left to spend", _over_budget("distillation"), "a larger cap"),
-    Rule(
-        "distillation",
-        "advised",
-        "it is surely better than what stands",
-        _teacher_better,
-        "a paired gain that is not over 0",
-        "Distillation — a strong teacher exists and you need it cheaper or smaller",
-    ),
-    Rule(
-        "distillation",
-        "advised",
-        "it is better by ladder.delta or more, as far as is known",
-        _teacher_probably,
-        "the teacher's tries of more dev tasks",
-    ),
+    Rule("distillation", "advised", "it is surely better than what stands", _teacher_better, "a paired gain that is not over 0",
+         "Distillation — a strong teacher exists and you need it cheaper or smaller"),
+    Rule("distillation", "advised", "it is better by ladder.delta or more, as far as is known", _teacher_probably,
+         "the teacher's tries of more dev tasks"),
     Rule("distillation", "open", "otherwise", _teacher_unmeasured, "the teacher's tries of more dev tasks"),
-    Rule(
-        "label",
-        "advised",
-        "the verifier passes its checks, but is neither exact nor audited",
-        _label,
-        "labels that clear ladder.purity, or show it to be missed",
-    ),
-    Rule(
-        "label",
-        "done",
-        "otherwise",
-        _always("labels would open nothing here", "the verifier's checks", "a verifier that only labels hold back"),
-    ),
+    Rule("label", "advised", "the verifier passes its checks, but is neither exact nor audited", _label,
+         "labels that clear ladder.purity, or show it to be missed"),
+    Rule("label", "done", "otherwise",
+         _always("labels would open nothing here", "the verifier's checks", "a verifier that only labels hold back")),
     Rule("measure", "advised", "no verifier, demonstrations or teacher", _nothing_given, "a verifier, demonstrations or a teacher"),
-    Rule(
-        "measure", "advised", "the verifier fails gold solutions, or passes no-ops", _mend, "a verifier that passes gold and fails no-ops"
-    ),
+    Rule("measure", "advised", "the verifier fails gold solutions, or passes no-ops", _mend,
+         "a verifier that passes gold and fails no-ops"),
     Rule("measure", "advised", "pass@1 is not measured", _rate_unknown, "tries of dev tasks"),
-    Rule(
-        "measure",
-        "advised",
-        "rounds were rolled back that may have gained ladder.delta",
-        _too_weak,
-        "more dev families, or evaluation.max_n",
-    ),
+    Rule("measure", "advised", "rounds were rolled back that may have gained ladder.delta", _too_weak,
+         "more dev families, or evaluation.max_n"),
     Rule("measure", "done", "otherwise", _always("what is known decides", "all of the above")),
-    Rule(
-        "rl", "refused", "a supervised method is left to try, or to settle", _others_first, "their plateau", "only after the above plateau"
-    ),
+    Rule("rl", "refused", "a supervised method is left to try, or to settle", _others_first, "their plateau",
+         "only after the above plateau"),
     Rule("rl", "refused", "no verifier, or it fails gold solutions, or it passes no-ops", _no_trust, "a verifier that can be trusted"),
     Rule("rl", "refused", "labels show that purity is under ladder.purity", _impure, "a better verifier"),
     Rule("rl", "open", "no goal", _no_goal, "a goal", "the residual gap justifies the instability and infra"),
-    Rule(
-        "rl",
-        "refused",
-        "the goal is not surely missed",
-        _goal_near,
-        "a higher goal, or more dev families",
-        "the residual gap justifies the instability and infra",
-    ),
-    Rule(
-        "rl",
-        "advised",
-        "advice.few_mixed tasks are mixed and pass@n is advice.headroom over pass@1",
-        _rare,
-        "a supervised method that gains again",
-        "if you need behavior better than anything currently producible, that is the one case that genuinely requires RL",
-    ),
+    Rule("rl", "refused", "the goal is not surely missed", _goal_near, "a higher goal, or more dev families",
+         "the residual gap justifies the instability and infra"),
+    Rule("rl", "advised", "advice.few_mixed tasks are mixed and pass@n is advice.headroom over pass@1", _rare,
+         "a supervised method that gains again",
+         "if you need behavior better than anything currently producible, that is the one case that genuinely requires RL"),
     Rule("rl", "advised", "advice.few_mixed tasks never solved are rewarded in part", _in_part, "rewards that are all alike"),
-    Rule(
-        "rl",
-        "refused",
-        "otherwise",
-        _always("too little to learn from", "mixed tasks, pass@n over pass@1, rewards in part", "advice.few_mixed, advice.headroom"),
-        "more mixed tasks",
-    ),
+    Rule("rl", "refused", "otherwise",
+         _always("too little to learn from", "mixed tasks, pass@n over pass@1, rewards in part", "advice.few_mixed, advice.headroom"),
+         "more mixed tasks"),
     Rule("curriculum", "refused", "a supervised method is left to try, or to settle", _others_first, "their plateau"),
-    Rule(
-        "curriculum",
-        "advised",
-        "tasks are never solved",
-        _never,
-        "a try that passes, or a reward in part",
-        "none of these can exceed the best trajectory they were trained on",
-    ),
+    Rule("curriculum", "advised", "tasks are never solved", _never, "a try that passes, or a reward in part",
+         "none of these can exceed the best trajectory they were trained on"),
     Rule("curriculum", "refused", "otherwise", _always("no task is out of reach", "tasks never solved", "at least 1"), "harder tasks"),
-)
+)  # fmt: skip
 
 
 def _ci(at: Interval) -> str:

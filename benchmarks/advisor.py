@@ -335,7 +335,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def fit(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """``advisor.FITTED`` that hold on these worlds: the slope through 0 with the least absolute error, and the quantiles of what is left."""
+    """``advisor.FITTED`` that hold on these worlds: the slope through 0 with the least squared error, and the quantiles of what is left."""
     shares = {name: one.share for name, one in advisor.FITTED.items()}
     for action in advisor.FITTED:
         told = [one for row in rows for one in row["forecasts"] if one[0] == action and abs(one[5]) >= 0]
@@ -343,8 +343,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{action}: only {len(told)}, too few; it has {shares[action]}"
             continue
         h, true = np.array([one[5] for one in told]), np.array([one[4] for one in told])
-        grid = np.linspace(0, 1, 41)
-        share = float(grid[np.argmin([np.abs(true - g * h).sum() for g in grid])])
+        share = float(np.clip(h @ true / (h @ h), 0, 1))
         low, high = np.quantile((true - share * h) / (np.abs(h) + advisor.FLOOR), [0.025, 0.975])
         yield f'"{action}": Forecast(share={share:.3g}, low={low:.3g}, high={high:.3g}),  # of {len(told)}'
 

@@ -213,11 +213,11 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
 
 
 FITTED: dict[str, Forecast] = {
-    "sft": Forecast(share=0.18, low=-0.4, high=0.79),
-    "rejection-sampling": Forecast(share=0.03, low=-0.28, high=0.65),
-    "expert-iteration": Forecast(share=0.43, low=-0.3, high=0.53),
-    "retry": Forecast(share=0.03, low=-0.28, high=0.42),
-    "distillation": Forecast(share=0.55, low=-1.1, high=2.0),
+    "sft": Forecast(share=0.21, low=-0.32, high=0.87),
+    "rejection-sampling": Forecast(share=0.08, low=-0.31, high=0.64),
+    "expert-iteration": Forecast(share=0.42, low=-0.4, high=0.33),
+    "retry": Forecast(share=0.03, low=-0.29, high=0.4),
+    "distillation": Forecast(share=0.41, low=-1.2, high=1.4),
 }
 ROUNDS = ("rejection-sampling", "expert-iteration")
 SUPERVISED: tuple[Action, ...] = ("few-shot", "sft", "expert-iteration", "rejection-sampling", "distillation", "retry")

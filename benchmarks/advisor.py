@@ -35,7 +35,7 @@ from worlds import Rung, Standing, World
 from sharpen import advisor
 from sharpen.advisor import AdvisorSettings
 from sharpen.labels import BAR
-from sharpen.records import Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Tried
+from sharpen.records import Decision, Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Tried
 from sharpen.stats import clopper_pearson, paired_gain, pass_interval, purity_bound, shared_level, stratified_bound
 
 DELTA, ALPHA = 0.03, 0.05
@@ -165,10 +165,12 @@ class Ladder:
         proposal = worlds.attempt(self.world, self.model, rung, self.attempts)
         self.attempts += 1
         dev, looks = self.evaluate(proposal), list[list[float]]()
+        decision: Decision | None = None
         for before, look in zip((0, *LOOKS), LOOKS, strict=False):
             if before:
                 price = len(dev) * self.world.evaluation * (look - before)
                 short = [task for task in self.standing if task.samples < dev[0].samples * look // before]
+                assert decision is not None
                 if decision.outcome != "undecided" or self.left < price + len(short) * self.world.evaluation * (look - before):
                     break
                 self.left -= price
@@ -179,6 +181,7 @@ class Ladder:
             gain = paired_gain(self.standing, dev, self.level)
             decision = advisor.judge_gain(gain, DELTA)
             looks.append([gain.printed.low, gain.printed.high])
+        assert decision is not None
         true = worlds.truth(self.world, proposal) - worlds.truth(self.world, self.model)
         self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, looks])
         ways = advisor.variants(seen, self.settings)
@@ -262,7 +265,7 @@ def hindsight(world: World) -> float:
         best = max(best, at)
         for rung in (*once, "round"):
             price = worlds.cost(world, rung, judged=False)
-            if price > left or (rung in model.path) and rung != "round" or rounds > 6 or model.prompt:
+            if price > left or (rung in model.path and rung != "round") or rounds > 6 or model.prompt:
                 continue
             for number in (0, 1):
                 after = worlds.attempt(world, model, rung, number)
@@ -306,18 +309,22 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"  where the verifier is {kind}: {ci(sum(row['bad'] > 0 for row in of), len(of))}"
     called = [row for row in rows if row["called"] == "plateau"]
     yield f"plateaus called while the next round would gain over {DELTA:.0%}: {ci(sum(row['left_gain'] > DELTA for row in called), len(called))}"
-    yield f"  called undecided instead: {sum(row['called'] == 'undecided' for row in rows)}, of which {sum(row['called'] == 'undecided' and row['left_gain'] > DELTA for row in rows)} had that left"
+    weak = [row for row in rows if row["called"] == "undecided"]
+    yield f"  called undecided instead: {len(weak)}, of which {sum(row['left_gain'] > DELTA for row in weak)} had that left"
     for says, wanted in (("exact verifiers", lambda row: row["kind"] == "exact"), ("others", lambda row: row["kind"] != "exact")):
         gains = [gain for row in rows if wanted(row) for gain in row["gains"] if gain[1] is not None]
-        yield f"95 % intervals of gains that hold the true gain, {says}, at the first look: {ci(sum(_holds(*gain[4][0], gain[3]) for gain in gains), len(gains))}"
-        yield f"  as printed in the end, where it was looked again while undecided: {ci(sum(_holds(*gain[1:4]) for gain in gains), len(gains))}"
+        first, last = sum(_holds(*gain[4][0], gain[3]) for gain in gains), sum(_holds(*gain[1:4]) for gain in gains)
+        yield f"95 % intervals of gains that hold the true gain, {says}, at the first look: {ci(first, len(gains))}"
+        yield f"  as printed in the end, where it was looked again while undecided: {ci(last, len(gains))}"
     for action in ("all", *advisor.FITTED):
         told = [one for row in rows for one in row["forecasts"] if action in ("all", one[0])]
         wide = np.mean([one[3] - one[2] for one in told]) if told else math.nan
-        yield f"forecasts that hold the true gain, {action}: {ci(sum(_holds(*one[2:5]) for one in told), len(told))}, mean width {wide:.2f}"
+        held = ci(sum(_holds(*one[2:5]) for one in told), len(told))
+        yield f"forecasts that hold the true gain, {action}: {held}, mean width {wide:.2f}"
     groups: dict[str, Callable[[dict[str, Any]], bool]] = {
         "all": lambda row: True, "exact verifier": lambda row: row["kind"] == "exact", "not exact": lambda row: row["kind"] != "exact",
-        "a teacher that is allowed": lambda row: row["teacher"], "under 40 dev families": lambda row: row["families"] < 40, "150 or more": lambda row: row["families"] >= 150,
+        "a teacher that is allowed": lambda row: row["teacher"], "under 40 dev families": lambda row: row["families"] < 40,
+        "150 dev families or more": lambda row: row["families"] >= 150,
     }  # fmt: skip
     for says, wanted in groups.items():
         of = [row for row in rows if wanted(row)]
@@ -327,7 +334,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             best, base = np.array([row["rules"]["hindsight"] for row in of]), np.array([row["rules"]["base"] for row in of])
             ours = np.array([row["truth"] for row in of])
             beside, error = (got - ours).mean(), 1.96 * (got - ours).std() / math.sqrt(len(of))
-            yield f"  {name:13} {got.mean():.3f}  regret {(best - got).mean():.3f}  over the advisor {beside:+.3f} ± {error:.3f}  under the base {np.mean(got < base - 0.01):.1%}"
+            yield (
+                f"  {name:13} {got.mean():.3f}  regret {(best - got).mean():.3f}  over the advisor {beside:+.3f} ± {error:.3f}"
+                f"  under the base {np.mean(got < base - 0.01):.1%}"
+            )
     ends: dict[str, int] = {}
     for row in rows:
         ends[row["end"]] = ends.get(row["end"], 0) + 1

@@ -165,6 +165,8 @@ def test_the_method_that_gains_most_for_its_cost_goes_first() -> None:
     dear = choose(replace(both, costs={"sft": 1e7, "rejection-sampling": 1e3}))
     assert (cheap.recommendation.action, cheap.runner_up and cheap.runner_up.action) == ("sft", "rejection-sampling")
     assert dear.recommendation.action == "rejection-sampling"
+    unpriced = choose(replace(both, teacher=STRONG, costs={"sft": 1e3, "rejection-sampling": 1e3}))
+    assert unpriced.recommendation.action == "distillation", "what it takes is not known, so the gain alone decides"
     poor = choose(replace(both, costs={"sft": 1e3, "rejection-sampling": 1e5}, left=500.0))
     assert {of(poor, action).standing for action in ("sft", "rejection-sampling")} == {"refused"}
     assert "what is left to spend" in of(poor, "sft").reason.says

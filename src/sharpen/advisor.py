@@ -251,9 +251,9 @@ class Rule:
 def choose(seen: Measurements, settings: AdvisorSettings | None = None, delta: float = 0.03) -> Advice:
     """The best next step by what was measured, the next best, and what is said of every other one. ``delta`` is the smallest gain of interest.
 
-    What is advised comes first: what stands where the goal is met; then the method that is expected to gain most for what it costs (in the table's
-    order where that is not known for all); then what would open a way that is shut only for want of a label, a measurement or a permission; then RL or
-    a curriculum; then what stands, since nothing is left to try.
+    What is advised comes first: what stands where the goal is met; then the method that is expected to gain most for what it costs (most, where a cost is
+    not known; in the order of ``SUPERVISED`` where a gain is not); then what would open a way that is shut only for want of a label, a measurement or a
+    permission; then RL or a curriculum; then what stands, since nothing is left to try.
     """
     case = Case(seen, settings or AdvisorSettings(), delta)
     for action in dict.fromkeys(rule.action for rule in RULES):
@@ -315,8 +315,10 @@ def _weighed(action: Action, case: Case) -> Option:
 def _ranked(case: Case) -> list[Option]:
     by = {option.action: option for option in case.said}
     advised = [by[action] for action in SUPERVISED if by[action].standing == "advised"]
-    worth = [option.gain.value / option.cost if option.gain is not None and option.cost else math.nan for option in advised]
-    if not any(map(math.isnan, worth)):
+    gains = [option.gain.value for option in advised if option.gain is not None]
+    costs = [option.cost for option in advised if option.cost]
+    if len(gains) == len(advised):
+        worth = [gain / cost for gain, cost in zip(gains, costs, strict=True)] if len(costs) == len(advised) else gains
         advised = [option for _, option in sorted(zip(worth, advised, strict=True), key=lambda pair: -pair[0])]
     unlocking = [by[action] for action in ("label", "measure") if by[action].standing == "advised"]
     unlocking += [by[action] for action in SUPERVISED if by[action].standing == "open"]

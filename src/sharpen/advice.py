@@ -160,7 +160,7 @@ class _Found:
                 sampled, purity = path.name, _read(path / "purity.json", RoundPurity)
             if method == "base":
                 standing, evaluation = path.name, dev
-            elif decision is not None and decision.outcome not in ("baseline", "proceed"):
+            elif decision is not None and decision.outcome != "baseline" and decision.outcome != "proceed":
                 tried.append(Tried(method=method, outcome=decision.outcome, gain=decision.gain))
                 if decision.outcome == "keep":
                     standing, evaluation = path.name, dev
@@ -202,7 +202,9 @@ def _share(planned: Plan, settings: RunSettings, tokens: float) -> tuple[int, in
     with the bare prompt and, where the ladder has that rung, with examples. At least two dev tasks and a training task."""
 
     def each(end: str, otherwise: float) -> float:
-        return next((spent.tokens / stage.tries for stage, spent, _ in planned.stages if stage.name.endswith(end) and stage.tries), otherwise)
+        return next(
+            (spent.tokens / stage.tries for stage, spent, _ in planned.stages if stage.name.endswith(end) and stage.tries), otherwise
+        )
 
     bare = each("000-base/dev", 1.0)
     shots = each("-few-shot/dev", 0.0)

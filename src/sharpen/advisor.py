@@ -471,29 +471,39 @@ def _tried(method: str) -> Callable[[Case], Reason | None]:
 def _sampled_already(case: Case) -> Reason | None:
     first = next(iter(_rounds(case.seen)), None)
     at = first.gain.printed if first is not None and first.gain is not None else None
-    return first and Reason(says="it was tried", measured=f"the round ended: {first.outcome}", threshold="once", interval=at)
+    return (
+        None if first is None else Reason(says="it was tried", measured=f"the round ended: {first.outcome}", threshold="once", interval=at)
+    )
 
 
 def _few_shot_adds_nothing(case: Case) -> Reason | None:
     at = case.seen.few_shot
-    return at and _when(
-        at.printed.high < case.delta,
-        "examples before the task surely add too little",
-        "gain of few-shot over the bare prompt",
-        f"under {_points(case.delta)}",
-        at.printed,
-        "ladder.delta",
+    return (
+        None
+        if at is None
+        else _when(
+            at.printed.high < case.delta,
+            "examples before the task surely add too little",
+            "gain of few-shot over the bare prompt",
+            f"under {_points(case.delta)}",
+            at.printed,
+            "ladder.delta",
+        )
     )
 
 
 def _few_shot_adds(case: Case) -> Reason | None:
     at = case.seen.few_shot
-    return at and _when(
-        at.printed.low > 0,
-        "prompt it before you train it: examples surely help",
-        "gain of few-shot over the bare prompt",
-        "over 0",
-        at.printed,
+    return (
+        None
+        if at is None
+        else _when(
+            at.printed.low > 0,
+            "prompt it before you train it: examples surely help",
+            "gain of few-shot over the bare prompt",
+            "over 0",
+            at.printed,
+        )
     )
 
 
@@ -675,29 +685,37 @@ def _no_teacher(case: Case) -> Reason | None:
 
 def _same(case: Case) -> Reason | None:
     at = case.seen.teacher
-    return at and _when(
-        at.same,
-        "the teacher is the student: there is nothing to learn from it",
-        f"{at.name} and the student have the same weights",
-        "other weights",
+    return (
+        None
+        if at is None
+        else _when(
+            at.same,
+            "the teacher is the student: there is nothing to learn from it",
+            f"{at.name} and the student have the same weights",
+            "other weights",
+        )
     )
 
 
 def _terms_are(case: Case, terms: str, says: str) -> Reason | None:
     at = case.seen.teacher
-    return at and _when(at.terms == terms, says, f"terms of {at.name}: training is {at.terms}", "allowed", setting="teacher.terms")
+    return (
+        None
+        if at is None
+        else _when(at.terms == terms, says, f"terms of {at.name}: training is {at.terms}", "allowed", setting="teacher.terms")
+    )
 
 
 def _nothing_to_copy(case: Case) -> Reason | None:
     at = case.seen.teacher
-    return at and at.rate and _when(
+    return None if at is None or at.rate is None else _when(
         at.rate.value == 0, "no model shows the behaviour: there is nothing to copy", f"pass@1 of {at.name}", "over 0", at.rate
     )  # fmt: skip
 
 
 def _teacher_no_better(case: Case) -> Reason | None:
     at = case.seen.teacher
-    return at and at.gain and _when(
+    return None if at is None or at.gain is None else _when(
         at.gain.printed.high < case.delta, "the teacher is surely no better than the student by what is of interest", f"{at.name} over what stands, paired",
         f"under {_points(case.delta)}", at.gain.printed, "ladder.delta",
     )  # fmt: skip
@@ -717,7 +735,7 @@ def _teacher_unmeasured(case: Case) -> Reason | None:
 
 def _teacher_probably(case: Case) -> Reason | None:
     at = case.seen.teacher
-    return at and at.gain and _when(
+    return None if at is None or at.gain is None else _when(
         at.gain.printed.value >= case.delta, "a teacher that is probably stronger may be copied; the paired gain of what comes of it decides",
         f"{at.name} over what stands, paired", f"at least {_points(case.delta)}", at.gain.printed, "ladder.delta",
     )  # fmt: skip
@@ -725,7 +743,7 @@ def _teacher_probably(case: Case) -> Reason | None:
 
 def _teacher_better(case: Case) -> Reason | None:
     at = case.seen.teacher
-    return at and at.gain and _when(
+    return None if at is None or at.gain is None else _when(
         at.gain.printed.low > 0, "a stronger teacher exists and may be copied", f"{at.name} over what stands, paired", "over 0", at.gain.printed
     )  # fmt: skip
 

@@ -186,3 +186,19 @@ def test_the_worlds_truth_is_what_a_large_sample_shows(monkeypatch: pytest.Monke
     assert abs(np.mean(off)) < 4 * np.std(off) / len(off) ** 0.5 + 1e-3
     never = next(world for seed in range(400) if (world := worlds.draw(seed)).never == 1.0)
     assert worlds.truth(never, worlds.start(never)) == 0
+
+
+def test_with_an_adaptive_budget_only_fixed_tries_tell_and_the_run_goes_on(scripted: Path, tmp_path: Path) -> None:
+    over = {
+        "ladder.rungs": "[rejection-sampling]",
+        "ladder.control": "false",
+        "tasks.splits": SMALL,
+        "sampling.budget": "{budget: adaptive, first: 2}",
+    }
+    told = advise(load_settings(scripted, over), tmp_path / "runs")
+    assert told.seen.samples_per_task == 4 and told.seen.solved_later == 0
+    climb(load_settings(scripted, over), tmp_path / "runs")
+    again = advise(load_settings(scripted, over), tmp_path / "runs")
+    assert again.bought.tries == 0 and again.seen.tasks_sampled == 16
+    assert again.seen.samples_per_task == 2, "later waves stop at a success, so they are in no rate"
+    assert again.seen.tasks_solved is not None and again.seen.tasks_solved + again.seen.solved_later <= 16

@@ -41,6 +41,7 @@ from sharpen.records import (
     Model,
     Option,
     RoundPurity,
+    SampleKey,
     Task,
     TaskResult,
     TeacherSeen,
@@ -51,7 +52,7 @@ from sharpen.records import (
 from sharpen.report.live import Live
 from sharpen.report.page import count as many
 from sharpen.run import open_bench
-from sharpen.sampling import Pool
+from sharpen.sampling import WAVES, Pool, Waves
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.stats import paired_gain, pass_interval
 from sharpen.store.files import read_json, write_json
@@ -164,6 +165,8 @@ class _Found:
                 tried.append(Tried(method=method, outcome=decision.outcome, gain=decision.gain))
                 if decision.outcome == "keep":
                     standing, evaluation = path.name, dev
+        if sampled and not standing.endswith("-base") and sampled <= standing:
+            said.append(f"pass@n and mixed tasks are of {sampled}'s tries, which what stood before {standing} made")
         return cls(tuple(tried), standing, evaluation, sampled, purity, tuple(said))
 
 
@@ -265,9 +268,11 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
     train = bench.tasks.split("train").tasks
     if not train:
         return seen
-    n = settings.sampling.n
+    n, later = settings.sampling.n, frozenset[str]()
     if found.sampled:
-        pool = _pool(bench.run.folder / "rungs" / found.sampled / "sampling", train, n)
+        place = bench.run.folder / "rungs" / found.sampled / "sampling"
+        waves = _read(place / WAVES, Waves)
+        pool, later = _pool(place, train, waves.budget.first if waves is not None else n)
     else:
         standing = _standing(bench, found)
         if standing is None:
@@ -295,7 +300,7 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
     return replace(
         seen, samples_per_task=n, tasks_sampled=len(results), tasks_solved=len(solved),
         tasks_mixed=sum(one.passes < one.samples - one.errors for one in solved), pass_n=pass_interval(results, n, 0.95, bench.seed),
-        rewarded_in_part=sum(len(scores[task]) > 1 for task in never),
+        solved_later=len(later & never), rewarded_in_part=sum(len(scores[task]) > 1 for task in never),
     )  # fmt: skip
 
 
@@ -307,15 +312,17 @@ def _standing(bench: Bench, found: _Found) -> Prompted | None:
     return Prompted(load_model(str(trained))) if trained.is_dir() else None
 
 
-def _pool(folder: Path, tasks: Sequence[Task], n: int) -> Pool:
-    """A round's tries as they lie there, the first ``n`` of each task: those that were fixed before any was made."""
+def _pool(folder: Path, tasks: Sequence[Task], n: int) -> tuple[Pool, frozenset[str]]:
+    """A round's tries as they lie there, the first ``n`` of each task, which were fixed before any was made; and the tasks that others solved."""
     by_key = {task.key: task for task in tasks}
     trajectories, verdicts = Segments(folder / "trajectories", Trajectory).records, Segments(folder / "verdicts", Verdict).records
-    models = defaultdict(list)
-    for key in sorted((key for key in verdicts if key.task in by_key and key.index < n), key=order):
-        models[key.model, key.sampling].append(key)
-    wanted = max(models.values(), key=len, default=[])
-    return Pool({key.task: by_key[key.task] for key in wanted}, tuple(wanted), trajectories, verdicts)
+    made: dict[tuple[str, str], list[SampleKey]] = defaultdict(list)
+    for key in sorted((key for key in verdicts if key.task in by_key), key=order):
+        made[key.model, key.sampling].append(key)
+    keys = max(made.values(), key=len, default=[])
+    wanted = tuple(key for key in keys if key.index < n)
+    later = frozenset(key.task for key in keys if key.index >= n and verdicts[key])
+    return Pool({key.task: by_key[key.task] for key in wanted}, wanted, trajectories, verdicts), later
 
 
 def _results(pool: Pool, tasks: Sequence[Task]) -> tuple[TaskResult, ...]:

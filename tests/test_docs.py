@@ -52,6 +52,11 @@ def test_the_table_of_verifiers_is_what_they_say_of_themselves() -> None:
     assert kinds == set(PROPERTIES)
 
 
+def test_the_advisors_table_is_what_its_rules_say() -> None:
+    shown = subprocess.run([sys.executable, str(ROOT / "scripts/advisor_docs.py"), "--check"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+
+
 def test_the_verifiers_settings_on_the_page_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/verifiers.md").read_text()

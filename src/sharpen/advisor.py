@@ -1,16 +1,21 @@
-"""Measurements -> Decision. Pure: knows nothing of models or files, only numbers.
+"""Measurements -> Decision, or the whole Advice. Pure: knows nothing of models or files, only numbers.
 
-First form: it refuses a method that would be useless here and says what would lift the refusal; the choice among the
-methods is the ladder's fixed order.
+``choose`` holds what was measured against ``RULES``, a table in order that docs/advisor.md is written from: for each action the first rule that
+fires decides. The ladder asks one thing at a time: ``advise``, ``after_sampling``, ``gate``, ``judge_gain``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
-from sharpen.records import Decision, Gain, Interval, Measurements, Purity, Teaching
-from sharpen.stats import decide
+from msgspec import Meta
+
+from sharpen.errors import SettingsError, nearest
+from sharpen.records import Action, Advice, Decision, Gain, Interval, Measurements, Option, Purity, Reason, Record, Teaching, Tried
+from sharpen.stats import clopper_pearson, decide
 
 Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation"]
 METHODS: tuple[Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation")
@@ -162,7 +167,7 @@ def _percent(share: float) -> str:
 def _without_demonstrations(seen: Measurements) -> str | None:
     if seen.demonstrations == 0:
         return "there are no demonstrations; give the demo split tasks whose solutions are known"
-    if not seen.demonstrations_passing:
+    if seen.demonstrations_passing == 0:
         return f"none of the {seen.demonstrations} demonstrations passes the verifier; fix the demonstrations or the verifier"
     return None
 
@@ -182,3 +187,834 @@ def _ground(method: Method, seen: Measurements) -> str:
         return f"{seen.demonstrations_passing} of {seen.demonstrations} demonstrations pass"
     checks = "its gold and no-op checks hold" if seen.gold_passes and seen.noop_fails else "it has no gold solutions to check it with"
     return f"the verifier {seen.verifier} {'is exact, and ' if seen.verifier_exact else 'is in place, and '}{checks}"
+
+
+# ---------------------------------------------------------------- the choice
+
+
+class Forecast(Record, frozen=True, kw_only=True):
+    """What a method makes of its headroom h: ``share`` times h, and 95 % of the time between ``low`` and ``high`` times (|h| + ``FLOOR``) from there."""
+
+    share: float
+    low: float
+    high: float
+
+
+FLOOR = 0.05
+
+
+class AdvisorSettings(Record, frozen=True, kw_only=True):
+    """What the advisor holds measurements against. Where each threshold comes from stands in its description; docs/advisor.md shows them all."""
+
+    budget: Annotated[
+        float,
+        Meta(gt=0, le=1, description="share of the run's expected tokens that sharpen advise may spend; ours, so that asking stays cheap"),
+    ] = 0.02
+    patience: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="rounds one after the other, each surely gaining less than ladder.delta, before it is called a plateau; ours, and "
+            "benchmarks/advisor.py counts the plateaus that are called too early",
+        ),
+    ] = 2
+    few_mixed: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="fewest tasks with both passes and fails for RL to learn from: a group whose rewards are all equal has no advantage "
+            "(GRPO, 2402.03300); the number is ours",
+        ),
+    ] = 8
+    headroom: Annotated[
+        float,
+        Meta(
+            gt=0,
+            lt=1,
+            description="smallest pass@n over pass@1 that is worth RL, which mostly makes likely what pass@k holds already (2504.13837); "
+            "the number is ours",
+        ),
+    ] = 0.1
+    hints: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="share of tasks never solved from which on hints are tried (STaR's rationalization, 2203.14465); the number is ours",
+        ),
+    ] = 0.3
+    forecasts: Annotated[
+        dict[str, Forecast],
+        Meta(description="others than those fitted on benchmarks/worlds.py (tuning seeds, benchmarks/advisor.py --fit), by method"),
+    ] = {}
+
+    def __post_init__(self) -> None:
+        for name, one in self.forecasts.items():
+            if name not in FITTED:
+                raise SettingsError(f"forecasts holds {name!r}{nearest(name, FITTED)}")
+            if one.low > one.high:
+                raise SettingsError(f"forecasts.{name}: low is {one.low}, over high, {one.high}")
+
+
+FITTED: dict[str, Forecast] = {
+    "sft": Forecast(share=0.21, low=-0.32, high=0.87),
+    "rejection-sampling": Forecast(share=0.08, low=-0.31, high=0.64),
+    "expert-iteration": Forecast(share=0.42, low=-0.4, high=0.33),
+    "retry": Forecast(share=0.03, low=-0.29, high=0.4),
+    "distillation": Forecast(share=0.41, low=-1.2, high=1.4),
+}
+ROUNDS = ("rejection-sampling", "expert-iteration")
+SUPERVISED: tuple[Action, ...] = ("few-shot", "sft", "expert-iteration", "rejection-sampling", "distillation", "retry")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a rule may look at: the measurements, the thresholds, and what was said so far of the actions before it."""
+
+    seen: Measurements
+    settings: AdvisorSettings
+    delta: float
+    said: tuple[Option, ...] = ()
+
+
+Standing = Literal["advised", "open", "done", "refused"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``action`` stands so ``when`` that holds; ``test`` gives the reason where it does. ``essay``: its sentence there, ``changes``: what would change it."""
+
+    action: Action
+    standing: Standing
+    when: str
+    test: Callable[[Case], Reason | None]
+    changes: str = ""
+    essay: str = ""
+
+
+def choose(seen: Measurements, settings: AdvisorSettings | None = None, delta: float = 0.03) -> Advice:
+    """The best next step by what was measured, the next best, and what is said of every other one. ``delta`` is the smallest gain of interest.
+
+    What is advised comes first: what stands where the goal is met; then the method that is expected to gain most for what it costs (most, where a cost is
+    not known; in the order of ``SUPERVISED`` where a gain is not); then what would open a way that is shut only for want of a label, a measurement or a
+    permission; then RL or a curriculum; then what stands, since nothing is left to try.
+    """
+    case = Case(seen, settings or AdvisorSettings(), delta)
+    for action in dict.fromkeys(rule.action for rule in RULES):
+        case = replace(case, said=(*case.said, _weighed(action, case)))
+    ranked = _ranked(case)
+    return Advice(recommendation=ranked[0], runner_up=ranked[1] if len(ranked) > 1 else None, options=case.said, notes=tuple(_notes(case)))
+
+
+def ended(seen: Measurements, settings: AdvisorSettings, delta: float) -> Literal["plateau", "undecided", ""]:
+    """Whether self-training has ended: ``plateau`` where each of the last ``patience`` rounds surely gained less than ``delta``, ``undecided`` where so many
+    were not kept but one of them might have. ``""`` where none was made, or the last was kept, or others are left to try."""
+    last = _since_kept(seen)
+    if len(last) < settings.patience:
+        return ""
+    sure = [one.outcome in ("plateau", "worse") and one.gain is not None and one.gain.deciding.high < delta for one in last]
+    return "plateau" if all(sure[-settings.patience :]) else "undecided"
+
+
+def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[str, Reason], ...]:
+    """The pawl: in what other ways the round that was rolled back may be tried, the most promising first; those tried since the last keep left out."""
+    if seen.samples_per_task is None or not seen.tasks_sampled:
+        return ()
+    solved, mixed = (seen.tasks_solved or 0) + seen.solved_later, seen.tasks_mixed or 0
+    never = clopper_pearson(seen.tasks_sampled - solved, seen.tasks_sampled)
+    tries = f"{seen.samples_per_task} tries of {seen.tasks_sampled} tasks"
+    above = headroom("rejection-sampling", seen)
+    apart = f"pass@n is {_points(above)} over pass@1, {tries}"
+    bar = _points(settings.headroom)
+    found = (
+        ("hints", _when(
+            never.value >= settings.hints, "many tasks are never solved: sample with the reference shown, verify, strip the hint",
+            f"{never.n - solved} never solved in {tries}", f"at least {settings.hints:.0%}", never, "advice.hints")),
+        ("more-samples", _when(
+            mixed > 0 and above >= settings.headroom, "successes are there but rare: more samples on the mixed tasks (sampling.budget: adaptive)",
+            apart, f"at least {bar}", seen.pass_n, "advice.headroom")),
+        ("temperature", _when(
+            mixed > 0 and above < settings.headroom, "tries are alike: another temperature", apart, f"under {bar}", seen.pass_n, "advice.headroom")),
+        ("negatives", _when(
+            mixed >= settings.few_mixed, "tasks hold passes and fails: learn from both (DPO with its NLL term)", f"{mixed} mixed tasks in {tries}",
+            f"at least {settings.few_mixed}", clopper_pearson(mixed, seen.tasks_sampled), "advice.few_mixed")),
+        ("continue", _when(
+            solved > 0, "go on from what stands in the place of the base (training.start: current)", f"{solved} tasks solved in {tries}",
+            "at least 1", clopper_pearson(solved, seen.tasks_sampled))),
+    )  # fmt: skip
+    tried = {one.variant for one in _since_kept(seen)}
+    return tuple((name, reason) for name, reason in found if reason is not None and name not in tried)
+
+
+def _weighed(action: Action, case: Case) -> Option:
+    for rule in RULES:
+        if rule.action == action and (reason := rule.test(case)) is not None:
+            how = tuple(f"{name}: {why.says}" for name, why in variants(case.seen, case.settings)) if action == "retry" else ()
+            gain = forecast(action, case.seen, case.settings) if rule.standing in ("advised", "open") else None
+            cost = case.seen.costs.get("expert-iteration" if action == "retry" else action)
+            return Option(action=action, standing=rule.standing, reason=reason, gain=gain, cost=cost, changes=rule.changes, how=how)
+    raise AssertionError(f"no rule says anything of {action}")
+
+
+def _ranked(case: Case) -> list[Option]:
+    by = {option.action: option for option in case.said}
+    advised = [by[action] for action in SUPERVISED if by[action].standing == "advised"]
+    gains = [option.gain.value for option in advised if option.gain is not None]
+    costs = [option.cost for option in advised if option.cost]
+    if len(gains) == len(advised):
+        worth = [gain / cost for gain, cost in zip(gains, costs, strict=True)] if len(costs) == len(advised) else gains
+        advised = [option for _, option in sorted(zip(worth, advised, strict=True), key=lambda pair: -pair[0])]
+    unlocking = [by[action] for action in ("label", "measure") if by[action].standing == "advised"]
+    unlocking += [by[action] for action in SUPERVISED if by[action].standing == "open"]
+    last = [by[action] for action in ("rl", "curriculum") if by[action].standing == "advised"]
+    asked = [by["rl"]] if by["rl"].standing == "open" else []
+    ship = [by["ship"]]
+    return [*ship, *advised, *last, *unlocking] if by["ship"].standing == "advised" else [*advised, *unlocking, *last, *ship, *asked]
+
+
+def forecast(action: Action, seen: Measurements, settings: AdvisorSettings) -> Interval | None:
+    """What ``action`` would probably add to pass@1, with a 95 % interval for the true gain of that one try. None where nothing tells.
+
+    Its middle is a share of the headroom: how far demonstrations, pass@n or the teacher are over pass@1, or the gain of the last round kept. Shares and
+    widths are fitted on simulated worlds, so the 95 % holds there (benchmarks/advisor.py); on real tasks it is a starting point.
+    """
+    if action == "few-shot":
+        return seen.few_shot.printed if seen.few_shot is not None else None
+    fitted = FITTED | settings.forecasts
+    if action not in fitted or seen.rate is None or math.isnan(h := headroom(action, seen)):
+        return None
+    one, scale = fitted[action], abs(h) + FLOOR
+    value, least, most = one.share * h, -seen.rate.value, 1 - seen.rate.value
+    low, high = (min(max(value + end * scale, least), most) for end in (one.low, one.high))
+    return Interval(value=min(max(value, low), high), low=low, high=high, n=seen.rate.n, method="fitted on simulated worlds")
+
+
+def headroom(action: Action, seen: Measurements) -> float:
+    """NaN where it is not known."""
+    rate = seen.rate.value if seen.rate is not None else math.nan
+    if action == "sft":
+        return seen.demonstration_rate.value - rate if seen.demonstration_rate is not None else math.nan
+    if action == "distillation":
+        return seen.teacher.gain.printed.value if seen.teacher is not None and seen.teacher.gain is not None else math.nan
+    if action == "expert-iteration":
+        return next((one.gain.printed.value for one in reversed(_rounds(seen)) if one.outcome == "keep" and one.gain is not None), math.nan)
+    return seen.pass_n.value - rate if seen.pass_n is not None else math.nan
+
+
+def _rounds(seen: Measurements) -> list[Tried]:
+    """The rounds of self-training since another method changed what stands: from another prior it is worth trying anew."""
+    other = max((at for at, one in enumerate(seen.tried) if one.outcome == "keep" and one.method not in ROUNDS), default=-1)
+    return [one for one in seen.tried[other + 1 :] if one.method in ROUNDS and one.outcome != "refuse"]
+
+
+def _since_kept(seen: Measurements) -> list[Tried]:
+    """The rounds of self-training since anything was kept: all of them were rolled back."""
+    rounds = _rounds(seen)
+    kept = max((at for at, one in enumerate(rounds) if one.outcome == "keep"), default=-1)
+    return rounds[kept + 1 :]
+
+
+def _points(share: float) -> str:
+    return "not known" if math.isnan(share) else f"{100 * share:+.1f} points"
+
+
+def _notes(case: Case) -> Iterator[str]:
+    seen = case.seen
+    if seen.trusted_unaudited and not seen.verifier_exact:
+        yield unaudited(seen.verifier)
+    if seen.tasks_sampled and seen.tasks_solved is not None and (never := seen.tasks_sampled - seen.tasks_solved - seen.solved_later):
+        yield f"{never} of {seen.tasks_sampled} tasks were never solved in {seen.samples_per_task} tries: survivors teach nothing there, whatever is chosen"
+    if (
+        seen.pass_n is not None
+        and seen.rate is not None
+        and seen.pass_n.value - seen.rate.value >= case.settings.headroom
+        and seen.verifier is not None
+    ):
+        yield (
+            f"where what is deployed may try {seen.samples_per_task} times with this verifier, best-of-{seen.samples_per_task} reaches "
+            f"{seen.pass_n.value:.1%} [{seen.pass_n.low:.1%}, {seen.pass_n.high:.1%}] without any training"
+        )
+    if seen.goal is not None and seen.pass_n is not None and seen.pass_n.high < seen.goal.value and seen.teacher is None:
+        yield (
+            f"the goal, {seen.goal.metric} of {seen.goal.value:.0%}, is over all that the model reaches in {seen.samples_per_task} tries: "
+            "its own tries alone will hardly get there"
+        )
+
+
+# ---------------------------------------------------------------- the rules
+
+
+def _when(holds: bool, says: str, measured: str, threshold: str, interval: Interval | None = None, setting: str = "") -> Reason | None:
+    return Reason(says=says, measured=measured, threshold=threshold, interval=interval, setting=setting) if holds else None
+
+
+def _over_budget(action: str) -> Callable[[Case], Reason | None]:
+    def test(case: Case) -> Reason | None:
+        cost, left = case.seen.costs.get(action), case.seen.left
+        if cost is None or left is None:
+            return None
+        return _when(
+            cost > left,
+            "what is left to spend does not pay for it",
+            f"about {cost:,.0f} tokens",
+            f"{left:,.0f} tokens",
+            setting="spending.max_tokens",
+        )
+
+    return test
+
+
+def _always(says: str, measured: str, threshold: str = "none") -> Callable[[Case], Reason | None]:
+    return lambda case: Reason(says=says, measured=measured, threshold=threshold)
+
+
+def _goal_met(case: Case) -> Reason | None:
+    goal, at = case.seen.goal, case.seen.goal_rate
+    if goal is None or at is None or _no_trust(case) is not None:
+        return None
+    return _when(at.low >= goal.value, "the goal is surely met", f"{goal.metric} of what stands", f"at least {goal.value:.0%}", at, "goal")
+
+
+def _nothing_left(case: Case) -> Reason | None:
+    at = case.seen.rate
+    if at is None or _no_trust(case) is not None:
+        return None
+    says, over = "less is left than the smallest gain of interest", 1 - case.delta
+    return _when(at.low > over, says, "pass@1 of what stands", f"over {over:.0%}", at, "ladder.delta")
+
+
+def _no_demonstrations(case: Case) -> Reason | None:
+    seen = case.seen
+    lacking = _without_demonstrations(seen)
+    return _when(
+        lacking is not None, lacking or "", f"{seen.demonstrations_passing or 0} of {seen.demonstrations} demonstrations pass", "at least 1"
+    )
+
+
+def _demonstrations_worse(case: Case) -> Reason | None:
+    ours, theirs = case.seen.rate, case.seen.demonstration_rate
+    if ours is None or theirs is None or _no_trust(case) is not None:
+        return None
+    measured = f"demonstrations pass {_ci(theirs)}, the model {_ci(ours)}"
+    return _when(
+        theirs.high <= ours.low, "imitation's ceiling is under what the model does already", measured, "over pass@1 of the model", theirs
+    )
+
+
+def _tried(method: str) -> Callable[[Case], Reason | None]:
+    def test(case: Case) -> Reason | None:
+        last = next((one for one in reversed(case.seen.tried) if one.method == method and one.outcome != "refuse"), None)
+        if last is None:
+            return None
+        at = last.gain.printed if last.gain is not None else None
+        return Reason(says="it was tried", measured=f"the rung ended: {last.outcome}", threshold="once", interval=at)
+
+    return test
+
+
+def _sampled_already(case: Case) -> Reason | None:
+    first = next(iter(_rounds(case.seen)), None)
+    at = first.gain.printed if first is not None and first.gain is not None else None
+    return (
+        None if first is None else Reason(says="it was tried", measured=f"the round ended: {first.outcome}", threshold="once", interval=at)
+    )
+
+
+def _few_shot_adds_nothing(case: Case) -> Reason | None:
+    at = case.seen.few_shot
+    return (
+        None
+        if at is None
+        else _when(
+            at.printed.high < case.delta,
+            "examples before the task surely add too little",
+            "gain of few-shot over the bare prompt",
+            f"under {_points(case.delta)}",
+            at.printed,
+            "ladder.delta",
+        )
+    )
+
+
+def _few_shot_adds(case: Case) -> Reason | None:
+    at = case.seen.few_shot
+    return (
+        None
+        if at is None
+        else _when(
+            at.printed.low > 0,
+            "prompt it before you train it: examples surely help",
+            "gain of few-shot over the bare prompt",
+            "over 0",
+            at.printed,
+        )
+    )
+
+
+def _demonstrations_pass(case: Case) -> Reason | None:
+    seen = case.seen
+    measured = (
+        f"{seen.demonstrations_passing} of {seen.demonstrations} demonstrations pass"
+        if seen.demonstrations_passing is not None
+        else f"{seen.demonstrations} demonstrations, not judged"
+    )
+    return _when(
+        bool(seen.demonstrations),
+        "good trajectories are there: the fastest path, and their quality is its ceiling",
+        measured,
+        "at least 1",
+        seen.demonstration_rate,
+    )
+
+
+def _no_trust(case: Case) -> Reason | None:
+    lacking = _without_signal(case.seen)
+    return _when(lacking is not None, lacking or "", "the verifier's checks", "it is there, passes gold and fails no-ops")
+
+
+def _impure(case: Case) -> Reason | None:
+    purity = case.seen.purity
+    if purity is None or case.seen.verifier_exact or purity.outcome != "below":
+        return None
+    return Reason(
+        says="too much of what the verifier keeps is not good",
+        measured="purity, by labels",
+        threshold=f"at least {purity.bar:.0%}",
+        interval=purity.share,
+        setting="ladder.purity",
+    )
+
+
+def _unaudited(case: Case) -> Reason | None:
+    seen = case.seen
+    if (
+        seen.verifier is None
+        or seen.verifier_exact
+        or seen.trusted_unaudited
+        or (seen.purity is not None and seen.purity.outcome == "clears")
+    ):
+        return None
+    guess = (
+        ""
+        if seen.purity_forecast is None or math.isnan(seen.purity_forecast)
+        else f"; {seen.purity_forecast:.0%} is forecast from the audit's error rates"
+    )
+    bar = f"at least {seen.purity.bar:.0%}" if seen.purity is not None else "ladder.purity"
+    measured = purity_line(seen.purity) if seen.purity is not None else "no row is labelled"
+    return Reason(
+        says="the verifier is neither exact nor audited",
+        measured=measured + guess,
+        threshold=bar,
+        interval=seen.purity.share if seen.purity is not None else None,
+        setting="ladder.purity",
+    )
+
+
+def _label(case: Case) -> Reason | None:
+    return _unaudited(case) if _no_trust(case) is None and _impure(case) is None and _no_success(case) is None else None
+
+
+def _no_success(case: Case) -> Reason | None:
+    seen = case.seen
+    if seen.tasks_solved is None or not seen.tasks_sampled:
+        return None
+    tries = f"{seen.tasks_solved + seen.solved_later} of {seen.tasks_sampled} tasks solved in {seen.samples_per_task} tries"
+    return _when(
+        seen.tasks_solved + seen.solved_later == 0,
+        "no try succeeds: there is nothing to keep",
+        tries,
+        "at least 1",
+        clopper_pearson(0, seen.tasks_sampled),
+    )
+
+
+def _none_mixed(case: Case) -> Reason | None:
+    seen, few = case.seen, case.settings.few_mixed
+    if seen.tasks_mixed is None or not seen.tasks_sampled or seen.tasks_sampled < few:
+        return None
+    return _when(
+        seen.tasks_mixed == 0,
+        "no task is solved sometimes: whatever is kept, the model does already",
+        f"{seen.tasks_mixed} mixed of {seen.tasks_sampled} tasks",
+        f"at least 1 of {few} or more tasks",
+        clopper_pearson(0, seen.tasks_sampled),
+        "advice.few_mixed",
+    )
+
+
+def _not_sampled(case: Case) -> Reason | None:
+    return _when(
+        case.seen.tasks_solved is None, "how often it succeeds is not measured", "no tries of training tasks", "n tries of some tasks"
+    )
+
+
+def _sometimes_succeeds(case: Case) -> Reason | None:
+    seen = case.seen
+    if not seen.tasks_sampled or seen.tasks_solved is None:
+        return None
+    solved = seen.tasks_solved + seen.solved_later
+    measured = f"{solved} of {seen.tasks_sampled} tasks solved in {seen.samples_per_task} tries, {seen.tasks_mixed} of them not always"
+    return _when(
+        solved > 0, "a verifier, and a model that sometimes succeeds", measured, "at least 1", clopper_pearson(solved, seen.tasks_sampled)
+    )
+
+
+def _not_worked_yet(case: Case) -> Reason | None:
+    kept = [one for one in _rounds(case.seen) if one.outcome == "keep"]
+    return _when(
+        not kept,
+        "rejection sampling has not worked yet, so there is nothing to compound",
+        f"0 of {len(_rounds(case.seen))} rounds kept",
+        "at least 1",
+    )
+
+
+def _last_paid(case: Case) -> Reason | None:
+    last = next(iter(_rounds(case.seen)[-1:]), None)
+    if last is None or last.outcome != "keep" or _since_kept(case.seen):
+        return None
+    at = last.gain.printed if last.gain is not None else None
+    return Reason(
+        says="the last round still improved",
+        measured="gain of the last round",
+        threshold="surely over 0",
+        interval=at,
+        setting="ladder.alpha",
+    )
+
+
+def _rolled_back(case: Case) -> Reason | None:
+    last = _since_kept(case.seen)
+    return _when(
+        bool(last),
+        "the last round was rolled back",
+        f"the last round ended: {last[-1].outcome if last else ''}",
+        "kept",
+        last[-1].gain.printed if last and last[-1].gain else None,
+    )
+
+
+def _plateau(case: Case) -> Reason | None:
+    if ended(case.seen, case.settings, case.delta) != "plateau":
+        return None
+    last = _since_kept(case.seen)[-1].gain
+    assert last is not None
+    return Reason(
+        says=f"a plateau: {case.settings.patience} rounds surely gained too little", measured=f"gain of the last round, at {last.deciding.level:.1%}",
+        threshold=f"under {_points(case.delta)}", interval=last.deciding, setting="ladder.delta, advice.patience",
+    )  # fmt: skip
+
+
+def _stalled(case: Case) -> Reason | None:
+    if ended(case.seen, case.settings, case.delta) != "undecided":
+        return None
+    gains = [one.gain.printed for one in _since_kept(case.seen) if one.gain is not None]
+    return Reason(
+        says=f"{case.settings.patience} rounds were rolled back",
+        measured="gain of the last round",
+        threshold=f"{case.settings.patience} rounds",
+        interval=gains[-1] if gains else None,
+        setting="advice.patience",
+    )
+
+
+def _another_way(case: Case) -> Reason | None:
+    ways = variants(case.seen, case.settings)
+    return ways[0][1] if ways and _rolled_back(case) is not None else None
+
+
+def _no_teacher(case: Case) -> Reason | None:
+    return _when(case.seen.teacher is None, "there is no teacher", "no teacher in the settings", "a teacher")
+
+
+def _same(case: Case) -> Reason | None:
+    at = case.seen.teacher
+    return (
+        None
+        if at is None
+        else _when(
+            at.same,
+            "the teacher is the student: there is nothing to learn from it",
+            f"{at.name} and the student have the same weights",
+            "other weights",
+        )
+    )
+
+
+def _terms_are(case: Case, terms: str, says: str) -> Reason | None:
+    at = case.seen.teacher
+    return (
+        None
+        if at is None
+        else _when(at.terms == terms, says, f"terms of {at.name}: training is {at.terms}", "allowed", setting="teacher.terms")
+    )
+
+
+def _nothing_to_copy(case: Case) -> Reason | None:
+    at = case.seen.teacher
+    return None if at is None or at.rate is None else _when(
+        at.rate.value == 0, "no model shows the behaviour: there is nothing to copy", f"pass@1 of {at.name}", "over 0", at.rate
+    )  # fmt: skip
+
+
+def _teacher_no_better(case: Case) -> Reason | None:
+    at = case.seen.teacher
+    return None if at is None or at.gain is None else _when(
+        at.gain.printed.high < case.delta, "the teacher is surely no better than the student by what is of interest", f"{at.name} over what stands, paired",
+        f"under {_points(case.delta)}", at.gain.printed, "ladder.delta",
+    )  # fmt: skip
+
+
+def _teacher_unmeasured(case: Case) -> Reason | None:
+    at = case.seen.teacher
+    assert at is not None
+    known = at.gain.printed if at.gain is not None else None
+    return Reason(
+        says="whether the teacher is better is not shown",
+        measured=f"{at.name} over what stands, paired",
+        threshold="over 0",
+        interval=known,
+    )
+
+
+def _teacher_probably(case: Case) -> Reason | None:
+    at = case.seen.teacher
+    return None if at is None or at.gain is None else _when(
+        at.gain.printed.value >= case.delta, "a teacher that is probably stronger may be copied; the paired gain of what comes of it decides",
+        f"{at.name} over what stands, paired", f"at least {_points(case.delta)}", at.gain.printed, "ladder.delta",
+    )  # fmt: skip
+
+
+def _teacher_better(case: Case) -> Reason | None:
+    at = case.seen.teacher
+    return None if at is None or at.gain is None else _when(
+        at.gain.printed.low > 0, "a stronger teacher exists and may be copied", f"{at.name} over what stands, paired", "over 0", at.gain.printed
+    )  # fmt: skip
+
+
+def _too_weak(case: Case) -> Reason | None:
+    last = _since_kept(case.seen)
+    if ended(case.seen, case.settings, case.delta) != "undecided":
+        return None
+    visible = next((one.gain.smallest_visible for one in reversed(last) if one.gain is not None and one.outcome == "undecided"), math.nan)
+    at = next((one.gain.deciding for one in reversed(last) if one.gain is not None), None)
+    measured = f"the smallest gain this dev split shows is {_points(visible)}" if visible == visible else "the last round's gain"
+    return _when(
+        visible != visible or visible > case.delta,
+        "rounds were rolled back as not proved: more dev families or evaluation.max_n would tell",
+        measured,
+        f"at most {_points(case.delta)}",
+        at,
+        "ladder.delta",
+    )
+
+
+def _nothing_given(case: Case) -> Reason | None:
+    seen = case.seen
+    nothing = seen.verifier is None and not seen.demonstrations and seen.teacher is None
+    return _when(
+        nothing,
+        "nothing to filter with, to imitate or to copy: give the tasks a verifier first",
+        "no verifier, demonstrations or teacher",
+        "one of them",
+    )
+
+
+def _mend(case: Case) -> Reason | None:
+    return _no_trust(case) if case.seen.verifier is not None else None
+
+
+def _rate_unknown(case: Case) -> Reason | None:
+    return _when(
+        case.seen.rate is None and case.seen.verifier is not None,
+        "what the model does now is not measured",
+        "no tries of dev tasks",
+        "pass@1 with its interval",
+    )
+
+
+def _others_first(case: Case) -> Reason | None:
+    left = [
+        option.action
+        for option in case.said
+        if option.action in (*SUPERVISED, "label", "measure") and option.standing in ("advised", "open")
+    ]
+    return _when(bool(left), "supervision has not plateaued", f"left to try or to settle: {', '.join(left)}", "none")
+
+
+def _no_goal(case: Case) -> Reason | None:
+    return _when(
+        case.seen.goal is None,
+        "no goal says whether the gap that is left is worth RL",
+        "no goal in the settings",
+        "goal: {metric: pass@1, value: ...}",
+        case.seen.rate,
+        "goal",
+    )
+
+
+def _goal_near(case: Case) -> Reason | None:
+    goal, at = case.seen.goal, case.seen.goal_rate
+    assert goal is not None
+    missed = at is not None and at.high < goal.value
+    says = "the goal may be met already: no gap is shown" if at is not None else "whether the goal is met is not measured"
+    return _when(not missed, says, f"{goal.metric} of what stands", f"surely under {goal.value:.0%}", at, "goal")
+
+
+def _rare(case: Case) -> Reason | None:
+    seen, above = case.seen, headroom("rejection-sampling", case.seen)
+    mixed = seen.tasks_mixed or 0
+    return _when(
+        mixed >= case.settings.few_mixed and above >= case.settings.headroom,
+        "producible but rare, and supervision got no further: what RL is for",
+        f"{mixed} mixed tasks; pass@{seen.samples_per_task} is {_points(above)} over pass@1",
+        f"{case.settings.few_mixed} tasks, {_points(case.settings.headroom)}",
+        seen.pass_n,
+        "advice.few_mixed, advice.headroom",
+    )
+
+
+def _in_part(case: Case) -> Reason | None:
+    parts = case.seen.rewarded_in_part or 0
+    return _when(
+        parts >= case.settings.few_mixed,
+        "never solved, but rewarded in part: there is something to climb",
+        f"scores differ between tries of {parts} tasks never solved",
+        f"at least {case.settings.few_mixed}",
+        setting="advice.few_mixed",
+    )
+
+
+def _never(case: Case) -> Reason | None:
+    seen = case.seen
+    if not seen.tasks_sampled or seen.tasks_solved is None:
+        return None
+    never = seen.tasks_sampled - seen.tasks_solved - seen.solved_later
+    return _when(
+        never > 0,
+        "never produced, and nothing in the reward to climb: a new teacher, hints or a curriculum",
+        f"{never} of {seen.tasks_sampled} tasks never solved in "
+        f"{seen.samples_per_task} tries, {seen.rewarded_in_part or 0} rewarded in part",
+        "0",
+        clopper_pearson(never, seen.tasks_sampled),
+    )
+
+
+_TRUST = (
+    ("refused", "no verifier, or it fails gold solutions, or it passes no-ops", _no_trust, "a verifier that passes gold and fails no-ops",
+     "Rejection sampling and expert iteration are useless without a verifier or a trustworthy reward model"),
+    ("refused", "labels show that purity is under ladder.purity", _impure, "a better verifier", ""),
+)  # fmt: skip
+
+
+def _trusted(action: Action) -> tuple[Rule, ...]:
+    return tuple(Rule(action, "refused", when, test, changes, essay) for _, when, test, changes, essay in _TRUST)
+
+
+_AUDIT = ("open", "the verifier is neither exact nor audited", _unaudited, "29 labels of what it keeps, all good (sharpen label)")
+
+RULES: tuple[Rule, ...] = (
+    Rule("ship", "advised", "the lower bound of the goal's metric is at the goal", _goal_met, "a higher goal"),
+    Rule("ship", "advised", "the lower bound of pass@1 is over 1 - ladder.delta", _nothing_left, "harder tasks"),
+    Rule("ship", "open", "otherwise", _always("what stands is the best so far", "every kept rung"), "a method that is left to try"),
+    Rule("few-shot", "refused", "no demonstration, or none passes", _no_demonstrations, "demonstrations that pass"),
+    Rule("few-shot", "done", "tried", _tried("few-shot")),
+    Rule("few-shot", "done", "its gain is surely under ladder.delta", _few_shot_adds_nothing, "better examples"),
+    Rule("few-shot", "refused", "it would cost more than is left to spend", _over_budget("few-shot"), "a larger cap"),
+    Rule("few-shot", "advised", "its gain is surely over 0", _few_shot_adds, "a paired gain on more dev tasks"),
+    Rule("few-shot", "open", "otherwise", _always("whether examples help is not shown", "gain of few-shot over the bare prompt", "over 0"),
+         "few-shot tries of more dev tasks"),
+    Rule("sft", "refused", "no demonstration, or none passes", _no_demonstrations, "demonstrations that pass"),
+    Rule("sft", "done", "tried", _tried("sft"), "more or better demonstrations"),
+    Rule("sft", "refused", "the demonstrations' pass rate is surely at or under the model's", _demonstrations_worse,
+         "better demonstrations", "Its ceiling is exactly the quality of the demonstrations"),
+    Rule("sft", "refused", "it would cost more than is left to spend", _over_budget("sft"), "a larger cap"),
+    Rule("sft", "advised", "passing demonstrations exist", _demonstrations_pass, "demonstrations that pass less often than the model",
+         "SFT — you already have good trajectories"),
+    *_trusted("rejection-sampling"),
+    Rule("rejection-sampling", "done", "tried from what stands", _sampled_already, "a kept round: then expert iteration"),
+    Rule("rejection-sampling", "open", "the model was not sampled", _not_sampled, "n tries of some training tasks"),
+    Rule("rejection-sampling", "refused", "no task is solved in n tries", _no_success,
+         "demonstrations, a teacher, hints, easier tasks, or a larger sampling.n", "a model that sometimes succeeds"),
+    Rule("rejection-sampling", "done", "no task is mixed", _none_mixed, "harder tasks"),
+    Rule("rejection-sampling", *_AUDIT),  # type: ignore[arg-type]
+    Rule("rejection-sampling", "refused", "it would cost more than is left to spend", _over_budget("rejection-sampling"), "a larger cap"),
+    Rule("rejection-sampling", "advised", "some task is solved", _sometimes_succeeds, "labels that show what it keeps to be impure",
+         "Rejection sampling — you have a verifier and a model that sometimes succeeds"),
+    *_trusted("expert-iteration"),
+    Rule("expert-iteration", "refused", "no round was kept", _not_worked_yet, "a round of rejection sampling that is kept",
+         "rejection sampling worked once and is still improving round-over-round"),
+    Rule("expert-iteration", "done", "advice.patience rounds one after the other surely gained under ladder.delta", _plateau,
+         "another temperature, hints, new tasks", "Compound it until it plateaus"),
+    Rule("expert-iteration", "done", "advice.patience rounds were rolled back", _stalled, "more dev families"),
+    Rule("expert-iteration", "refused", "the last round was rolled back", _rolled_back, "a retry that is kept"),
+    Rule("expert-iteration", "refused", "no task is solved in n tries", _no_success, "a larger sampling.n"),
+    Rule("expert-iteration", "done", "no task is mixed", _none_mixed, "harder tasks"),
+    Rule("expert-iteration", *_AUDIT),  # type: ignore[arg-type]
+    Rule("expert-iteration", "refused", "it would cost more than is left to spend", _over_budget("expert-iteration"), "a larger cap"),
+    Rule("expert-iteration", "advised", "the last round was kept", _last_paid, "a round that is not kept",
+         "Expert iteration — rejection sampling worked once and is still improving round-over-round"),
+    Rule("expert-iteration", "refused", "otherwise", _always("the last round did not come from self-training", "the rungs so far"),
+         "a round that is kept"),
+    *_trusted("retry"),
+    Rule("retry", "done", "advice.patience rounds one after the other surely gained under ladder.delta", _plateau,
+         "another temperature, hints, new tasks"),
+    Rule("retry", "done", "advice.patience rounds were rolled back", _stalled, "more dev families"),
+    Rule("retry", "refused", "it would cost more than is left to spend", _over_budget("expert-iteration"), "a larger cap"),
+    Rule("retry", "advised", "the last round was rolled back, and another way is left", _another_way, "a round that is kept"),
+    Rule("retry", "refused", "otherwise",
+         _always("no round was rolled back, or no other way is left", "the rungs so far", "a round rolled back"),
+         "a round that is rolled back"),
+    Rule("distillation", "refused", "no teacher", _no_teacher, "a teacher"),
+    Rule("distillation", "refused", "the teacher is the student", _same, "another teacher"),
+    Rule("distillation", "refused", "its terms forbid it",
+         lambda case: _terms_are(case, "forbidden", "the teacher's terms forbid training on its words"), "a permission, or another teacher",
+         "settle that before you build a pipeline on it"),
+    Rule("distillation", "done", "tried", _tried("distillation"), "a better teacher"),
+    Rule("distillation", "refused", "the teacher never succeeds", _nothing_to_copy, "a teacher that sometimes succeeds",
+         "Distillation is the wrong tool if no model already exhibits the behavior"),
+    Rule("distillation", "refused", "its gain over what stands is surely under ladder.delta", _teacher_no_better, "a better teacher",
+         "the student inherits a capability ceiling at the teacher's level"),
+    Rule("distillation", "open", "its terms are not settled",
+         lambda case: _terms_are(case, "unknown", "whether the teacher's words may train is not settled"), "settled terms",
+         "settle that before you build a pipeline on it"),
+    Rule("distillation", "refused", "it would cost more than is left to spend", _over_budget("distillation"), "a larger cap"),
+    Rule("distillation", "advised", "it is surely better than what stands", _teacher_better, "a paired gain that is not over 0",
+         "Distillation — a strong teacher exists and you need it cheaper or smaller"),
+    Rule("distillation", "advised", "it is better by ladder.delta or more, as far as is known", _teacher_probably,
+         "the teacher's tries of more dev tasks"),
+    Rule("distillation", "open", "otherwise", _teacher_unmeasured, "the teacher's tries of more dev tasks"),
+    Rule("label", "advised", "the verifier passes its checks, but is neither exact nor audited", _label,
+         "labels that clear ladder.purity, or show it to be missed"),
+    Rule("label", "done", "otherwise",
+         _always("labels would open nothing here", "the verifier's checks", "a verifier that only labels hold back")),
+    Rule("measure", "advised", "no verifier, demonstrations or teacher", _nothing_given, "a verifier, demonstrations or a teacher"),
+    Rule("measure", "advised", "the verifier fails gold solutions, or passes no-ops", _mend,
+         "a verifier that passes gold and fails no-ops"),
+    Rule("measure", "advised", "pass@1 is not measured", _rate_unknown, "tries of dev tasks"),
+    Rule("measure", "advised", "rounds were rolled back that may have gained ladder.delta", _too_weak,
+         "more dev families, or evaluation.max_n"),
+    Rule("measure", "done", "otherwise", _always("what is known decides", "all of the above")),
+    Rule("rl", "refused", "a supervised method is left to try, or to settle", _others_first, "their plateau",
+         "only after the above plateau"),
+    Rule("rl", "refused", "no verifier, or it fails gold solutions, or it passes no-ops", _no_trust, "a verifier that can be trusted"),
+    Rule("rl", "refused", "labels show that purity is under ladder.purity", _impure, "a better verifier"),
+    Rule("rl", "open", "no goal", _no_goal, "a goal", "the residual gap justifies the instability and infra"),
+    Rule("rl", "refused", "the goal is not surely missed", _goal_near, "a higher goal, or more dev families",
+         "the residual gap justifies the instability and infra"),
+    Rule("rl", "advised", "advice.few_mixed tasks are mixed and pass@n is advice.headroom over pass@1", _rare,
+         "a supervised method that gains again",
+         "if you need behavior better than anything currently producible, that is the one case that genuinely requires RL"),
+    Rule("rl", "advised", "advice.few_mixed tasks never solved are rewarded in part", _in_part, "rewards that are all alike"),
+    Rule("rl", "refused", "otherwise",
+         _always("too little to learn from", "mixed tasks, pass@n over pass@1, rewards in part", "advice.few_mixed, advice.headroom"),
+         "more mixed tasks"),
+    Rule("curriculum", "refused", "a supervised method is left to try, or to settle", _others_first, "their plateau"),
+    Rule("curriculum", "advised", "tasks are never solved", _never, "a try that passes, or a reward in part",
+         "none of these can exceed the best trajectory they were trained on"),
+    Rule("curriculum", "refused", "otherwise", _always("no task is out of reach", "tasks never solved", "at least 1"), "harder tasks"),
+)  # fmt: skip
+
+
+def _ci(at: Interval) -> str:
+    return f"{at.value:.1%} [{at.low:.1%}, {at.high:.1%}]"

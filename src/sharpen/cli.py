@@ -122,6 +122,15 @@ def make_parser() -> argparse.ArgumentParser:
     distil.add_argument("--measure", type=int, metavar="N", help="with --plan: as for sharpen run")
     distil.add_argument("--trust-unaudited-verifier", action="store_true", help="as for sharpen run")
 
+    advised = verb(
+        "advise", _advise, "say which method to try next, if any, and why",
+        "Measure a little (advice.budget, 2 % of what the run is planned to take), read what is there, and print one recommendation, the runner-up,\n"
+        "what each would probably gain and cost, and what measurement would change it. What is made is kept, and the run finds it made.",
+        "sharpen advise run.yaml --goal.value 0.8", settings=True,
+    )  # fmt: skip
+    advised.add_argument("settings", type=Path, metavar="SETTINGS", help="a YAML file, as for sharpen run")
+    advised.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders lie (default: runs)")
+
     sample = on_files(
         "sample", _sample, "make tries of a model at tasks", "Make sampling.n tries of every task of a split. Those in WORK already are not made again.\n"
         "With --sampling.budget adaptive as many in all, but more where they bring something; WORK/waves.json says what was decided.",
@@ -345,6 +354,14 @@ def _show_plan(settings: RunSettings, runs: Path, measure: int | None) -> None:
     from sharpen.plan import plan, show
 
     Console(width=None if sys.stdout.isatty() else 140).print(show(plan(settings, runs, measure)), soft_wrap=False)
+
+
+def _advise(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sharpen.advice import advise, show
+
+    Console(width=None if sys.stdout.isatty() else 140).print(show(advise(_settings(arguments), arguments.runs)), soft_wrap=True)
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -543,12 +543,44 @@ class Decision(Record, frozen=True, kw_only=True):
     banners: tuple[str, ...] = ()
 
 
+class Tried(Record, frozen=True, kw_only=True):
+    """A rung that was tried and judged, and how: ``""`` as the settings say, else the variant that a rollback made it try."""
+
+    method: str
+    outcome: Literal["keep", "plateau", "undecided", "worse", "refuse"]
+    gain: Gain | None = None
+    variant: str = ""
+
+
+class TeacherSeen(Record, frozen=True, kw_only=True):
+    """What is known of a teacher: whether its words may train, its pass rate and its paired gain over what stands. ``same``: it is the student itself."""
+
+    name: str
+    terms: Literal["allowed", "forbidden", "unknown"] = "unknown"
+    rate: Interval | None = None
+    gain: Gain | None = None
+    same: bool = False
+
+
+class Goal(Record, frozen=True, kw_only=True):
+    """What the user wants: ``metric`` (``pass@K``) of what ships at ``value``, in (0, 1], or over."""
+
+    metric: str = "pass@1"
+    value: float
+
+
 class Measurements(Record, frozen=True, kw_only=True):
     """All that the advisor may know. ``None`` means not measured.
 
     ``samples_per_task``, ``tasks_solved`` and ``tasks_mixed`` are of tries fixed beforehand; ``solved_later`` counts the tasks that only an adaptive
     budget's later waves solved. ``cheat`` is a cheat that the verifier passes, in a line, "" where none does. ``purity`` is that of what this round would
-    keep, by labels; ``trusted_unaudited`` says that the user goes on without.
+    keep, by labels; ``trusted_unaudited`` says that the user goes on without; ``purity_forecast`` is what an audit's error rates make of it.
+    ``teaching`` is what the teacher has that the student lacks.
+
+    ``rate`` is pass@1 of what stands, ``few_shot`` what examples before the task add to it, ``demonstration_rate`` the pass rate of the demonstrations.
+    ``pass_n`` is pass@``samples_per_task`` on the tasks sampled, ``rewarded_in_part`` how many of those never solved have scores that differ between tries.
+    ``goal_rate`` is the goal's metric of what stands. ``tried`` are the rungs so far, in order. ``costs`` is what a method is expected to take, and
+    ``left`` what may be spent, in one unit (sampled and trained tokens).
     """
 
     demonstrations: int = 0
@@ -566,6 +598,18 @@ class Measurements(Record, frozen=True, kw_only=True):
     purity: Purity | None = None
     trusted_unaudited: bool = False
     teaching: Teaching | None = None
+    purity_forecast: float | None = None
+    rate: Interval | None = None
+    few_shot: Gain | None = None
+    demonstration_rate: Interval | None = None
+    pass_n: Interval | None = None
+    rewarded_in_part: int | None = None
+    tried: tuple[Tried, ...] = ()
+    teacher: TeacherSeen | None = None
+    goal: Goal | None = None
+    goal_rate: Interval | None = None
+    costs: dict[str, float] = {}
+    left: float | None = None
 
 
 class Teaching(Record, frozen=True, kw_only=True):
@@ -748,3 +792,52 @@ class Faults(Record, frozen=True, kw_only=True):
     same: tuple[SameFault, ...]
     new: tuple[NewFault, ...]
     many: int
+
+
+Action = Literal[
+    "ship",  # what stands
+    "few-shot",
+    "sft",
+    "rejection-sampling",
+    "expert-iteration",
+    "retry",  # the last round, in another way
+    "distillation",
+    "label",  # or another verifier: nothing may train on this one's word yet
+    "measure",  # more, since what is known decides nothing
+    "rl",
+    "curriculum",  # or a new teacher, or hints
+]
+
+
+class Reason(Record, frozen=True, kw_only=True):
+    """Why: what was ``measured``, with its interval where it has one, and the ``threshold`` it was held against, a setting's where ``setting`` names one."""
+
+    says: str
+    measured: str
+    threshold: str
+    interval: Interval | None = None
+    setting: str = ""
+
+
+class Option(Record, frozen=True, kw_only=True):
+    """One thing that could be done next. ``standing``: ``advised``, ``open`` until something is measured or settled, ``done``, or ``refused``.
+
+    ``gain`` is what it would probably add to pass@1 (None: not known), ``cost`` what it would take, ``changes`` what would change what is said of it.
+    """
+
+    action: Action
+    standing: Literal["advised", "open", "done", "refused"]
+    reason: Reason
+    gain: Interval | None = None
+    cost: float | None = None
+    changes: str = ""
+    how: tuple[str, ...] = ()
+
+
+class Advice(Record, frozen=True, kw_only=True):
+    """What to do next, and what else: ``options`` holds every action that was weighed, these two among them."""
+
+    recommendation: Option
+    runner_up: Option | None
+    options: tuple[Option, ...]
+    notes: tuple[str, ...] = ()

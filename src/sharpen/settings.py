@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import yaml
 
+from sharpen.advisor import AdvisorSettings
 from sharpen.agents.choose import Several, playing
 from sharpen.agents.harness import Harness
 from sharpen.agents.teacher import Teacher, in_words
@@ -19,7 +20,7 @@ from sharpen.ladder import LadderSettings
 from sharpen.methods.base import Distillation, FewShot
 from sharpen.policies.choose import Auto, Engine
 from sharpen.policies.meter import Spending
-from sharpen.records import Record
+from sharpen.records import Goal, Record
 from sharpen.sampling import SamplingSettings
 from sharpen.selection import SelectionSettings
 from sharpen.tasks.load import TaskSource
@@ -36,7 +37,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     (``best-of-n``, ``ensemble``); what trains is the model. ``demonstrations`` are recorded trajectories that
     demonstrate the demo split, in the place of the tasks' own expert. ``labels`` is the file, or folder of files, of what people say of trajectories; ""
     means ``labels/NAME.jsonl``. ``terms`` settle who outside the model's lineage may teach it: recorded trajectories, other models. ``teacher`` is whom
-    the rung ``distillation`` copies, as the settings ``distillation`` say.
+    the rung ``distillation`` copies, as the settings ``distillation`` say. ``goal`` is what is wanted of what ships, and ``advice`` the thresholds of
+    ``sharpen advise``: both only advise.
     """
 
     name: str
@@ -59,6 +61,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     labels: str = ""
     terms: tuple[TermsSettings, ...] = ()
     spending: Spending = Spending()
+    goal: Goal | None = None
+    advice: AdvisorSettings = AdvisorSettings()
 
     def __post_init__(self) -> None:
         if self.teacher is None and "distillation" in self.ladder.rungs:
@@ -69,6 +73,11 @@ class RunSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(
                 "a teacher is set, but ladder.rungs lacks distillation, so nothing would ask it; add the rung, or take it out"
             )
+        if self.goal is not None:
+            if not 0 < self.goal.value <= 1:
+                raise SettingsError(f"goal.value is {self.goal.value}, but must be over 0 and at most 1")
+            if self.goal.metric not in (known := [f"pass@{k}" for k in self.evaluation.k]):
+                raise SettingsError(f"goal.metric is {self.goal.metric!r}, which evaluation.k does not measure; it has {', '.join(known)}")
         sampled, evaluated = playing(self.agent, "sampling"), playing(self.agent, "evaluation")
         taught = self.teacher.agent if self.teacher is not None else None
         teaching = self.distillation.n if self.teacher is not None and self.teacher.recorded is None else 1
@@ -136,10 +145,11 @@ def load_terms(path: Path) -> tuple[TermsSettings, ...]:
 
 
 def to_yaml(settings: RunSettings) -> str:
-    """The resolved settings, every default written out, without ``spending`` and ``terms``: caps may change, and permissions be renewed, while a run
-    lasts, so they are no part of what it is. What trained keeps its terms (``Lineage``)."""
+    """The resolved settings, every default written out, without ``spending``, ``terms``, ``goal`` and ``advice``: caps and wishes may change, and permissions
+    be renewed, while a run lasts, so they are no part of what it is. What trained keeps its terms (``Lineage``)."""
     data = msgspec.to_builtins(settings)
-    del data["spending"], data["terms"]
+    for key in ("spending", "terms", "goal", "advice"):
+        del data[key]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

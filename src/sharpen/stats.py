@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -555,15 +556,23 @@ def _standard_error(sums: Floats, sizes: Floats) -> float:
 def _expanded_percentile(sums: Floats, sizes: Floats, level: float, seed: int, resamples: int) -> tuple[float, float]:
     """Percentiles of the resampled ratio, at the tail that makes them as wide as Student's t."""
     n = len(sums)
+    tail = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
+    low, high = np.quantile(_resampled(sums.tobytes(), sizes.tobytes(), seed, resamples), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=4)  # a gain has two levels, and both want the same draws
+def _resampled(sums_: bytes, sizes_: bytes, seed: int, resamples: int) -> Floats:
+    sums, sizes = np.frombuffer(sums_), np.frombuffer(sizes_)
+    n = len(sums)
     rng = np.random.default_rng(seed)
     rows = max(1, 2_000_000 // n)  # keeps a block of draws near 16 MB
+    alike = n * sizes[0] if (sizes == sizes[0]).all() else None
     means = []
     for start in range(0, resamples, rows):
         drawn = rng.integers(n, size=(min(rows, resamples - start), n))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    tail = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
+        means.append(sums[drawn].sum(axis=1) / (sizes[drawn].sum(axis=1) if alike is None else alike))
+    return np.concatenate(means)
 
 
 def _by_task(results: Sequence[TaskResult]) -> dict[str, TaskResult]:

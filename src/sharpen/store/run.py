@@ -27,6 +27,7 @@ CONCLUSIONS = (
     "purity.json",
     "teacher.json",
     "distillation.json",
+    "advice.json",
 )  # of a ladder, from stages: cheap to come to again
 
 

@@ -1,0 +1,387 @@
+"""What the advisor's ladders come to where the truth is known, beside simple rules: ``python benchmarks/advisor.py --worlds 2000 --out rows.jsonl``.
+
+Every ladder asks ``advisor.choose`` for its next step, judges with ``stats.paired_gain`` and ``advisor.judge_gain``, and passes ``advisor.gate``; only
+models, tasks and labellers are made up (``worlds.py``). Rows are appended, one a world, and worlds that are there are not run again, so it can be cut
+into pieces. ``--fit`` runs tuning seeds instead and prints ``advisor.FITTED``. ``--summary`` only reads.
+
+Measured: ladders that keep any rung whose true gain is not positive; plateaus called while a next round would truly gain over delta (the median of nine);
+intervals of gains, and forecasts, that hold the true gain; the true pass rate of what ships, under the same budget, beside
+
+- *three rounds*: SFT where there are demonstrations, then three rounds, the last ships; nothing is evaluated, so nothing is paid for it
+- *first drop*: the same, until dev's point estimate falls; what was before it ships
+- *distil*: the teacher where there is one and it is allowed, else SFT; ships
+- *never stop*: the same as three rounds, until the budget is spent
+- *hindsight*: the best of all orders of steps that truly gain, nothing evaluated: what no policy can know
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import worlds
+from msgspec.structs import replace
+from worlds import Rung, Standing, World
+
+from sharpen import advisor
+from sharpen.advisor import AdvisorSettings
+from sharpen.labels import BAR
+from sharpen.records import Decision, Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Tried
+from sharpen.stats import clopper_pearson, paired_gain, pass_interval, purity_bound, shared_level, stratified_bound
+
+DELTA, ALPHA = 0.03, 0.05
+TRIES = 9  # few-shot, SFT, distillation and six rounds share the alpha
+LOOKS = (1, 2, 4)  # times the tries of a look, bought where a gain stays undecided, as evaluation.max_n does
+LABELS = (29, 100)  # of what a round keeps: all that is asked for, then more while it is open
+AS_RUNG: dict[str, Rung] = {"few-shot": "few-shot", "sft": "sft", "distillation": "distillation"}
+
+
+class Ladder:
+    """One world's ladder, climbed as the advisor says."""
+
+    def __init__(self, world: World, settings: AdvisorSettings) -> None:
+        self.world, self.settings = world, settings
+        self.rng = np.random.default_rng([world.seed, 3])
+        self.left, self.model = world.budget, worlds.start(world)
+        self.level = shared_level(TRIES * len(LOOKS), ALPHA)
+        self.row: dict[str, Any] = {"seed": world.seed, "kept": 0, "bad": 0, "kind": self.kind(), "gains": [], "forecasts": [], "steps": []}
+        self.attempts = 0
+        self.teacher_results: list[TaskResult] | None = None
+
+    def kind(self) -> str:
+        world = self.world
+        return "exact" if world.exact else "yes to everything" if world.fpr == 1 else "hackable" if world.hack else "noisy"
+
+    # ------------------------------------------------------------ measuring
+
+    def evaluate(self, model: Standing, n: int | None = None, tasks: int | None = None) -> list[TaskResult]:
+        """Judged by the verifier, as everything is."""
+        n = n or self.world.evaluation
+        p = worlds.seen(self.world, model, "dev")[:tasks]
+        passes = self.rng.binomial(n, p)
+        family = self.world.dev.family
+        return [TaskResult(task=str(at), family=str(family[at]), samples=n, passes=int(k)) for at, k in enumerate(passes)]
+
+    def sampled(self, tasks: int | None = None) -> dict[str, Any]:
+        p, n = worlds.seen(self.world, self.model, "train")[:tasks], self.world.tries
+        passes = self.rng.binomial(n, p)
+        solved = int((passes > 0).sum())
+        part = int((passes == 0).sum()) if self.world.partial else 0
+        return {
+            "samples_per_task": n, "tasks_sampled": len(p), "tasks_solved": solved, "tasks_mixed": int(((passes > 0) & (passes < n)).sum()),
+            "pass_n": clopper_pearson(solved, len(p)), "rewarded_in_part": part,
+        }  # fmt: skip
+
+    def purity(self) -> Purity:
+        """Labels at random of what this round would keep; a person is asked for 29, and for more while that is open."""
+        pure = worlds.purity(self.world, self.model)
+        rows = max(int(worlds.seen(self.world, self.model, "train").sum() * min(2, self.world.tries)), 1)
+        for n in LABELS:
+            n = min(n, rows)
+            good = int(self.rng.binomial(n, pure if pure == pure else 0.0))
+            share = purity_bound(good, n)
+            outcome = "clears" if share.low >= BAR else "below" if stratified_bound([(good, n, rows)], 0.95, "upper").high < BAR else "open"
+            if outcome != "open":
+                break
+        return Purity(rows=rows, good=good, bad=n - good, unsure=0, share=share, bar=BAR, outcome=outcome, missing=0)
+
+    def versus(self) -> Gain | None:
+        """The teacher over what stands, on the dev tasks that it was tried on."""
+        if self.teacher_results is None:
+            return None
+        return paired_gain(self.standing[: len(self.teacher_results)], self.teacher_results)
+
+    def ask_teacher(self, tasks: int, n: int) -> None:
+        self.teacher_results = self.evaluate(worlds.teacher(self.world), n, tasks)
+        self.left -= len(self.teacher_results) * n * self.world.lesson
+
+    def look(self) -> Measurements:
+        """What ``sharpen advise`` would know for a fiftieth of the budget, over the base's evaluation."""
+        world, few = self.world, self.settings.budget * self.world.budget
+        self.standing = self.evaluate(self.model)
+        self.left -= len(self.standing) * world.evaluation
+        tasks = int(np.clip(few / 2 / world.tries, 2, len(world.train.base)))
+        self.left -= tasks * world.tries
+        teacher = None
+        if world.taught is not None:
+            self.ask_teacher(int(np.clip(few / 2 / world.lesson, 2, len(world.dev.base))), 1)
+            teacher = TeacherSeen(name="teacher", terms=world.terms, gain=self.versus())
+        passing = int(self.rng.binomial(world.demos, min(1.0, float(worlds.seen(world, worlds.demonstrator(world), "train").mean()))))
+        yes = self.kind() == "yes to everything"
+        return Measurements(
+            demonstrations=world.demos, demonstrations_passing=passing, demonstration_rate=clopper_pearson(passing, world.demos),
+            verifier="verifier", verifier_exact=world.exact, gold_passes=True, noop_fails=not yes,
+            rate=pass_interval(self.standing), teacher=teacher, goal=Goal(value=world.goal), goal_rate=None, left=self.left, **self.sampled(tasks),
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ climbing
+
+    def climb(self) -> dict[str, Any]:
+        seen, asked = self.look(), False
+        while True:
+            costs = {name: worlds.cost(self.world, AS_RUNG.get(name, "round")) for name in ("few-shot", "sft", *advisor.ROUNDS)}
+            if self.world.taught is not None:
+                costs["distillation"] = worlds.cost(self.world, "distillation")
+            seen = replace(seen, costs=costs, left=self.left, goal_rate=seen.rate)
+            advice = advisor.choose(seen, self.settings, DELTA)
+            self._check(advice.options, seen)
+            option = advice.recommendation
+            self.row["steps"].append(f"{option.action}:{option.standing}")
+            if option.action == "label":
+                seen = replace(seen, purity=self.purity())
+                if advisor.gate("rejection-sampling", seen, "").outcome == "refuse":
+                    seen = replace(seen, purity=replace(seen.purity, outcome="below"))  # as far as anyone is asked to label
+            elif option.standing == "open" and option.action == "distillation" and self.world.terms == "allowed" and not asked:
+                asked = True
+                if len(self.world.dev.base) * self.world.lesson <= self.left / 4:
+                    self.ask_teacher(len(self.world.dev.base), 1)
+                    seen = replace(seen, teacher=replace(seen.teacher, gain=self.versus()))
+            elif option.action in advisor.SUPERVISED and (option.standing == "advised" or option.action == "few-shot"):
+                seen = self._try(seen, option.action)
+            else:
+                break  # a few-shot prompt that is open is tried: judging it is what would close it
+        self.row["end"] = f"{advice.recommendation.action}:{advice.recommendation.standing}"
+        self.row["called"] = advisor.ended(seen, self.settings, DELTA)
+        after = [worlds.truth(self.world, worlds.attempt(self.world, self.model, "round", 100 + at)) for at in range(9)]
+        self.row["left_gain"] = float(np.median(after)) - worlds.truth(self.world, self.model)
+        self.row["truth"], self.row["spent"] = worlds.truth(self.world, self.model), 1 - self.left / self.world.budget
+        self.row["path"] = "/".join(self.model.path)
+        return self.row
+
+    def _try(self, seen: Measurements, action: str) -> Measurements:
+        rung = AS_RUNG.get(action, "round")
+        if (price := worlds.cost(self.world, rung)) > self.left:
+            return replace(seen, tried=(*seen.tried, Tried(method=action, outcome="undecided")))
+        self.left -= price
+        proposal = worlds.attempt(self.world, self.model, rung, self.attempts)
+        self.attempts += 1
+        dev, looks = self.evaluate(proposal), list[list[float]]()
+        decision: Decision | None = None
+        for before, look in zip((0, *LOOKS), LOOKS, strict=False):
+            if before:
+                price = len(dev) * self.world.evaluation * (look - before)
+                short = [task for task in self.standing if task.samples < dev[0].samples * look // before]
+                assert decision is not None
+                if decision.outcome != "undecided" or self.left < price + len(short) * self.world.evaluation * (look - before):
+                    break
+                self.left -= price
+                dev = _more(dev, self.evaluate(proposal, self.world.evaluation * (look - before)))
+                if short:
+                    self.standing = _more(self.standing, self.evaluate(self.model, dev[0].samples - short[0].samples))
+                    self.left -= len(dev) * self.world.evaluation * (look - before)
+            gain = paired_gain(self.standing, dev, self.level)
+            decision = advisor.judge_gain(gain, DELTA)
+            looks.append([gain.printed.low, gain.printed.high])
+        assert decision is not None
+        true = worlds.truth(self.world, proposal) - worlds.truth(self.world, self.model)
+        self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, looks])
+        ways = advisor.variants(seen, self.settings)
+        how = ways[0][0] if action == "retry" and ways else ""
+        method = {"retry": "expert-iteration", "round": "expert-iteration"}.get(action, action)
+        seen = replace(seen, tried=(*seen.tried, Tried(method=method, outcome=decision.outcome, gain=gain, variant=how)))
+        if rung == "round":
+            seen = replace(seen, **self.sampled())
+        if decision.outcome == "keep":
+            self.row["kept"] += 1
+            self.row["bad"] += not true > 0
+            self.model, self.standing, self.attempts = proposal, dev, 0
+            teacher = replace(seen.teacher, gain=self.versus()) if seen.teacher is not None else None
+            purity = None if not self.world.exact else seen.purity  # other rows would be kept from here
+            seen = replace(seen, rate=pass_interval(dev), teacher=teacher, purity=purity)
+        return seen
+
+    def _check(self, options: Sequence[Option], seen: Measurements) -> None:
+        """What was forecast, and what that one try would truly gain."""
+        before = worlds.truth(self.world, self.model)
+        for option in options:
+            if option.gain is None or option.action == "few-shot":
+                continue
+            after = worlds.attempt(self.world, self.model, AS_RUNG.get(option.action, "round"), self.attempts)
+            at = option.gain
+            gain = worlds.truth(self.world, after) - before
+            self.row["forecasts"].append([option.action, at.value, at.low, at.high, gain, advisor.headroom(option.action, seen)])
+
+
+def _more(first: list[TaskResult], others: list[TaskResult]) -> list[TaskResult]:
+    """A later look adds tries to the earlier ones."""
+    return [replace(one, samples=one.samples + two.samples, passes=one.passes + two.passes) for one, two in zip(first, others, strict=True)]
+
+
+def simple(world: World) -> dict[str, float]:
+    """The true pass rate that each simple rule ends with."""
+
+    def steps(first: Sequence[Rung], most: float, *, judged: bool) -> float:
+        rng = np.random.default_rng([world.seed, 4])
+        model, left = worlds.start(world), world.budget
+
+        def dev(one: Standing) -> float:
+            return float(rng.binomial(world.evaluation, worlds.seen(world, one, "dev")).mean())
+
+        best, at = model, dev(model) if judged else 0.0
+        left -= len(world.dev.base) * world.evaluation if judged else 0.0
+        plan = [*first]
+        made = 0
+        while True:
+            rung: Rung = plan.pop(0) if plan else "round"
+            made += rung == "round"
+            left -= worlds.cost(world, rung, judged=judged)
+            if left < 0 or made > most:
+                return worlds.truth(world, best)
+            model = worlds.attempt(world, best, rung)
+            now = dev(model) if judged else 0.0
+            if judged and now < at:
+                return worlds.truth(world, best)
+            best, at = model, now
+
+    demos: list[Rung] = ["sft"] if world.demos else []
+    distil: list[Rung] = ["distillation"] if world.taught is not None and world.terms == "allowed" else demos
+    return {
+        "base": worlds.truth(world, worlds.start(world)),
+        "three rounds": steps(demos, 3, judged=False),
+        "first drop": steps(demos, math.inf, judged=True),
+        "distil": steps(distil, 0, judged=False),
+        "never stop": steps(demos, 40, judged=False),
+    }
+
+
+def hindsight(world: World) -> float:
+    """The best true pass rate that steps which truly gain can reach, in any order, within the budget, nothing evaluated."""
+    once: list[Rung] = ["few-shot"] + (["sft"] if world.demos else [])
+    once += ["distillation"] if world.taught is not None and world.terms == "allowed" else []
+    best = 0.0
+
+    def go(model: Standing, left: float, rounds: int) -> None:
+        nonlocal best
+        at = worlds.truth(world, model)
+        best = max(best, at)
+        for rung in (*once, "round"):
+            price = worlds.cost(world, rung, judged=False)
+            if price > left or (rung in model.path and rung != "round") or rounds > 6 or model.prompt:
+                continue
+            for number in (0, 1):
+                after = worlds.attempt(world, model, rung, number)
+                if worlds.truth(world, after) > at + 1e-3:
+                    go(after, left - price * (number + 1), rounds + (rung == "round"))
+                    break
+
+    go(worlds.start(world), world.budget, 0)
+    return best
+
+
+def run(seed: int) -> dict[str, Any]:
+    world = worlds.draw(seed)
+    started = time.process_time()
+    row = Ladder(world, AdvisorSettings()).climb()
+    row["cpu_s"] = time.process_time() - started
+    return row | {
+        "families": len(set(world.dev.family.tolist())),
+        "rules": simple(world) | {"hindsight": hindsight(world)},
+        "teacher": world.taught is not None and world.terms == "allowed",
+    }
+
+
+# ---------------------------------------------------------------- what came of it
+
+
+def ci(hits: int, n: int) -> str:
+    at = clopper_pearson(hits, n)
+    return f"{at.value:.1%} [{at.low:.1%}, {at.high:.1%}] ({hits} of {n})"
+
+
+def _holds(low: float, high: float, true: float) -> bool:
+    return low - 1e-9 <= true <= high + 1e-9
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield f"{len(rows)} worlds, {sum(row['kept'] for row in rows)} rungs kept, {sum(row['cpu_s'] for row in rows) / len(rows):.2f} CPU seconds a ladder"
+    yield f"ladders that keep a rung whose true gain is not positive: {ci(sum(row['bad'] > 0 for row in rows), len(rows))}"
+    for kind in ("exact", "noisy", "hackable", "yes to everything"):
+        of = [row for row in rows if row["kind"] == kind]
+        yield f"  where the verifier is {kind}: {ci(sum(row['bad'] > 0 for row in of), len(of))}"
+    called = [row for row in rows if row["called"] == "plateau"]
+    yield f"plateaus called while the next round would gain over {DELTA:.0%}: {ci(sum(row['left_gain'] > DELTA for row in called), len(called))}"
+    weak = [row for row in rows if row["called"] == "undecided"]
+    yield f"  called undecided instead: {len(weak)}, of which {sum(row['left_gain'] > DELTA for row in weak)} had that left"
+    for says, wanted in (("exact verifiers", lambda row: row["kind"] == "exact"), ("others", lambda row: row["kind"] != "exact")):
+        gains = [gain for row in rows if wanted(row) for gain in row["gains"] if gain[1] is not None]
+        first, last = sum(_holds(*gain[4][0], gain[3]) for gain in gains), sum(_holds(*gain[1:4]) for gain in gains)
+        yield f"95 % intervals of gains that hold the true gain, {says}, at the first look: {ci(first, len(gains))}"
+        yield f"  as printed in the end, where it was looked again while undecided: {ci(last, len(gains))}"
+    for action in ("all", *advisor.FITTED):
+        told = [one for row in rows for one in row["forecasts"] if action in ("all", one[0])]
+        wide = np.mean([one[3] - one[2] for one in told]) if told else math.nan
+        held = ci(sum(_holds(*one[2:5]) for one in told), len(told))
+        yield f"forecasts that hold the true gain, {action}: {held}, mean width {wide:.2f}"
+    groups: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "all": lambda row: True, "exact verifier": lambda row: row["kind"] == "exact", "not exact": lambda row: row["kind"] != "exact",
+        "a teacher that is allowed": lambda row: row["teacher"], "under 40 dev families": lambda row: row["families"] < 40,
+        "150 dev families or more": lambda row: row["families"] >= 150,
+    }  # fmt: skip
+    for says, wanted in groups.items():
+        of = [row for row in rows if wanted(row)]
+        yield f"true pass rate of what ships, {says} ({len(of)} worlds), regret to hindsight, and share of worlds under the base by over 1 point:"
+        for name in ("advisor", "three rounds", "first drop", "distil", "never stop", "base", "hindsight"):
+            got = np.array([row["truth"] if name == "advisor" else row["rules"][name] for row in of])
+            best, base = np.array([row["rules"]["hindsight"] for row in of]), np.array([row["rules"]["base"] for row in of])
+            ours = np.array([row["truth"] for row in of])
+            beside, error = (got - ours).mean(), 1.96 * (got - ours).std() / math.sqrt(len(of))
+            yield (
+                f"  {name:13} {got.mean():.3f}  regret {(best - got).mean():.3f}  over the advisor {beside:+.3f} ± {error:.3f}"
+                f"  under the base {np.mean(got < base - 0.01):.1%}"
+            )
+    ends: dict[str, int] = {}
+    for row in rows:
+        ends[row["end"]] = ends.get(row["end"], 0) + 1
+    yield "ends: " + ", ".join(f"{name} {many}" for name, many in sorted(ends.items(), key=lambda one: -one[1]))
+
+
+def fit(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """``advisor.FITTED`` that hold on these worlds: the slope through 0 with the least squared error, and the quantiles of what is left."""
+    shares = {name: one.share for name, one in advisor.FITTED.items()}
+    for action in advisor.FITTED:
+        told = [one for row in rows for one in row["forecasts"] if one[0] == action and abs(one[5]) >= 0]
+        if len(told) < 40:
+            yield f"{action}: only {len(told)}, too few; it has {shares[action]}"
+            continue
+        h, true = np.array([one[5] for one in told]), np.array([one[4] for one in told])
+        share = float(np.clip(h @ true / (h @ h), 0, 1))
+        low, high = np.quantile((true - share * h) / (np.abs(h) + advisor.FLOOR), [0.025, 0.975])
+        yield f'"{action}": Forecast(share={share:.3g}, low={low:.3g}, high={high:.3g}),  # of {len(told)}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", type=int, default=2000)
+    parser.add_argument("--from", type=int, default=None, dest="start", help="first seed (default: the first fresh one, with --fit 0)")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("advisor.jsonl"))
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--summary", action="store_true")
+    arguments = parser.parse_args()
+    start = arguments.start if arguments.start is not None else 0 if arguments.fit else worlds.FRESH
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    if not arguments.summary:
+        there = {row["seed"] for row in rows}
+        seeds = [seed for seed in range(start, start + arguments.worlds) if seed not in there]
+        with arguments.out.open("ab") as file, ProcessPoolExecutor(arguments.processes) as pool:
+            made = map(run, seeds) if arguments.processes == 1 else pool.map(run, seeds, chunksize=8)
+            for row in made:
+                file.write(msgspec.json.encode(row) + b"\n")
+                file.flush()
+                rows.append(msgspec.json.decode(msgspec.json.encode(row)))
+    for line in fit(rows) if arguments.fit else summary(rows):
+        print(line)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -200,6 +200,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="trl, openai, sharegpt, atif or hub; model (merged weights) or adapter (the LoRA, for PEFT)",
     )
 
+    handed = verb(
+        "handoff", _handoff, "hand a run over to RL", "Write RUN/rl: the model to start from, chosen by pass@k, the tasks split into solved, mixed and never solved, the verifier with what is\n"
+        "known of it, a GRPO script for TRL that runs as it is, a taskset for verifiers, and whether RL is justified, with numbers. sharpen run does it too.",
+        "sharpen handoff runs/quickstart && python runs/quickstart/rl/train_grpo.py --steps 20", settings=False,
+    )  # fmt: skip
+    handed.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
+
     report = verb(
         "report",
         _report,
@@ -412,6 +419,18 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     done = verbs.export(arguments.work, arguments.path, arguments.format)
     print(f"{done.written} trajectories: {done.path}" + (f"; {done.format} has no place for {', '.join(done.loses)}" if done.loses else ""))
+
+
+def _handoff(arguments: argparse.Namespace) -> None:
+    from sharpen.handoff.folder import FOLDER, hand_over
+
+    handoff = hand_over(arguments.run)
+    print(handoff.justification.paragraph)
+    for limit in handoff.limits:
+        print(f"note:  {limit}")
+    print(f"model: {handoff.start.why}")
+    print(f"tasks: {', '.join(f'{count} {kind}' for kind, count in handoff.tasks.items())}")
+    print(f"rl:    {arguments.run / FOLDER}")
 
 
 def _report(arguments: argparse.Namespace) -> None:

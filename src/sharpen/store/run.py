@@ -21,7 +21,7 @@ R = TypeVar("R")
 SETTINGS = "run.yaml"
 LEDGER = "ledger.jsonl"
 MANIFEST = "stage.json"
-CONCLUSIONS = ("decision.json", "evaluation*.json", "purity.json")  # of a ladder, from stages: cheap to come to again
+CONCLUSIONS = ("decision.json", "evaluation*.json", "purity.json", "rl")  # of a ladder, from stages: cheap to come to again
 
 
 class Manifest(Record, frozen=True, kw_only=True):

@@ -223,9 +223,10 @@ def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
 
 
 def choose(rungs: Sequence[RungView], seed: int) -> tuple[RungView, tuple[Candidate, ...], int]:
-    """The rung with the highest pass@k, k the largest that all were evaluated at; the one that ships where it is among the highest.
+    """The rung with the highest pass@k where that is surely over that of the rung that ships (95 %, paired), else the one that ships.
 
-    Not by pass@1 or training loss: RL raises what the model can do at all (marin#8876). Rungs that were surely worse, or forgot, are left out.
+    k is the largest that all were evaluated at. Not by pass@1 or training loss, which do not tell where RL ends (marin#8876). Rungs that were surely
+    worse, or forgot, are left out.
     """
     fit = [rung for rung in rungs if rung.decision is None or rung.decision.outcome != "worse"]
     evaluations = {rung.name: rung.dev for rung in fit if rung.dev is not None}
@@ -240,8 +241,9 @@ def choose(rungs: Sequence[RungView], seed: int) -> tuple[RungView, tuple[Candid
                 rung=rung.name, model=dev.model, pass_k=pass_interval(dev.tasks, k, 0.95, seed), pass_1=dev.pass_at[1], over_shipped=over
             )
         )
-    best = max(candidates, key=lambda one: (-math.inf if math.isnan(one.pass_k.value) else one.pass_k.value, one.rung == shipped.name))
-    return next(rung for rung in fit if rung.name == best.rung), tuple(candidates), k
+    best = max(candidates, key=lambda one: -math.inf if math.isnan(one.pass_k.value) else one.pass_k.value)
+    chosen = best.rung if best.over_shipped.low > 0 else shipped.name
+    return next(rung for rung in fit if rung.name == chosen), tuple(candidates), k
 
 
 def _difference(other: Sequence[TaskResult], base: Sequence[TaskResult], k: int, seed: int) -> Interval:
@@ -257,12 +259,16 @@ def _difference(other: Sequence[TaskResult], base: Sequence[TaskResult], k: int,
 
 
 def _why(rung: str, candidates: Sequence[Candidate], k: int) -> str:
-    best = next(one for one in candidates if one.rung == rung)
-    said = f"{rung} has the highest pass@{k} on dev of {len(candidates)} rungs: {_percent(best.pass_k)}"
+    chosen = next(one for one in candidates if one.rung == rung)
+    best = max(candidates, key=lambda one: -math.inf if math.isnan(one.pass_k.value) else one.pass_k.value)
+    said, among = f"{rung}: pass@{k} on dev {_percent(chosen.pass_k)}", f"of {len(candidates)} rungs"
     over = best.over_shipped
-    if over.value > 0:
-        said += f"; {100 * over.value:+.1f} [{100 * over.low:+.1f}, {100 * over.high:+.1f}] points over the rung that ships, the highest of several estimates"
-    return said
+    difference = f"{100 * over.value:+.1f} [{100 * over.low:+.1f}, {100 * over.high:+.1f}] points"
+    if chosen.rung == best.rung and not over.low > 0:
+        return f"{said}, the highest {among}, and what the run ships"
+    if chosen.rung == best.rung:
+        return f"{said}, the highest {among}, surely over what the run ships ({difference})"
+    return f"{said}; it is what the run ships, and no rung {among} is surely over it (the highest, {best.rung}: {difference})"
 
 
 def _proposals(folder: Path, settings: RunSettings, rungs: Sequence[RungView], limits: list[str]) -> dict[str, Prompted]:

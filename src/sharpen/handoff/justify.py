@@ -82,7 +82,7 @@ def _no_food(seen: Headroom) -> str:
     if not seen.never:
         return f"all {seen.solved} tasks are always solved, so no try is better than another; take harder tasks"
     return (
-        f"no task has both passes and fails, so no try is better than another and the gradient is zero; the {seen.never} that were never solved "
+        f"no task has both passes and fails, so no try is better than another and the gradient is zero; those never solved ({seen.never}) "
         "take a teacher, hints or a curriculum"
     )
 
@@ -127,10 +127,10 @@ def _headroom(seen: Headroom) -> str:
     said += "."
     measured = seen.solved + seen.mixed + seen.never
     if measured:
-        whose = "" if not seen.by else f" of {seen.by}, since the chosen model has made none there"
+        whose = "" if not seen.by else f" of {seen.by} (the chosen model has made none there)"
         said += (
-            f" By {seen.tries} tries{whose} on each of {measured} train tasks {seen.solved} are always solved, {seen.mixed} are mixed, which is what RL "
-            f"learns from, and {seen.never} were never solved."
+            f" Of {measured} train tasks, by {seen.tries} tries{whose} each: always solved {seen.solved}; mixed, which is what RL learns from, {seen.mixed}; "
+            f"never solved {seen.never}."
         )
     return said
 
@@ -154,7 +154,7 @@ def _limits(seen: Headroom) -> str:
     if seen.never:
         flat = seen.never - seen.graded
         said.append(
-            f"the {flat} never solved tasks on which every try scores the same (each passes at most {seen.bound:.0%} of the time, 95 %, one-sided): "
+            f"tasks never solved on which every try scores the same ({flat}, each passing at most {seen.bound:.0%} of the time, 95 %, one-sided): "
             "they take a teacher, hints or a curriculum"
             if flat
             else ""

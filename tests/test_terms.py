@@ -294,9 +294,9 @@ def test_imported_words_train_once_somebody_settled_it_and_their_terms_go_all_th
     with Session_(tmp_path / "session") as session:
         good = [session.sample(teacher, task)]
         with pytest.raises(Unsettled, match=f"the words of '{teacher.name}'"):
-            session.sft(student, good)
+            session.sft(student, good, trust_unaudited_verifier=True)
         leave = replace(GIVEN, teacher=teacher.name, settled_on=datetime.date(2026, 1, 1))
-        taught = session.sft(student, good, terms=[leave])
+        taught = session.sft(student, good, terms=[leave], trust_unaudited_verifier=True)
     assert [one.teacher for one in taught.lineage.terms] == ["owl", teacher.name]
     card = model_card(taught, "other-2")
     assert f"**owl**: CC-BY-4.0. Training on it is allowed; settled by Ann on 2026-01-02; evidence: {URL}" in card

@@ -238,6 +238,13 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     terms.add_argument("licence", nargs="?", metavar="LICENCE", help="an id or name, such as Apache-2.0")
 
+    handed = verb(
+        "handoff", _handoff, "hand a run over to RL", "Write RUN/rl: the model to start from, chosen by pass@k, the tasks split into solved, mixed and never solved, the verifier with what is\n"
+        "known of it, a GRPO script for TRL that runs as it is, a taskset for verifiers, and whether RL is justified, with numbers. sharpen run does it too.",
+        "sharpen handoff runs/quickstart && python runs/quickstart/rl/train_grpo.py --steps 20", settings=False,
+    )  # fmt: skip
+    handed.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
+
     report = verb(
         "report",
         _report,
@@ -504,6 +511,18 @@ def _terms(arguments: argparse.Namespace) -> None:
     for condition in found.conditions:
         print(f"- {condition}")
     print(f"{found.source}; {how} on {found.checked}; no legal advice")
+
+
+def _handoff(arguments: argparse.Namespace) -> None:
+    from sharpen.handoff.folder import FOLDER, hand_over
+
+    handoff = hand_over(arguments.run)
+    print(handoff.justification.paragraph)
+    for limit in handoff.limits:
+        print(f"note:  {limit}")
+    print(f"model: {handoff.start.why}")
+    print(f"tasks: {', '.join(f'{count} {kind}' for kind, count in handoff.tasks.items())}")
+    print(f"rl:    {arguments.run / FOLDER}")
 
 
 def _report(arguments: argparse.Namespace) -> None:

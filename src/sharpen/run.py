@@ -18,6 +18,7 @@ from rich.console import Console
 
 from sharpen import loop
 from sharpen.errors import RunError, SettingsError, Stopped
+from sharpen.handoff.folder import try_to_hand_over
 from sharpen.ladder import Ladder, Rung
 from sharpen.methods.base import Bench
 from sharpen.models import load_model
@@ -57,14 +58,15 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
             model = load_model(settings.model, settings.template)
             with open_bench(settings, run, tasks, model, live, asked) as bench:
                 run.note(_circumstances(settings))
-                shipped = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust).climb()
+                ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust)
+                shipped = ladder.climb()
     except Stopped:
         _print(folder)
         raise
     finally:
         run.note({"event": "stopped", "seconds": round(time.monotonic() - started, 1)})
         run.close()
-    _print(folder, shipped)
+    _print(folder, shipped, "" if ladder.waiting else try_to_hand_over(folder, tasks))
     return shipped
 
 
@@ -102,7 +104,7 @@ def open_bench(settings: RunSettings, run: Run, tasks: TaskSet, model: Model, li
     )  # fmt: skip
 
 
-def _print(folder: Path, shipped: Rung | None = None) -> None:
+def _print(folder: Path, shipped: Rung | None = None, handed: str = "") -> None:
     """The table of what is there, what it cost, and where the rest lies."""
     page, view = write_page(folder), read_run(folder, samples=0)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -115,7 +117,7 @@ def _print(folder: Path, shipped: Rung | None = None) -> None:
     if shipped is not None:
         assert shipped.agent is not None
         lines.append(f"ships: {shipped.name.removeprefix('rungs/')}  {shipped.agent.model.path}")
-    for line in (*lines, f"page:  {page}"):
+    for line in (*lines, *([handed] if handed else []), f"page:  {page}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -44,7 +44,7 @@ def _opener(factory: Callable[[], Any], settings: Object) -> Callable[[Task], An
         if reset is None or not methods:
             raise SettingsError(f"{settings.factory} needs a method reset and at least one public method to call")
         box = function_tools(list(methods.values()))
-        said = await _maybe_async(reset, **_row(reset, task))
+        said = await _maybe_async(reset, **row(reset, task))
 
         async def outcome() -> dict[str, Any]:
             if reward is None:
@@ -63,13 +63,14 @@ def _opener(factory: Callable[[], Any], settings: Object) -> Callable[[Task], An
     return open_
 
 
-def _row(reset: Callable[..., Any], task: Task) -> dict[str, Any]:
-    row = {"prompt": msgspec.to_builtins(task.prompt), "reference": task.reference, **task.params}
-    row.pop("gold", None)
+def row(reset: Callable[..., Any], task: Task) -> dict[str, Any]:
+    """What ``reset`` is given of a task."""
+    fields = {"prompt": msgspec.to_builtins(task.prompt), "reference": task.reference, **task.params}
+    fields.pop("gold", None)
     parameters = inspect.signature(reset).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return row
-    return {name: value for name, value in row.items() if name in parameters}
+        return fields
+    return {name: value for name, value in fields.items() if name in parameters}
 
 
 async def _maybe_async(function: Callable[..., Any], **arguments: Any) -> Any:

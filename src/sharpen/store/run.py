@@ -28,6 +28,7 @@ CONCLUSIONS = (
     "teacher.json",
     "distillation.json",
     "advice.json",
+    "rl",
 )  # of a ladder, from stages: cheap to come to again
 
 

@@ -239,7 +239,8 @@ def make_parser() -> argparse.ArgumentParser:
     terms.add_argument("licence", nargs="?", metavar="LICENCE", help="an id or name, such as Apache-2.0")
 
     handed = verb(
-        "handoff", _handoff, "hand a run over to RL", "Write RUN/rl: the model to start from, chosen by pass@k, the tasks split into solved, mixed and never solved, the verifier with what is\n"
+        "handoff", _handoff, "hand a run over to RL",
+        "Write RUN/rl: the model to start from, chosen by pass@k, the tasks split into solved, mixed and never solved, the verifier with what is\n"
         "known of it, a GRPO script for TRL that runs as it is, a taskset for verifiers, and whether RL is justified, with numbers. sharpen run does it too.",
         "sharpen handoff runs/quickstart && python runs/quickstart/rl/train_grpo.py --steps 20", settings=False,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,7 +274,7 @@ class Expert:
     temperature: float = 1.0
     top_p: float = 1.0
     max_completion_length: int = 64
-    model: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1 << 20))
+    model: Any = field(default_factory=lambda: SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1 << 20)))
 
     def _generate_single_turn(
         self, prompts: list[list[int]], images: None, fields: dict[str, Any], num_generations: int

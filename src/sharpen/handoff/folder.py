@@ -488,7 +488,7 @@ def _last_climb(rungs: Sequence[RungView]) -> Literal["better", "plateau", "unde
 
 def _write(place: Path, handoff: Handoff, counted: Sequence[Counted], dev: Sequence[Counted]) -> None:
     package = re.sub(r"\W+", "_", handoff.run).strip("_").lower() + "_tasks"
-    said = {"handoff": handoff, "package": package, "kinds": KINDS}
+    said = {"handoff": handoff, "package": package, "kinds": KINDS, "here": os.path.relpath(place.parent)}
     with writing(place):
         make_folder(place)
         for kind in KINDS:

@@ -36,7 +36,7 @@ from sharpen.environments.single_turn import SingleTurn
 from sharpen.environments.tools import Functions
 from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused, SettingsError
 from sharpen.handoff.folder import Counted, Given, given, templates
-from sharpen.models import read_config, save_pretrained
+from sharpen.models import save_pretrained
 from sharpen.plugins import load
 from sharpen.policies.base import Conversation, Sampling, Turn
 from sharpen.policies.futures import settle
@@ -135,10 +135,6 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
 
     Refused where there is no such task. ModelError where the model cannot be trained here. SettingsError where the environment has not the ``form``.
     """
-    import datasets
-    import torch
-    import transformers
-
     hand = given(place)
     lines = hand.lines(kinds)
     if "dev" in kinds:
@@ -176,6 +172,10 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
         rewards = [_reward(one, pay) for one in verdicts]
         scores.add(trainer_state.global_step, list(zip(tasks, rewards, strict=True)), write=trainer_state.is_world_process_zero)
         return rewards
+
+    import datasets
+    import torch
+    import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(prompted.model.path, dtype=torch.float32)
     model.generation_config = transformers.GenerationConfig(eos_token_id=sorted(template.end_ids))  # type: ignore[no-untyped-call]
@@ -316,9 +316,7 @@ class _Played:
         """TRL's ``rollout_func``: one episode for each prompt, all at once. Sampled tokens are the policy's, all others are masked."""
         tasks = [self.tasks[prompt[-1]["task"]] for prompt in prompts]
         sampling = Sampling(temperature=trainer.temperature, top_p=trainer.top_p, max_tokens=trainer.max_completion_length)
-        engine = _Engine(
-            self.template, sampling, int(read_config(self.prompted.model.path).get("max_position_embeddings") or 1 << 30), len(tasks)
-        )
+        engine = _Engine(self.template, sampling, trainer.model.config.max_position_embeddings, len(tasks))
         seats = [_Seat(engine) for _ in tasks]
         playing = loop.submit(self._play(tasks, seats, sampling))
         playing.add_done_callback(lambda _: engine.batches.put([]))

@@ -1,0 +1,439 @@
+"""The hand-over to RL: what ``rl/`` holds of a run, whether RL is justified, and the forms that TRL and verifiers take."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import math
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from msgspec.structs import replace
+
+from conftest import LADDER
+from sharpen.chat.scripted import END_ID, ScriptedTemplate
+from sharpen.errors import Refused, RunError
+from sharpen.handoff.folder import KINDS, Counted, choose, given, hand_over
+from sharpen.handoff.grpo import Scores, _Played, _reward, parts
+from sharpen.handoff.justify import Headroom, justify
+from sharpen.handoff.taskset import play, rows
+from sharpen.policies.scripted import scripted_model
+from sharpen.records import Decision, Evaluation, Interval, Purity, SampleKey, Task, TaskResult, Verdict
+from sharpen.report.page import RungView
+from sharpen.run import climb
+from sharpen.settings import load_settings
+from sharpen.stats import pass_interval
+
+
+def interval(value: float, low: float, high: float) -> Interval:
+    return Interval(value=value, low=low, high=high, n=40)
+
+
+PURE = Purity(rows=90, good=40, bad=0, unsure=0, share=interval(1.0, 0.93, 1.0), bar=0.9, outcome="clears", missing=0)
+SEEN = Headroom(
+    k=8, pass_1=interval(0.4, 0.35, 0.45), pass_k=interval(0.7, 0.6, 0.8), gap=interval(0.3, 0.25, 0.35), delta=0.03, tries=8, by="", solved=20,
+    mixed=50, never=30, graded=0, unmeasured=0, bound=0.31, climb="plateau", verifier="v", exact=True, prompt_tokens=100, sampled_tokens=20, seconds=0.5,
+)  # fmt: skip
+
+
+TRAIN = 12
+TASKS = {**LADDER["tasks"], "splits": {"demo": 6, "train": TRAIN, "dev": 10}}  # type: ignore[dict-item]
+SMALL = {**LADDER, "tasks": TASKS, "ladder": {"rungs": ["few-shot", "sft", "rejection-sampling"], "control": False}}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has ended, handed over by ``sharpen run`` itself. Nobody changes it."""
+    folder = tmp_path_factory.mktemp("handoff")
+    scripted_model(folder / "base", skill=0.2)
+    settings = folder / "ladder.yaml"
+    settings.write_text(yaml.safe_dump({**SMALL, "model": str(folder / "base")}))
+    climb(load_settings(settings, {}), folder / "runs")
+    return folder / "runs" / "ladder"
+
+
+@pytest.fixture
+def run(ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, with the working directory put back afterwards."""
+    monkeypatch.chdir(Path.cwd())  # reading a hand-over changes it
+    return Path(shutil.copytree(ended, tmp_path / "ladder"))
+
+
+def lines(run: Path, kind: str) -> list[Counted]:
+    decode = msgspec.json.Decoder(Counted).decode
+    return [decode(line) for line in (run / "rl" / "tasks" / f"{kind}.jsonl").read_bytes().splitlines()]
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_run_that_ends_is_handed_over(ended: Path) -> None:
+    by_kind = {kind: lines(ended, kind) for kind in KINDS}
+    everything = [line for kind in KINDS for line in by_kind[kind]]
+    assert len(everything) == len({line.task for line in everything}) == TRAIN
+    for line in everything:
+        assert line.split == "train" and line.reference is not None and line.prompt[-1].role == "user"
+        assert line.tries + line.errors == (4 if line.kind != "unmeasured" else 0)
+    assert all(line.passes == line.tries for line in by_kind["solved"])
+    assert all(0 < line.passes < line.tries for line in by_kind["mixed"])
+    for line in by_kind["never-solved"]:
+        assert line.passes == 0 and line.at_most == pytest.approx(1 - 0.05 ** (1 / 4))  # what 4 fails of 4 say, one-sided
+    assert not {line.task for line in lines(ended, "dev")} & {line.task for line in everything}
+    handoff = json.loads((ended / "rl" / "handoff.json").read_text())
+    assert handoff["tasks"] == {kind: len(by_kind[kind]) for kind in KINDS}
+    start = json.loads((ended / "rl" / "model.json").read_text())
+    assert (ended / start["path"]).is_dir() and start["model"]["fingerprint"]
+    assert "001-few-shot" in [one["rung"] for one in start["candidates"]], "its prompt is read back from its tries, and proved"
+    assert handoff["justification"]["paragraph"] in (ended / "rl" / "README.md").read_text()
+    for file in (ended / "rl" / "train_grpo.py", ended / "rl" / "taskset" / "ladder_tasks" / "__init__.py"):
+        compile(file.read_text(), str(file), "exec")
+
+
+def test_a_hand_over_leaves_what_the_script_made(run: Path) -> None:
+    (run / "rl" / "out").mkdir()
+    (run / "rl" / "out" / "curve.json").write_text("[]")
+    (run / "rl" / "tasks" / "mixed.jsonl").write_text("half a li")
+    kinds = {kind: len(lines(run, kind)) for kind in KINDS if kind != "mixed"}
+    handoff = hand_over(run)
+    assert (run / "rl" / "out" / "curve.json").exists()
+    assert {**handoff.tasks, **kinds} == handoff.tasks
+    assert len(lines(run, "mixed")) == handoff.tasks["mixed"]
+
+
+def test_a_run_half_done_is_handed_over_as_far_as_it_is_and_says_so(run: Path) -> None:
+    (run / "rungs" / "003-rejection-sampling" / "decision.json").unlink()
+    handoff = hand_over(run)
+    assert "the run has not ended: rejection-sampling was not tried" in handoff.limits
+    assert handoff.start.rung in ("000-base", "001-few-shot", "002-sft")
+    for path in (run / "rungs").glob("*/evaluation.json"):
+        path.unlink()
+    with pytest.raises(RunError, match="has been evaluated, so there is no model"):
+        hand_over(run)
+
+
+def test_there_must_be_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no run in"):
+        hand_over(tmp_path)
+    with pytest.raises(RunError, match="cannot be read"):
+        given(tmp_path / "rl")
+
+
+def test_weights_that_changed_since_are_refused(run: Path) -> None:
+    hand = given(run / "rl")
+    assert hand.prompted.model.fingerprint == hand.handoff.start.model.fingerprint
+    start = Path(hand.handoff.start.path)
+    changed = run / "changed"
+    scripted_model(changed, skill=0.9)
+    assert not start.is_absolute() or start.is_dir()
+    hand = dataclasses.replace(hand, handoff=replace(hand.handoff, start=replace(hand.handoff.start, path="changed")))
+    with pytest.raises(RunError, match="are not those that"):
+        _ = hand.prompted
+
+
+def test_without_a_sampling_stage_the_tasks_are_unmeasured_and_dev_does_not_train(run: Path) -> None:
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling")
+    handoff = hand_over(run)
+    assert handoff.tasks == {"solved": 0, "mixed": 0, "never-solved": 0, "unmeasured": TRAIN}
+    assert f"no try was made at the {TRAIN} tasks that may train" in handoff.justification.paragraph or handoff.headroom.climb != "plateau"
+    assert {line.split for line in lines(run, "dev")} == {"dev"} and len(lines(run, "dev")) == 10
+
+
+def test_a_users_own_verifier_that_nobody_audited_is_said_to_be_that(tmp_path: Path) -> None:
+    scripted_model(tmp_path / "base", skill=0.5)
+    (tmp_path / "verifier.py").write_text("def verify(answer, reference):\n    return answer == reference\n")
+    data = "".join(json.dumps({"prompt": f"Calculate {i} + 1.", "reference": str(i + 1)}) + "\n" for i in range(24))
+    (tmp_path / "tasks.jsonl").write_text(data)
+    source = {
+        "source": "jsonl",
+        "path": str(tmp_path / "tasks.jsonl"),
+        "verifier": f"{tmp_path / 'verifier.py'}:verify",
+        "max_overlap": 1.0,
+    }
+    settings = {
+        "model": str(tmp_path / "base"),
+        "tasks": {**source, "splits": {"train": 12, "dev": 12}},
+        "ladder": {"rungs": ["rejection-sampling"]},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
+    climb(load_settings(tmp_path / "own.yaml", {}), tmp_path / "runs")
+    handoff = hand_over(tmp_path / "runs" / "own")
+    assert not handoff.verifier.exact and handoff.verifier.purity is not None and handoff.verifier.purity.outcome == "open"
+    assert "neither exact nor audited" in handoff.justification.paragraph
+    assert handoff.tasks["unmeasured"] == 0, "a refused rung's tries count, too"
+
+
+# ---------------------------------------------------------------- which model
+
+
+def rung(name: str, passes: list[int], outcome: Any = "keep", shipped: bool = False) -> RungView:
+    results = tuple(TaskResult(task=str(at), family=str(at), samples=8, passes=c) for at, c in enumerate(passes))
+    at = {k: pass_interval(results, k) for k in (1, 4, 8)}
+    from sharpen.records import Cost
+
+    dev = Evaluation(model=name, split="dev", sampling={}, tasks=results, pass_at=at, cost=Cost())
+    return RungView(name=name, method="sft", dev=dev, decision=Decision(outcome=outcome, action="", reasons=()), shipped=shipped)
+
+
+def test_the_model_is_the_one_that_ships_unless_another_ones_pass_at_k_is_surely_higher() -> None:
+    narrow = rung("1-narrow", [8, 0] * 30, shipped=True)  # pass@1 50 %, pass@8 50 %
+    broad = rung("2-broad", [1] * 60, outcome="undecided")  # pass@1 12 %, pass@8 100 %
+    hardly = rung("2-hardly", [8, 0] * 29 + [8, 1], outcome="undecided")
+    assert choose([narrow, broad], 0)[0].name == "2-broad"
+    assert choose([narrow, hardly], 0)[0].name == "1-narrow"
+    assert choose([narrow, replace(broad, decision=Decision(outcome="worse", action="", reasons=()))], 0)[0].name == "1-narrow"
+    assert broad.dev is not None
+    fewer = replace(broad, dev=replace(broad.dev, pass_at={1: broad.dev.pass_at[1], 4: broad.dev.pass_at[4]}))
+    assert choose([narrow, fewer], 0)[2] == 4  # the largest that all have
+
+
+# ---------------------------------------------------------------- is RL justified
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "says"),
+    [
+        ({}, "justified", "50"),
+        ({"climb": "better"}, "not yet", "make another first"),
+        ({"climb": "undecided"}, "not yet", "more dev families"),
+        ({"climb": "none"}, "not yet", "supervision comes first"),
+        ({"solved": 0, "mixed": 0, "never": 0, "unmeasured": 100}, "not yet", "no try was made at the 100 tasks"),
+        ({"mixed": 0}, "not justified", "a teacher, hints or a curriculum"),
+        ({"mixed": 0, "never": 0, "solved": 100}, "not justified", "take harder tasks"),
+        ({"mixed": 0, "graded": 10}, "justified", "tasks never solved on which every try scores the same (20"),
+        ({"gap": Interval(value=0.01, low=0.0, high=0.02, n=40)}, "not justified", "at most 2.0%"),
+        ({"gap": Interval(value=math.nan, low=math.nan, high=math.nan, n=1)}, "not justified", "undefined"),
+        ({"k": 1}, "not justified", "raise evaluation.k"),
+        ({"exact": False}, "not yet", "neither exact nor audited"),
+        ({"exact": False, "purity": PURE}, "justified", "purity at least 93%"),
+        ({"exact": False, "purity": replace(PURE, outcome="below")}, "not justified", "mend the verifier"),
+    ],
+)
+def test_whether_rl_is_justified_follows_from_numbers(change: dict[str, Any], outcome: str, says: str) -> None:
+    found = justify(replace(SEEN, **change))
+    assert found.outcome == outcome and says in found.paragraph
+    assert "nan" not in found.paragraph
+
+
+def test_the_cost_is_the_runs_own() -> None:
+    paragraph = justify(replace(SEEN, dollars=0.01)).paragraph
+    assert (
+        "costs 400 tries, about 40k prompt and 8k sampled tokens, $4.00, 3 minutes" in paragraph
+    )  # 50 tasks, 8 tries of 100 + 20 tokens, 0.5 s
+
+
+# ---------------------------------------------------------------- TRL
+
+
+def test_no_mixed_tasks_and_dev_are_refused_before_anything_is_loaded(run: Path) -> None:
+    (run / "rl" / "tasks" / "mixed.jsonl").write_text("")
+    with pytest.raises(Refused, match="no mixed tasks, so no try is better than another"):
+        parts(run / "rl")
+    with pytest.raises(Refused, match="dev decides"):
+        parts(run / "rl", kinds=["dev"])
+    with pytest.raises(RunError, match="no 'mixd' tasks"):
+        parts(run / "rl", kinds=["mixd"])
+
+
+def test_a_reward_is_the_verdict_and_an_error_is_none() -> None:
+    verdict = Verdict(key=SampleKey(model="m", task="t", environment="e", sampling="s", index=0), outcome="fail", score=0.3)
+    assert _reward(verdict, "pass") == 0.0 and _reward(verdict, "score") == 0.3
+    assert _reward(replace(verdict, outcome="pass", score=None), "score") == 1.0
+    assert _reward(replace(verdict, outcome="error"), "pass") is None and _reward(replace(verdict, outcome="error"), "score") is None
+
+
+def test_what_trl_samples_is_judged_as_the_run_judged(run: Path) -> None:
+    hand = given(run / "rl")
+    some = hand.lines(["all"])[:1]
+    played = _Played(hand, some, ScriptedTemplate(), "pass")
+    task = played.tasks[some[0].task]
+
+    def judged(text: str, *, ended: bool = True) -> str:
+        ids = [*text.encode(), *([END_ID] if ended else [])]
+        return played.judged([task], [played.as_trajectory(task, [{"role": "assistant", "content": text}], ids, None)])[0].outcome
+
+    assert played.form == "reward" and judged(str(task.reference)) == "pass"
+    assert judged("no idea") == "fail" and judged(str(task.reference), ended=False) == "fail"
+
+
+@dataclass
+class Expert:
+    """In the place of TRL's trainer: what it generates is the next of the commands that solve the task, or the last one cut short."""
+
+    played: _Played
+    cut: str = ""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_completion_length: int = 64
+    model: Any = field(default_factory=lambda: SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1 << 20)))
+
+    def _generate_single_turn(
+        self, prompts: list[list[int]], images: None, fields: dict[str, Any], num_generations: int
+    ) -> tuple[Any, Any]:
+        assert num_generations == 1
+        answers = []
+        for prompt in prompts:
+            text = bytes(token for token in prompt if token < 256).decode()
+            task = next(key for key, opening in self.played.openings.items() if opening[-1].content in text)
+            commands = self.played.environment.expert(self.played.tasks[task]) or ()
+            command = str(commands[text.count("<|assistant|>") - 1])
+            answers.append([*command.encode(), *([] if task == self.cut else [END_ID])])
+        return answers, [[-0.5] * len(answer) for answer in answers]
+
+
+def test_a_rollout_plays_the_game_and_masks_what_the_game_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("textworld")
+    monkeypatch.chdir(tmp_path)
+    scripted_model(tmp_path / "base", skill=0.0)
+    games = {"source": "textworld", "seed": 5, "rooms": 1, "objects": 3, "shortest": 2, "longest": 3, "splits": {"train": 3, "dev": 2}}
+    (tmp_path / "game.yaml").write_text(
+        yaml.safe_dump({"model": str(tmp_path / "base"), "tasks": games, "ladder": {"rungs": ["rejection-sampling"]}})
+    )
+    climb(load_settings(tmp_path / "game.yaml", {"sampling.n": "2"}), tmp_path / "runs")
+    hand = given(tmp_path / "runs" / "game" / "rl")
+    never = hand.lines(["never-solved"])
+    assert len(never) == 3 and all(line.prompt for line in never), "the opening is what the tries saw"
+    played = _Played(hand, never, ScriptedTemplate(), "pass")
+    assert played.form == "rollout_func"
+    prompts = [played.prompt(line) for line in never]
+    found = played.rollout(prompts, Expert(played, cut=never[0].task))
+    assert [one["outcome"] for one in found["verdict"]] == ["fail", "pass", "pass"]  # the first was cut at its first turn
+    for line, prompt, ids, mask, logprobs in zip(
+        never, *(found[k] for k in ("prompt_ids", "completion_ids", "env_mask", "logprobs")), strict=True
+    ):
+        commands = [str(command) for command in played.environment.expert(played.tasks[line.task]) or ()]
+        said = bytes(token for token, own in zip(ids, mask, strict=True) if own and token < 256).decode()
+        assert said == (commands[0] if line is never[0] else "".join(commands))
+        assert played.template.decode(prompt).endswith(f"{line.prompt[-1].content}<|end|>\n<|assistant|>\n")
+        assert len(ids) == len(mask) == len(logprobs) and all((p < 0) == bool(own) for p, own in zip(logprobs, mask, strict=True))
+
+
+def test_a_trainer_that_breaks_ends_the_rollout(run: Path) -> None:
+    hand = given(run / "rl")
+    some = hand.lines(["all"])[:2]
+    played = _Played(hand, some, ScriptedTemplate(), "pass")
+
+    class Broken(Expert):
+        def _generate_single_turn(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        played.rollout([played.prompt(line) for line in some], Broken(played))
+
+
+def test_the_curve_leaves_errors_out_and_is_one_svg(tmp_path: Path) -> None:
+    scores = Scores(tmp_path)
+    tasks = [Task(key=name, family=name) for name in "abc"]
+    scores.add(0, [(task, reward) for task in tasks for reward in (1.0, 0.0)], write=False)
+    scores.add(1, [(tasks[0], 1.0), (tasks[0], None), (tasks[1], 1.0), (tasks[1], 1.0)], write=True)
+    first, second = scores.points
+    assert (first.reward.value, first.tries, first.mixed, first.groups) == (0.5, 6, 3, 3)
+    assert (second.reward.value, second.tries, second.mixed) == (1.0, 3, 0)
+    assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 10
+    drawn = xml.etree.ElementTree.parse(tmp_path / "curve.svg").getroot()
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}circle")) == 2
+
+
+# ---------------------------------------------------------------- verifiers
+
+
+@dataclass
+class Reply:
+    last_reply: str
+    terminated: bool = False
+
+
+@dataclass
+class Talk:
+    """In the place of verifiers' interaction: says one thing."""
+
+    says: Reply
+
+    async def turn(self, message: Any = None) -> Reply:
+        return self.says
+
+
+def test_the_taskset_has_the_tasks_and_judges_them_alike(run: Path) -> None:
+    hand = given(run / "rl")
+    given_rows = list(rows(hand, ["all"]))
+    assert len(given_rows) == TRAIN and all(row["prompt"][-1]["role"] == "user" and row["reference"] for row in given_rows)
+    row = given_rows[0]
+    assert asyncio.run(play(hand, row["id"], Talk(Reply(str(row["reference"]))))).outcome == "pass"
+    assert asyncio.run(play(hand, row["id"], Talk(Reply("nonsense")))).outcome == "fail"
+    assert asyncio.run(play(hand, row["id"], Talk(Reply("", terminated=True)))).outcome == "fail"
+
+
+@pytest.mark.real
+def test_the_taskset_loads_with_verifiers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vf = pytest.importorskip("verifiers.v1")
+    monkeypatch.syspath_prepend(str(run / "rl" / "taskset"))
+    config = vf.taskset_config_type("ladder_tasks").model_validate({"id": "ladder_tasks", "kinds": ["all"]})
+    assert len(list(vf.load_taskset(config))) == TRAIN
+    environment = vf.load_environment(vf.env_config_type("ladder_tasks").model_validate({"taskset": {"id": "ladder_tasks"}}))
+    assert type(environment).__name__ == "RunEnv"
+
+
+# ---------------------------------------------------------------- the script, for real
+
+
+def real_run(folder: Path, tasks: dict[str, Any], **settings: Any) -> Path:
+    data = {"name": "real", "tasks": tasks, "sampling": {"n": 2, "max_tokens": 12}, "evaluation": {"n": 1, "k": [1], "max_tokens": 12}}
+    (folder / "real.yaml").write_text(yaml.safe_dump({**data, "ladder": {"rungs": []}, "engine": {"engine": "transformers"}, **settings}))
+    climb(load_settings(folder / "real.yaml", {}), folder / "runs")
+    return folder / "runs" / "real"
+
+
+def train(run: Path, *flags: str) -> list[dict[str, Any]]:
+    asked = [
+        sys.executable,
+        str(run / "rl" / "train_grpo.py"),
+        "--steps",
+        "2",
+        "--prompts",
+        "1",
+        "--generations",
+        "2",
+        "--tasks",
+        "unmeasured",
+        *flags,
+    ]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = run / "rl" / "out"
+    assert (out / "model" / "model.safetensors").exists() and (out / "curve.svg").exists()
+    card, start = json.loads((out / "model" / "sharpen.json").read_text()), json.loads((run / "rl" / "model.json").read_text())
+    assert card["lineage"]["parent"] == start["model"]["fingerprint"] and card["lineage"]["settings"]["method"] == "grpo"
+    return [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+
+
+SUMS = {**LADDER["tasks"], "splits": {"train": 4, "dev": 2}}  # type: ignore[dict-item]
+GAMES = {
+    "source": "textworld",
+    "seed": 5,
+    "rooms": 1,
+    "objects": 2,
+    "shortest": 1,
+    "longest": 2,
+    "max_turns": 3,
+    "splits": {"train": 4, "dev": 2},
+}
+TOOLS = {**SUMS, "environment": {"environment": "tools", "functions": ["examples/calculator/tools.py:calculator"], "max_turns": 2}}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("tasks", "template", "flags"), [(SUMS, "", []), (SUMS, "", ["--form", "rollout_func"]), (GAMES, "", []), (TOOLS, "hermes", [])]
+)
+def test_the_script_runs_as_it_stands(tasks: dict[str, Any], template: str, flags: list[str], tmp_path: Path) -> None:
+    """With SmolLM2: one prompt, games by ``rollout_func``, tools by ``environment_factory``."""
+    run = real_run(tmp_path, tasks, template=template)
+    assert len(train(run, *flags)) == 4

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.choose import CONSIDERED, Several, load_members, make_agent, make_several, most_turns, playing
+from sharpen.agents.choose import CONSIDERED, Several, check_turns, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import replay
 from sharpen.budget import Adaptive, Terms, terms
@@ -110,6 +110,7 @@ class Bench(AbstractContextManager["Bench"]):
     def __post_init__(self) -> None:
         self._others = load_members(self.several)
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
+        self._check_turns(self.tasks)
         self._terms(self.tasks.split("train").tasks, self.tasks)  # what cannot be kept to is said before anything is paid for
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -205,6 +206,8 @@ class Bench(AbstractContextManager["Bench"]):
         budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
         """
         of = of or self.tasks
+        self._check_turns(of)
+        patient = self.sampling.waiting_for(self.engine, *(engine for _, engine in self._others))
         verifier = required(of)
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
@@ -229,7 +232,7 @@ class Bench(AbstractContextManager["Bench"]):
                 for model, engine in self._others
             ]
             makers = [make_agent(m.name, m, p, of.environment, turn, self.harness, agent.shots) for m, p in others]
-            player = make_several(several, [player, *makers], verifier, considered, **self.sampling.limits)
+            player = make_several(several, [player, *makers], verifier, considered, **patient.limits)
         if done:
             by_key = {task.key: task for task in tasks}
             waves = stage.read(WAVES, Waves) if bound is not None else None
@@ -242,7 +245,7 @@ class Bench(AbstractContextManager["Bench"]):
                 self.run.note({"event": "repaired", "what": said})
                 self.say(said)
         self._turn_to(agent.model)
-        limits = self.sampling.limits_of(several.tries if several else 1)
+        limits = patient.limits_of(several.tries if several else 1)
         options: dict[str, Any] = {**limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
         try:
             if bound is None:
@@ -265,6 +268,10 @@ class Bench(AbstractContextManager["Bench"]):
         spent = total(account.spent, self.meter.machine(stage.seconds))
         stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=account.busy_s)
         return pool
+
+    def _check_turns(self, of: TaskSet) -> None:
+        for engine in (self.engine, *(engine for _, engine in self._others)):
+            check_turns(engine, of.environment, self.harness)
 
     def _terms(self, tasks: Sequence[Task], of: TaskSet) -> Terms | None:
         """What an adaptive budget is held to on ``tasks``; None where the budget is uniform. SettingsError where it cannot be kept to."""

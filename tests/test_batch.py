@@ -25,6 +25,7 @@ from sharpen.policies.endpoint import Batch, Endpoint
 from sharpen.policies.endpoint_batch import BatchPolicy
 from sharpen.policies.meter import Bill, Meter, Metered, Spending
 from sharpen.policies.prices import FREE, Price, price_of
+from sharpen.policies.scripted import ScriptedPolicy
 from sharpen.records import Lineage, Message, Model, SampleKey, Task, Trajectory, Verdict
 from sharpen.sampling import SamplingSettings, collect
 from sharpen.settings import convert
@@ -563,6 +564,29 @@ async def test_a_status_that_nobody_knows(tmp_path: Path) -> None:
         assert await asked(server, tmp_path, "one") == ["to one"] and len(server.batches) == 1
 
 
+async def test_a_batch_that_is_gone(tmp_path: Path) -> None:
+    """Deleted, or another account's: nothing is asked again before somebody says so."""
+    async with Provider() as server:
+        server.open.clear()
+        policy = BatchPolicy(settings(server), tmp_path)
+        asking = asyncio.create_task(all_of(policy, "one"))
+        await server.looked.wait()
+        await policy.close()
+        await asking
+        server.hooks["GET /v1/batches/batch_0"] = lambda request: gone()
+        (error,) = await asked(server, tmp_path, "one")
+        assert isinstance(error, PolicyError) and error.failure == "refused" and len(server.batches) == 1
+        assert "answered 404: No such batch; give the key that batch_0 was submitted with, or delete" in line(error)
+        for path in tmp_path.glob("*/0001-*"):
+            path.unlink()
+        server.open.set()
+        assert await asked(server, tmp_path, "one") == ["to one"] and len(server.batches) == 2
+
+
+async def gone() -> web.Response:
+    return web.json_response({"error": {"message": "No such batch"}}, status=404)
+
+
 async def strange() -> web.Response:
     return web.json_response({"id": "batch_0", "status": "asleep"})
 
@@ -628,7 +652,6 @@ def test_half_the_price() -> None:
     assert price_of(hosted, plain, prices) == (prices["m"], "as set in spending.prices")
     half, why = price_of(hosted, replace(plain, batch=Batch()), prices)
     assert half == Price(prompt=1, sampled=4) and why == "as set in spending.prices, times engine.batch.price 0.5"
-    assert price_of(hosted, replace(plain, batch=Batch()), {})[0] is None
     assert price_of(replace(hosted, path="http://127.0.0.1:1/v1"), Endpoint(batch=Batch()), {})[0] == FREE
 
 
@@ -732,6 +755,38 @@ async def test_a_judge_votes_in_batches(tmp_path: Path, monkeypatch: pytest.Monk
             for _ in range(2):
                 assert await asyncio.get_running_loop().run_in_executor(thread, judged) == ["pass"] * 4
         assert [len(requests) for requests in server.requests] == [12, 12]
+
+
+async def test_verdicts_wait_together_while_tries_are_made_one_by_one(tmp_path: Path) -> None:
+    """As many verdicts at once as fill a batch: with as many as there are tries at once, this would wait for ever."""
+
+    class Counted(ScriptedPolicy):
+        most = now = 0
+
+        async def complete(self, conversation: Conversation, sampling: Sampling) -> Turn:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            try:
+                return await super().complete(conversation, sampling)
+            finally:
+                self.now -= 1
+
+    async with Provider() as server:
+        server.end = lambda number, requests: (
+            "completed",
+            [answered(one["custom_id"], completion(one["body"], "So it is.\nVerdict: PASS")) for one in requests],
+            [],
+        )
+        engine = settings(server, Batch(size=80, quiet_s=3600, poll_s=0.01, folder=str(tmp_path / "batches")))
+        verifier = LLMJudge(Judge(model=f"{server.url}#m", votes=1, engine=engine))
+        tasks = [Task(key=f"{number}", family=f"{number}", prompt=ask(f"task {number}").messages) for number in range(80)]
+        policy = Counted(lambda conversation, random: "4")
+        agent = PolicyAgent("m", policy, "f", SingleTurn(), Sampling())
+        stored = Segments(tmp_path / "trajectories", Trajectory), Segments(tmp_path / "verdicts", Verdict)
+        made = [verdict async for _, verdict in collect(agent, [(task, 0) for task in tasks], verifier, *stored, concurrency=2)]
+        await asyncio.to_thread(verifier.close)
+        assert [verdict.outcome for verdict in made if verdict] == ["pass"] * 80 and policy.most == 2
+        assert [len(requests) for requests in server.requests] == [80]
 
 
 async def test_where_batches_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

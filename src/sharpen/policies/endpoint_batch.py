@@ -47,9 +47,6 @@ class _Error(msgspec.Struct):
     message: str | None = None
     line: int | None = None
 
-    def __str__(self) -> str:
-        return " ".join(f"{self.message or 'no message'}{f' ({self.code})' if self.code else ''}".split())[:300]
-
 
 class _Errors(msgspec.Struct):
     data: list[_Error] | None = None
@@ -200,7 +197,7 @@ class BatchPolicy(EndpointPolicy):
         if said.error is None:
             return wire.malformed(f"{self._url} answered with a line that holds neither a response nor an error")
         if _PASSES.search(said.error.code or ""):
-            return Trouble(PolicyError(f"{self._url} did not get to it: {said.error}", "overloaded"), "again")
+            return Trouble(PolicyError(f"{self._url} did not get to it: {self._words(said.error)}", "overloaded"), "again")
         return wire.trouble(self._url, 400, {}, msgspec.json.encode({"error": said.error}), self._key)
 
     # ------------------------------------------------------------ a batch
@@ -256,6 +253,9 @@ class BatchPolicy(EndpointPolicy):
             files = [await self._content(id) for id in (batch.output_file_id, batch.error_file_id) if id]
             self._answered(entry, batch, files)
         except Exception as error:
+            if entry.batch and isinstance(error, PolicyError) and error.failure == "refused" and error is not self._over:
+                kept = f"{self.ledger.folder / entry.name}.*"
+                error = PolicyError(f"{error}; give the key that {entry.batch} was submitted with, or delete {kept} to ask anew", "refused")
             for id in entry.ids:
                 self._tell(id, error)
         finally:
@@ -326,10 +326,10 @@ class BatchPolicy(EndpointPolicy):
             first = errors[0]
             failure = "throttled" if first.code == _QUEUE_FULL else "refused"
             where = f"line {first.line}: " if first.line else ""
-            self._over = PolicyError(f"{said}: {where}{first}; its requests are in {self.ledger.requests(entry)}", failure)
+            self._over = PolicyError(f"{said}: {where}{self._words(first)}; its requests are in {self.ledger.requests(entry)}", failure)
             raise self._over
         for line, error in bad.items():
-            self._tell(entry.ids[line - 1], Trouble(PolicyError(f"{said}: line {line}: {error}", "refused"), "give up"))
+            self._tell(entry.ids[line - 1], Trouble(PolicyError(f"{said}: line {line}: {self._words(error)}", "refused"), "give up"))
         self._gather()
 
     def _answered(self, entry: Entry, batch: _Batch, files: list[bytes]) -> None:
@@ -376,6 +376,10 @@ class BatchPolicy(EndpointPolicy):
                 raise found.error
             await asyncio.sleep(max(wait, found.retry_after))
             wait = min(60.0, 2 * wait)
+
+    def _words(self, error: _Error) -> str:
+        words = f"{error.message or 'no message'}{f' ({error.code})' if error.code else ''}"
+        return " ".join(wire.without_key(words, self._key).split())[:300]
 
     async def _upload(self, entry: Entry) -> _File | Trouble:
         form = aiohttp.FormData({"purpose": "batch"})

@@ -689,21 +689,25 @@ async def test_tries_wait_together(tmp_path: Path) -> None:
         assert len(made) == 20 and all(one.stop == "done" for one in made) and len(server.batches) == 1
 
 
-def of_a_verb(url: str, **engine: Any) -> dict[str, Any]:
-    tasks = {"source": "reasoning_gym", "dataset": "chain_sum", "splits": {"train": 5, "dev": 5}, "seed": 7}
+def of_a_verb(url: str, folder: Path) -> dict[str, Any]:
+    lines = [
+        {"key": f"t{at}", "prompt": f"What is {at} + 2?", "reference": f"{at + 2}", "split": ("train", "dev")[at % 2]} for at in range(10)
+    ]
+    (folder / "tasks.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    tasks = {"source": "jsonl", "path": str(folder / "tasks.jsonl"), "verifier": "exact"}
     return {
         "name": "run",
         "model": f"{url}#m",
         "tasks": tasks,
         "sampling": {"n": 2, "concurrency": 1},
-        "engine": {"engine": "endpoint", "batch": {"size": 10, "quiet_s": 3600, "poll_s": 0.01}, **engine},
+        "engine": {"engine": "endpoint", "batch": {"size": 10, "quiet_s": 3600, "poll_s": 0.01}},
         "spending": {"prices": {"m": {"prompt": 10, "sampled": 100}}},
     }
 
 
 async def test_a_verb(tmp_path: Path) -> None:
     async with Provider() as server:
-        await asyncio.to_thread(sample, convert(of_a_verb(server.url), "here"), tmp_path / "work")
+        await asyncio.to_thread(sample, convert(of_a_verb(server.url, tmp_path), "here"), tmp_path / "work")
         assert len(server.batches) == 1 and len(server.requests[0]) == 10
         bill = read_json(tmp_path / "work" / "spent.json", Bill)
         assert bill.total.calls == 10 and bill.total.dollars == pytest.approx(10 * (100 * 10 + 10 * 100) / 1e6 / 2)
@@ -711,7 +715,7 @@ async def test_a_verb(tmp_path: Path) -> None:
 
 
 def test_tasks_of_several_turns_are_refused_before_anything_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = of_a_verb("http://127.0.0.1:9/v1")
+    data = of_a_verb("http://127.0.0.1:9/v1", tmp_path)
     data["harness"] = {"command": ["echo", "{prompt}", "{base_url}"]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
     for verb in ("run", "sample"):

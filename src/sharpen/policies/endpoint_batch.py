@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from sharpen.errors import PolicyError, SettingsError, SharpenError, Stopped
+from sharpen.errors import Failure, PolicyError, SettingsError, SharpenError, Stopped
 from sharpen.policies import endpoint_wire as wire
 from sharpen.policies.base import Sampling
 from sharpen.policies.endpoint import Batch, Endpoint, EndpointPolicy, Tools
@@ -324,7 +324,7 @@ class BatchPolicy(EndpointPolicy):
         bad = {error.line: error for error in reversed(errors) if error.line and error.line <= len(entry.ids)}
         if not bad or len(bad) == len(entry.ids):
             first = errors[0]
-            failure = "throttled" if first.code == _QUEUE_FULL else "refused"
+            failure: Failure = "throttled" if first.code == _QUEUE_FULL else "refused"
             where = f"line {first.line}: " if first.line else ""
             self._over = PolicyError(f"{said}: {where}{self._words(first)}; its requests are in {self.ledger.requests(entry)}", failure)
             raise self._over

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sharpen import advisor, loop
 from sharpen.agents.base import PolicyAgent
+from sharpen.agents.choose import check_turns
 from sharpen.audit import fooled
 from sharpen.budget import Uniform
 from sharpen.chat.load import load_template
@@ -63,7 +64,7 @@ class Session:
 
     def __init__(self, folder: str | Path | None = None, *, sampling: SamplingSettings | None = None, training: Training | None = None,
                  engine: Engine | None = None, seed: int = 0) -> None:  # fmt: skip
-        self.sampling = sampling or SamplingSettings()
+        self.sampling = (sampling or SamplingSettings()).waiting_for(engine or Auto())
         if not isinstance(self.sampling.budget, Uniform):
             raise SettingsError(
                 "a session makes the tries it is asked for, so sampling.budget must be uniform; sharpen sample plans them itself"
@@ -196,6 +197,7 @@ class Session:
         self._policies.clear()
 
     def _agent(self, model: Model, task: BoundTask) -> PolicyAgent:
+        check_turns(self.engine, task.tasks.environment, None)
         if model.fingerprint not in self._policies:
             self._policies[model.fingerprint], _ = open_policy(model, self.engine, self.folder)
         policy = self._policies[model.fingerprint]

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from sharpen.agents.base import Agent
 from sharpen.budget import LEVEL, Adaptive, Budget, SetAside, Terms, Try, Uniform, next_wave
 from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsError, SharpenError, Stopped, TooManyErrors
 from sharpen.policies.base import Sampling
+from sharpen.policies.choose import Engine, batch_of
 from sharpen.policies.meter import Account, Meter
 from sharpen.records import Cost, Record, SampleKey, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest, read_json, write_blob
@@ -68,6 +70,19 @@ class SamplingSettings(Record, frozen=True, kw_only=True):
     def limits(self) -> dict[str, Any]:
         """What holds for one episode, wherever it is played."""
         return {name: getattr(self, name) for name in ("concurrency", "verifier_timeout_s", "episode_timeout_s")}
+
+    def waiting_for(self, *engines: Engine) -> SamplingSettings:
+        """The same, except that where an engine asks in batches as many tries as one holds are made at once, and each may wait as long as it says."""
+        batches = [batch for engine in engines if (batch := batch_of(engine)) is not None]
+        return (
+            replace(
+                self,
+                concurrency=max(self.concurrency, *(batch.size for batch in batches)),
+                episode_timeout_s=max(self.episode_timeout_s, *(batch.wait_s for batch in batches)),
+            )
+            if batches
+            else self
+        )
 
     def limits_of(self, tries: int) -> dict[str, Any]:
         """What ``collect`` is held to where one try is up to ``tries`` episodes, each with its own time, as well as the time to judge it."""
@@ -208,7 +223,8 @@ async def collect(
 ) -> AsyncIterator[tuple[Trajectory, Verdict | None]]:
     """Make the ``wanted`` tries (task, index) that are not on disk yet, judge each, and yield them as they finish, the stored ones first.
 
-    A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given. Closing the
+    A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given; verdicts as many, or as the verifier
+    wants (``at_once``). Closing the
     iterator cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where
     that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the
     share ``max_errors`` of all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
@@ -220,20 +236,24 @@ async def collect(
     watch = _Watch(what, len(wanted), listen, account)
     queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception | None] = asyncio.Queue(maxsize=max(concurrency, 1))
     streak, launches, tolerance = _Streak(BROKEN), _Launches(account), Tolerance(what, len(wanted), max_errors)
+    at_once = getattr(verifier, "at_once", 0)
+    threads = ThreadPoolExecutor(at_once, thread_name_prefix="verdicts") if at_once else None  # None: the loop's own
+    slots = asyncio.Semaphore(concurrency)
 
     async def judged(task: Task, trajectory: Trajectory) -> Verdict | None:
         if verifier is None:
             return None
         if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name and known.outcome != "error":
             return known
-        verdict = await asyncio.to_thread(judge, task, trajectory, verifier, verifier_timeout_s)
+        loop = asyncio.get_running_loop()
+        verdict = await loop.run_in_executor(threads, judge, task, trajectory, verifier, verifier_timeout_s)
         await verdicts.add(verdict)
         return verdict
 
     async def one(task: Task, index: int) -> tuple[Trajectory, Verdict | None]:
         stored = trajectories.records.get(agent.key(task, index))
         if stored is None or stored.stop == "error":
-            async with launches.room() as ended:
+            async with slots, launches.room() as ended:
                 trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
                 await trajectories.add(trajectory)
                 ended(trajectory.cost)
@@ -254,7 +274,7 @@ async def collect(
             await queue.put(error)
         await queue.put(None)
 
-    workers = [asyncio.create_task(worker()) for _ in range(min(concurrency, len(wanted)))]
+    workers = [asyncio.create_task(worker()) for _ in range(min(max(concurrency, at_once), len(wanted)))]
     at_work, stopped = len(workers), None
     try:
         while at_work:
@@ -273,6 +293,8 @@ async def collect(
         for job in workers:
             job.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def _attempt(agent: Agent, task: Task, index: int, timeout_s: float, streak: _Streak) -> Trajectory:

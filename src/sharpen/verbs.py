@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from sharpen import loop
 from sharpen.advisor import unaudited
-from sharpen.agents.choose import CONSIDERED, load_members, make_agent, make_several, most_turns, playing
+from sharpen.agents.choose import CONSIDERED, check_turns, load_members, make_agent, make_several, most_turns, playing
 from sharpen.audit import AUDIT, TASKS, audit, tries_in
 from sharpen.budget import Adaptive, terms
 from sharpen.chat.load import load_template
@@ -330,8 +330,11 @@ def _tries(
         trajectories, verdicts = Segments(work / "trajectories", Trajectory), Segments(work / "verdicts", Verdict)
         considered = Segments(work / CONSIDERED, Trajectory) if several is not None else None
         _mend(watch.say, trajectories, verdicts, *([considered] if considered is not None else []))
-        limits = settings.sampling.limits_of(several.tries if several is not None else 1)
         models = [(load_model(settings.model, settings.template), settings.engine), *load_members(several)]
+        patient = settings.sampling.waiting_for(*(engine for _, engine in models))
+        limits = patient.limits_of(several.tries if several is not None else 1)
+        for _, engine in models:
+            check_turns(engine, tasks.environment, settings.harness)
         meter = Meter(settings.spending, work / SPENT, watch.asked)
         account = meter.account(split)
         policies: list[Policy] = []
@@ -344,7 +347,7 @@ def _tries(
                 members.append(make_agent(model.name, model, metered, tasks.environment, how.turn(settings.seed), settings.harness))
             agent = members[0]
             if several is not None:
-                agent = make_several(several, members, tasks.verifier, considered, **settings.sampling.limits)
+                agent = make_several(several, members, tasks.verifier, considered, **patient.limits)
             options: dict[str, Any] = {**limits, "what": work.name, "listen": watch.listen, "account": account}
             if isinstance(budget, Adaptive):
                 assert verifier is not None

@@ -10,9 +10,10 @@ from sharpen.agents.best_of_n import BestOfN, BestOfNAgent, make_chooser
 from sharpen.agents.ensemble import Ensemble, InTurn
 from sharpen.agents.harness import Harness, HarnessAgent
 from sharpen.environments.base import Environment
+from sharpen.errors import SettingsError
 from sharpen.models import load_model
 from sharpen.policies.base import Policy, Sampling
-from sharpen.policies.choose import Engine
+from sharpen.policies.choose import Engine, batch_of
 from sharpen.records import Message, Model, Trajectory
 from sharpen.store.segments import Segments
 from sharpen.terms import maker_of
@@ -30,6 +31,17 @@ def playing(several: Several | None, what: Literal["sampling", "evaluation"]) ->
 def most_turns(environment: Environment, harness: Harness | None, several: Several | None = None) -> int:
     """How often, at most, one try asks the policy."""
     return (environment.max_turns if harness is None else harness.max_calls) * (1 if several is None else several.tries)
+
+
+def check_turns(engine: Engine, environment: Environment, harness: Harness | None) -> None:
+    """SettingsError where ``engine`` asks in batches and a try may take more than one turn."""
+    batch, turns = batch_of(engine), most_turns(environment, harness)
+    if batch is not None and turns > 1:
+        where = f"the harness {harness.command[0]}" if harness is not None else environment.name
+        raise SettingsError(
+            f"engine.batch: a try at {where} may take {turns} turns, and each would wait for a batch of its own, for up to {batch.window}; "
+            "take batch out of the engine, or give tasks of a single turn"
+        )
 
 
 def make_agent(

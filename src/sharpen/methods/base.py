@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from sharpen import loop
 from sharpen.agents.base import Agent
-from sharpen.agents.choose import CONSIDERED, Several, load_members, make_agent, make_several, most_turns, playing
+from sharpen.agents.choose import CONSIDERED, Several, check_turns, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import RecordedAgent, replay
 from sharpen.agents.teacher import Teacher
@@ -175,9 +175,10 @@ class Bench(AbstractContextManager["Bench"]):
         if self.teacher is not None:
             self._taught = cast_of(self.teacher, self.tasks, self.harness)
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
-        self._terms(
-            self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling)
-        )  # what cannot be kept to is said before anything is paid for
+        # What cannot be kept to is said before anything is paid for.
+        self._engines(self._cast(self.sampling), self.tasks)
+        self._engines(self._taught[1], self.tasks)
+        self._terms(self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
@@ -324,6 +325,7 @@ class Bench(AbstractContextManager["Bench"]):
         ``cast`` plays in the place of the run's own agent.
         """
         of, cast = of or self.tasks, cast or self._cast(settings)
+        patient = self.sampling.waiting_for(*self._engines(cast, of))
         verifier, several, recorded = required(of), cast.several, cast.recorded
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
@@ -337,7 +339,7 @@ class Bench(AbstractContextManager["Bench"]):
         account = self.meter.account(name)
         done = stage.done()
         considered = Segments(stage.folder / CONSIDERED, Trajectory) if several and not done else None
-        player = self._player(agent, of.environment, turn, cast, verifier, considered, account)
+        player = self._player(agent, of.environment, turn, cast, verifier, considered, account, patient)
         wanted = tries_of(tasks, indices, recorded)
         if done:
             by_key = {task.key: task for task in tasks}
@@ -354,7 +356,7 @@ class Bench(AbstractContextManager["Bench"]):
             self._rest_own()  # two local models at once may be more than the memory holds
         elif recorded is None:
             self._turn_to(agent.model)
-        limits = self.sampling.limits_of(several.tries if several else 1)
+        limits = patient.limits_of(several.tries if several else 1)
         options: dict[str, Any] = {**limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
         try:
             if bound is None:
@@ -389,6 +391,7 @@ class Bench(AbstractContextManager["Bench"]):
         verifier: Verifier,
         considered: Segments[Trajectory] | None,
         account: Account,
+        patient: SamplingSettings,
     ) -> Agent:
         """The agent that ``cast`` describes, with ``agent`` as the model that is asked."""
         if cast.recorded is not None:
@@ -403,7 +406,14 @@ class Bench(AbstractContextManager["Bench"]):
         if cast.several is None:
             return first
         others = [member(Prompted(model, agent.shots), engine, partial(self._open_other, engine)) for model, engine in cast.others]
-        return make_several(cast.several, [first, *others], verifier, considered, **self.sampling.limits)
+        return make_several(cast.several, [first, *others], verifier, considered, **patient.limits)
+
+    def _engines(self, cast: Cast, of: TaskSet) -> list[Engine]:
+        """Those that are asked where ``cast`` plays. SettingsError where one asks in batches and a try takes several turns."""
+        engines = [] if cast.recorded is not None else [cast.engine or self.engine, *(engine for _, engine in cast.others)]
+        for engine in engines:
+            check_turns(engine, of.environment, cast.harness)
+        return engines
 
     def _terms(self, tasks: Sequence[Task], of: TaskSet, settings: SamplingSettings | EvaluationSettings, cast: Cast) -> Terms | None:
         """What an adaptive budget is held to on ``tasks``; None where the budget is uniform. SettingsError where it cannot be kept to."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from sharpen.errors import SettingsError
-from sharpen.models import read_config
+from sharpen.models import cache_folder, read_config
 from sharpen.policies.base import Policy
-from sharpen.policies.endpoint import Endpoint, EndpointPolicy
+from sharpen.policies.endpoint import Batch, Endpoint, EndpointPolicy
+from sharpen.policies.endpoint_batch import BatchPolicy
 from sharpen.policies.gguf_file import why_not
 from sharpen.policies.openvino import OpenVino, OpenVinoPolicy
 from sharpen.policies.plugin import PolicyPlugin, plugin_policy
@@ -32,7 +33,7 @@ Engine = Auto | Concrete | PolicyPlugin
 def open_policy(model: Model, engine: Engine, logs: Path | None = None) -> tuple[Policy, str]:
     """Open ``model``; with it, which engine was picked and why. SettingsError where model and engine do not fit.
 
-    An engine that keeps a log keeps it in the folder ``logs``, else in a temporary one.
+    An engine that keeps a log keeps it in the folder ``logs``, else in a temporary one. Batches are kept there too, else in the user's cache.
     """
     if isinstance(engine, PolicyPlugin):
         return plugin_policy(model, engine), f"plugin {engine.name}: as set"
@@ -46,7 +47,11 @@ def open_policy(model: Model, engine: Engine, logs: Path | None = None) -> tuple
             return open_scripted(model, chosen), f"scripted: {why}"
         case Endpoint():
             filled = replace(chosen, base_urls=chosen.urls or (model.path,), base_url="", model=chosen.model or model.name)
-            return EndpointPolicy(filled), f"endpoint: {why}"
+            if (batch := filled.batch) is None:
+                return EndpointPolicy(filled), f"endpoint: {why}"
+            kept = Path(batch.folder) if batch.folder else (logs or cache_folder()) / "batches"
+            batches = BatchPolicy(filled, kept)
+            return batches, f"endpoint: {why}, in batches, which lie in {batches.ledger.folder}"
         case OpenVino():
             openvino = OpenVinoPolicy(model, chosen)
             has = "has bf16" if openvino.precision == "bf16" else "has no bf16"
@@ -61,6 +66,11 @@ def open_policy(model: Model, engine: Engine, logs: Path | None = None) -> tuple
             vllm = VllmPolicy(model, chosen, logs)
             precision = "bf16 on a GPU, f32 on a CPU" if chosen.precision == "auto" else chosen.precision
             return vllm, f"vllm: {why}; {precision}; its log is {vllm.log}"
+
+
+def batch_of(engine: Engine) -> Batch | None:
+    """How ``engine`` gathers requests, where it does."""
+    return engine.batch if isinstance(engine, Endpoint) else None
 
 
 def choose(model: Model) -> tuple[Concrete, str]:

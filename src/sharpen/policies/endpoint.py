@@ -35,6 +35,27 @@ _Kind = tuple[float, float, bool]  # temperature, top_p, and whether there are t
 _HELLO = Conversation(messages=(Message(role="user", content="Hi"),))
 
 
+class Batch(Record, frozen=True, kw_only=True):
+    """A provider's batch API, as OpenAI documents it: files of requests, answered within ``window``.
+
+    Up to ``size`` requests, of ``max_mb`` MiB together, are in one batch, and as many wait at once. They are submitted when they are as many, or when
+    none has come for ``quiet_s`` seconds; a batch is looked at every ``poll_s`` seconds. A try waits ``wait_s`` seconds at most, batches that are
+    submitted again included: ``retries`` of the engine counts them. ``price`` is the share of the usual price that is billed.
+
+    ``folder`` is where batches are kept so that none is paid for twice; "" is ``batches`` in the run's folder, or in the user's cache where there is no run
+    (a judge's).
+    """
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=50_000)] = 10_000
+    max_mb: Annotated[float, msgspec.Meta(gt=0)] = 100.0
+    quiet_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    poll_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    wait_s: Annotated[float, msgspec.Meta(gt=0)] = 3 * 24 * 3600.0
+    window: str = "24h"
+    price: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    folder: str = ""
+
+
 class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpoint"):
     """Where to ask and how patiently.
 
@@ -44,6 +65,8 @@ class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpo
     ``extra`` fields are sent as they are (``top_k``, ``chat_template_kwargs``, ...); a null takes ``seed`` out. ``token_ids`` asks for token ids
     (vLLM's ``return_token_ids``). ``answers_as`` is the name that the servers give the model in their answers, where that is another.
     ``check`` asks each server, before its first request, whether it serves the model and reads every setting.
+
+    ``batch`` asks the provider's batch API, cheaper and slower, and needs tasks of a single turn.
 
     ``timeout`` is for one attempt, in seconds. ``max_concurrent`` requests at most are out at one server; how many really are, it finds out.
     An attempt that broke is followed by ``retries``, after ``backoff`` seconds, doubled each time, at most a minute. Where servers throttle, are
@@ -64,6 +87,7 @@ class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpo
     backoff: Annotated[float, msgspec.Meta(gt=0)] = 0.5
     patience: Annotated[float, msgspec.Meta(ge=0)] = 600.0
     max_concurrent: Annotated[int, msgspec.Meta(ge=1)] = 256
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         if self.base_url and self.base_urls:
@@ -85,6 +109,8 @@ class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpo
                 raise SettingsError(f"extra.{name} is set by sharpen itself; use sampling, evaluation or the engine's own settings")
             if value is None and name != "seed":
                 raise SettingsError(f"extra.{name} is null, which only takes out seed")
+        if self.batch is not None and len(self.urls) > 1:
+            raise SettingsError(f"base_urls names {len(self.urls)} servers, but a batch is submitted to one; name one, or take batch out")
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -215,8 +241,10 @@ class EndpointPolicy:
         found = await self._http("POST", f"{url}/chat/completions", url, body)
         return found if isinstance(found, Trouble) else wire.read(url, *found, self._key)
 
-    async def _http(self, method: str, address: str, url: str, body: bytes | None = None) -> tuple[int, Mapping[str, str], bytes] | Trouble:
-        """Status, headers and content; Trouble where no whole answer came."""
+    async def _http(
+        self, method: str, address: str, url: str, body: bytes | aiohttp.Payload | None = None, most: int = MOST, seconds: float = 0.0
+    ) -> tuple[int, Mapping[str, str], bytes] | Trouble:
+        """Status, headers and content of ``most`` bytes, within ``seconds`` (0: what is usual); Trouble where no whole answer came."""
         if self._closed:
             raise self._is_closed()
         if self._session is None:
@@ -225,15 +253,16 @@ class EndpointPolicy:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             )
-        seconds = self.settings.timeout if method == "POST" else min(self.settings.timeout, 30.0)
+        seconds = seconds or (self.settings.timeout if method == "POST" else min(self.settings.timeout, 30.0))
+        headers = body.headers if isinstance(body, aiohttp.Payload) else None
         limit = aiohttp.ClientTimeout(total=seconds, sock_connect=15)
         try:
-            async with self._session.request(method, address, data=body, allow_redirects=False, timeout=limit) as response:
+            async with self._session.request(method, address, data=body, headers=headers, allow_redirects=False, timeout=limit) as response:
                 try:
-                    await response.content.readexactly(MOST)
+                    await response.content.readexactly(most)
                 except asyncio.IncompleteReadError as whole:
                     return response.status, response.headers, whole.partial
-                return wire.malformed(f"{url} sent an answer of more than {MOST >> 20} MiB")
+                return wire.malformed(f"{url} sent an answer of more than {most >> 20} MiB")
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             why = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
             return Trouble(PolicyError(f"{url} cannot be reached: {self._line(why)}", "dead"), "wait", lost=True, gone=True)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sharpen.policies.choose import Engine
+from sharpen.policies.choose import Engine, batch_of
 from sharpen.policies.endpoint import Endpoint
 from sharpen.policies.plugin import PolicyPlugin
 from sharpen.records import Model, Record
@@ -33,8 +33,17 @@ FREE = Price(prompt=0.0, sampled=0.0)
 def price_of(model: Model, engine: Engine, prices: Mapping[str, Price]) -> tuple[Price | None, str]:
     """The price of ``model`` on ``engine``, None where nobody knows it; and in a few words where it comes from.
 
-    ``prices`` are the user's own, by the name that the model is asked for. Batch, cache and volume discounts are not taken off.
+    ``prices`` are the user's own, by the name that the model is asked for. Where ``engine`` asks in batches, its share of the price is taken. Cache
+    and volume discounts are not taken off.
     """
+    price, why = _of_one(model, engine, prices)
+    if price is None or price == FREE or (batch := batch_of(engine)) is None:
+        return price, why
+    return Price(prompt=price.prompt * batch.price, sampled=price.sampled * batch.price), f"{why}, times engine.batch.price {batch.price:g}"
+
+
+def _of_one(model: Model, engine: Engine, prices: Mapping[str, Price]) -> tuple[Price | None, str]:
+    """The price of a request that is asked by itself."""
     served = isinstance(engine, Endpoint) or model.kind == "endpoint"
     name = (engine.model if isinstance(engine, Endpoint) else "") or model.name
     if (own := prices.get(name)) is not None:

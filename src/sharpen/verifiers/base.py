@@ -20,8 +20,9 @@ class Verifier(Protocol):
     verdicts. ``exact`` says that the verifier *is* the definition of success (an environment's own state, a set's own scorer), so that it
     needs no labels, only gold and no-op checks.
 
-    Three things a verifier may have beside: ``timeout_s``, the seconds that one verdict may take where that is longer than usual (an engine has to start),
-    and ``close()``, which gives engines back; the next verdict opens them again. And ``cheats(task)``: answers that fit this verifier, are wrong whatever
+    Four things a verifier may have beside: ``timeout_s``, the seconds that one verdict may take where that is longer than usual (an engine has to start);
+    ``at_once``, how many verdicts it wants to be asked for at once where that is more than usual (it asks in batches), 0 where not; ``close()``,
+    which gives engines back; the next verdict opens them again. And ``cheats(task)``: answers that fit this verifier, are wrong whatever
     the task, and that it must fail: a mapping from the cheat's name to the answer, a text or assistant turns. The audit and the gate try them.
     """
 

@@ -22,6 +22,8 @@ class Combination:
         self._k = k
         self.name = f"{kind}-{digest([k, sorted(member.name for member in members)])[:8]}"
         self.exact = all(member.exact for member in members)
+        self.timeout_s = sum(getattr(member, "timeout_s", 0.0) for member in members)
+        self.at_once = max(getattr(member, "at_once", 0) for member in members)
         said = [member.properties for member in members]
         self.properties = Properties(
             needs="; ".join(f"{member.name}: {member.properties.needs}" for member in members),

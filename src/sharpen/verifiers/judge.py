@@ -23,7 +23,7 @@ from sharpen import loop
 from sharpen.errors import PolicyError, SettingsError
 from sharpen.models import load_model
 from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
-from sharpen.policies.choose import Auto, Engine, open_policy
+from sharpen.policies.choose import Auto, Engine, batch_of, open_policy
 from sharpen.records import Interval, Message, Record, Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.verifiers.base import Properties
@@ -31,6 +31,7 @@ from sharpen.verifiers.function import answer_of
 from sharpen.verifiers.shown import Quoted, code_of, parts, quoted, said_anything, spoken, visible, written
 
 OPENING_S = 600.0  # an engine may take that long to start, on the first verdict's time
+IN_BATCHES = 512  # verdicts at once where votes are asked in batches: each takes two threads, which wait
 
 RUBRIC = """\
 The work does everything that the task asks for, and its result is right. Where a reference is given, the result agrees with it in substance: other \
@@ -65,7 +66,7 @@ class Judge(Record, frozen=True, kw_only=True, tag_field="verifier", tag="judge"
     ``shows`` is what the judge sees of the try: the whole ``trajectory`` or its last ``answer``; always with what was asked, and with the task's
     reference where there is one, unless ``reference`` is false. Of more than ``max_chars`` characters in one of these the middle is
     left out, which judge and verdict are told (``too_long: cut``), or the verdict is an error. ``timeout_s`` is one vote's, in seconds; the first
-    also wait for the engine to start.
+    also wait for the engine to start. An engine that asks in batches sets its own, longer time.
     """
 
     model: str
@@ -198,7 +199,10 @@ class LLMJudge:
         named = self._model.name if self._model else policy.name if policy else ""
         identity = self._model.fingerprint if self._model else named
         self.name = f"judge {named} {digest([settings, identity, _JUDGE, _COMPARE, _PROMPT, _AGAIN])[:8]}"
-        self.timeout_s = settings.timeout_s + OPENING_S
+        batch = batch_of(settings.engine) if policy is None else None
+        self._vote_s = max(settings.timeout_s, batch.wait_s) if batch else settings.timeout_s
+        self.timeout_s = self._vote_s + OPENING_S
+        self.at_once = min(IN_BATCHES, max(1, batch.size // settings.votes)) if batch else 0
         self._given, self._policy = policy, policy
         self._opening, self._counting = threading.Lock(), threading.Lock()
         self._tally = Tally()
@@ -357,7 +361,7 @@ class LLMJudge:
         asked = Conversation(messages=(Message(role="user", content=prompt),))
         trouble = ""
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
+            async with asyncio.timeout(self._vote_s):
                 for again in (False, True):
                     turn = await policy.complete(asked, sampling)
                     self._count(prompt_tokens=turn.prompt_tokens, sampled_tokens=turn.sampled_tokens, repeated=int(again))
@@ -376,7 +380,7 @@ class LLMJudge:
             kind = error.failure or "policy"
             return _Vote(trouble=f"{kind}: {str(error).removeprefix(f'{kind}: ')}")
         except TimeoutError:
-            return _Vote(trouble=f"timeout: no vote within {self.settings.timeout_s:g} s")
+            return _Vote(trouble=f"timeout: no vote within {self._vote_s:g} s")
         except (Exception, SystemExit) as error:  # a policy may be anybody's code
             return _Vote(trouble=f"{type(error).__name__}: {error}")
 

@@ -48,10 +48,11 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
 def judge_many(
     tries: Iterable[tuple[Task, Trajectory]], verifier: Verifier, timeout_s: float = 60.0, at_once: int = 64
 ) -> Iterator[tuple[Trajectory, Verdict]]:
-    """``judge`` on each of ``tries``, in their order, ``at_once`` at a time; ``tries`` are drawn as they are needed.
+    """``judge`` on each of ``tries``, in their order, ``at_once`` at a time, or as many as the verifier wants; ``tries`` are drawn as they are needed.
 
     What drawing them raises is raised when the verdicts under way are given.
     """
+    at_once = max(at_once, getattr(verifier, "at_once", 0))
     threads = ThreadPoolExecutor(at_once, thread_name_prefix="verdicts")
     under_way: deque[tuple[Trajectory, Future[Verdict]]] = deque()
     left, ended = iter(tries), None

@@ -124,7 +124,7 @@ def test_a_goal_that_is_met_ends_it() -> None:
     ("purity", "action"), [(None, "label"), ("open", "label"), ("clears", "rejection-sampling"), ("below", "curriculum")]
 )
 def test_a_verifier_that_is_not_exact_needs_labels_first(purity: str | None, action: str) -> None:
-    share = purity_bound(20, 20) if purity else Interval(value=math.nan, low=math.nan, high=math.nan, n=0)
+    share = purity_bound([(20, 20, 60)]) if purity else Interval(value=math.nan, low=math.nan, high=math.nan, n=0)
     known = Purity(rows=60, good=20, bad=0, unsure=0, share=share, bar=0.9, outcome=purity or "open", missing=9)  # type: ignore[arg-type]
     seen = replace(SAMPLED, verifier_exact=False, purity=known if purity else None)
     assert choose(seen).recommendation.action == action

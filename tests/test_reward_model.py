@@ -424,7 +424,7 @@ def test_what_cannot_be_calibrated_on(scores: list[float], labels: list[bool], b
 def test_calibrating_scores_the_labelled_tries(tiny: str) -> None:
     verifier = RewardModelVerifier(RewardModel(model=tiny, engine=Classifier(max_batch=4, device="cpu")))
     tries = [tried(f"{'x ' * at}4", at) for at in range(40)]
-    found = verifier.calibrate([(TASK, one, True) for one in tries])
+    found = verifier.calibrate([(replace(TASK, family=f"f{at}"), one, True) for at, one in enumerate(tries)])
     assert found.threshold == pytest.approx(min(verifier.score(TASK, one) for one in tries), abs=1e-4)
     assert found.labels == 40
     verifier.close()

@@ -302,7 +302,7 @@ def test_imported_words_train_once_somebody_settled_it_and_their_terms_go_all_th
     assert f"**owl**: CC-BY-4.0. Training on it is allowed; settled by Ann on 2026-01-02; evidence: {URL}" in card
     assert "attribution: name the authors" in card and "distillation" in card.split("---")[1]
     with Session_(tmp_path / "session-2") as session:  # and the third generation, from its own tries, still has
-        third = session.sft(taught, [session.sample(taught, task)])
+        third = session.sft(taught, [session.sample(taught, task)], trust_unaudited_verifier=True)
     assert [one.teacher for one in third.lineage.terms] == ["owl", teacher.name]
 
 

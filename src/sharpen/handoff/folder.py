@@ -314,7 +314,7 @@ def _with_prompt(path: Path, base: Path, standing: Prompted) -> Prompted | None:
 
 def _measured(folder: Path, rungs: Sequence[RungView], chosen: Prompted, proposals: Mapping[str, Prompted]) -> _Measured | None:
     """The last tries at train tasks that the chosen model made; else the last that any did; None where the run has none."""
-    makers = {proposal.fingerprint: (rung, proposal.shots) for rung, proposal in reversed(proposals.items())}
+    makers = {proposal.fingerprint: (rung, proposal.shots) for rung, proposal in reversed(list(proposals.items()))}
     last: _Measured | None = None
     for rung in reversed(rungs):
         place = folder / "rungs" / rung.name / "sampling"
@@ -504,7 +504,9 @@ def _write(place: Path, handoff: Handoff, counted: Sequence[Counted], dev: Seque
 
 
 def _lines(path: Path, records: Iterable[Record]) -> None:
-    write_atomic(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
+    data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+    if not path.exists() or path.read_bytes() != data:  # a finished run given again changes nothing
+        write_atomic(path, data)
 
 
 def templates() -> Environment:

@@ -476,8 +476,9 @@ class Confusion(Record, frozen=True, kw_only=True):
 class Audit(Record, frozen=True, kw_only=True):
     """What is known of a verifier: what it says of made-up answers, whether it says the same twice, and how often it is wrong.
 
-    ``unstable`` of ``repeated`` inputs got two verdicts. ``forecast`` is the purity to be expected of what a selection keeps, from the error rates and
-    the observed pass rate (``stats.purity_forecast``); NaN where they do not tell. ``limits`` says what could not be looked at.
+    ``unstable`` of ``repeated`` inputs got two verdicts. ``forecast`` is the purity to be expected of what passes, from the error rates and the
+    observed pass rate (``stats.purity_forecast``); NaN where they do not tell. What a selection keeps of it is less pure where duplicates are left out: right
+    tries are alike. ``limits`` says what could not be looked at.
     """
 
     verifier: str

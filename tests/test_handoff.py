@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import json
 import math
 import shutil
@@ -22,6 +23,7 @@ from msgspec.structs import replace
 
 from conftest import LADDER
 from sharpen.chat.scripted import END_ID, ScriptedTemplate
+from sharpen.environments.object import Object
 from sharpen.errors import Refused, RunError
 from sharpen.handoff.folder import KINDS, Counted, choose, given, hand_over
 from sharpen.handoff.grpo import Scores, _Played, _reward, parts
@@ -315,6 +317,43 @@ def test_a_rollout_plays_the_game_and_masks_what_the_game_says(tmp_path: Path, m
         assert said == (commands[0] if line is never[0] else "".join(commands))
         assert played.template.decode(prompt).endswith(f"{line.prompt[-1].content}<|end|>\n<|assistant|>\n")
         assert len(ids) == len(mask) == len(logprobs) and all((p < 0) == bool(own) for p, own in zip(logprobs, mask, strict=True))
+
+
+OBJECT = """
+class Sum:
+    def reset(self, reference: str, **row: object) -> str:
+        self.total, self.wanted = 0, reference
+        return " Begin."
+
+    def add(self, number: int) -> int:
+        \"\"\"Add a number.
+
+        Args:
+            number: what to add
+        \"\"\"
+        self.total += number
+        return self.total
+
+    def get_reward(self) -> float:
+        return float(str(self.total) == self.wanted)
+"""
+
+
+def test_an_object_becomes_what_trl_calls_without_a_reward_of_its_own(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "things.py").write_text(OBJECT)
+    hand = given(run / "rl")
+    tasks: Any = hand.settings.tasks
+    tools = Object(factory=f"{tmp_path / 'things.py'}:Sum")
+    hand = dataclasses.replace(hand, settings=replace(hand.settings, tasks=replace(tasks, environment=tools)))
+    line = hand.lines(["all"])[0]
+    made = _Played(hand, [line], ScriptedTemplate(), "pass").factory()
+    thing, other = made(), made()
+    public = [name for name, _ in inspect.getmembers(type(thing), inspect.isfunction) if not name.startswith("_")]
+    assert public == ["add", "reset"]  # get_reward would be added to the verdict
+    assert thing.reset(task=line.task, prompt=[]) == " Begin." and other.reset(task=line.task, prompt=[]) == " Begin."
+    assert str(inspect.signature(thing.add)) == "(number: int) -> int" and "what to add" in thing.add.__doc__
+    assert thing.add(int(line.reference)) == int(line.reference)
+    assert thing._outcome() == {"score": 1.0, "success": True} and other._outcome() == {"score": 0.0, "success": False}
 
 
 def test_a_trainer_that_breaks_ends_the_rollout(run: Path) -> None:

@@ -568,9 +568,9 @@ class Given:
 
 
 def given(place: Path) -> Given:
-    """The hand-over in ``place``. The project's folder becomes the working directory: what the settings name is found from there.
+    """The hand-over in ``place``. The folder that the run was made in becomes the working directory: what the settings name is found from there.
 
-    RunError where there is no hand-over, or its project has moved away.
+    Where the run has moved without it, the working directory stays. RunError where there is no hand-over.
     """
     place = place.resolve()
     try:
@@ -578,11 +578,8 @@ def given(place: Path) -> Given:
     except (OSError, msgspec.MsgspecError) as error:
         raise RunError(f"{place / HANDOFF} cannot be read ({error}); give sharpen handoff {place.parent}") from error
     project = (place.parent / handoff.project).resolve()
-    if not project.is_dir():
-        raise RunError(
-            f"{project}, where the run was made, is gone; give sharpen handoff {place.parent} from where its settings' paths lead"
-        )
-    os.chdir(project)
+    if project.is_dir():
+        os.chdir(project)
     settings = load_settings(place.parent / SETTINGS, {})
     return Given(place, settings, load_tasks(settings.tasks, settings.demonstrations), handoff)
 

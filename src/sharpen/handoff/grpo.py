@@ -198,7 +198,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
         made.environment_factory = played.factory()
         made.turns = hand.tasks.environment.max_turns - 1
         made.max_tokens *= hand.tasks.environment.max_turns  # TRL's limit is on all turns and results together
-        if template.tokenizer.__dict__.get("response_template") is None and template.calls is not None:
+        if getattr(template.tokenizer, "response_template", None) is None:  # else TRL knows only the templates of its list
             template.tokenizer.response_template = template.calls
     elif not isinstance(hand.tasks.environment, SingleTurn):
         raise SettingsError(f"the form reward is for one prompt and one answer; {hand.tasks.environment.name} takes rollout_func")

@@ -435,13 +435,15 @@ def _passed_on(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _message(plain: dict[str, Any]) -> Message:
-    """A message of TRL's, whose tool calls hold their arguments as mappings."""
+    """A message of TRL's, whose tool calls hold their arguments as mappings; what a response template of ours reads has no role."""
     calls = tuple(
         ToolCall(name=call["function"]["name"], arguments=json.dumps(call["function"]["arguments"]))
         for call in plain.get("tool_calls") or ()
     )
     content = plain.get("content")
-    return Message(role=plain["role"], content=content if isinstance(content, str) else "", tool_calls=calls, name=plain.get("name"))
+    return Message(
+        role=plain.get("role", "assistant"), content=content if isinstance(content, str) else "", tool_calls=calls, name=plain.get("name")
+    )
 
 
 # ---------------------------------------------------------------- the curve

@@ -248,9 +248,10 @@ def _answer_cheats(gold: str, others: Sequence[str]) -> dict[str, str]:
     wrong = [one for one in dict.fromkeys([*others, *_near(gold)]) if one != gold]
     made = {}
     if wrong:
-        listed = [*wrong[: LISTED // 2], gold, *wrong[LISTED // 2 : LISTED]]
-        made["every answer listed"] = ", ".join(listed)
-        made["one answer after the other"] = "\n".join(f"The answer is {one}." for one in [gold, *wrong[:LISTED]])
+        wrong = wrong[:LISTED]
+        half = len(wrong) // 2  # the right one in the middle: nobody can know which to say last, which is what some verifiers read
+        made["every answer listed"] = ", ".join([*wrong[:half], gold, *wrong[half:]])
+        made["one answer after the other"] = "\n".join(f"The answer is {one}." for one in [gold, *wrong])
     if near := _near(gold):
         made["the right form, a wrong value"] = near[0]
     if re.fullmatch(r"\(?[A-Ea-e]\)?\.?", gold.strip()):

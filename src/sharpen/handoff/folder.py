@@ -318,8 +318,8 @@ def _measured(folder: Path, rungs: Sequence[RungView], chosen: Prompted, proposa
     last: _Measured | None = None
     for rung in reversed(rungs):
         place = folder / "rungs" / rung.name / "sampling"
-        if rung.control or (manifest := _manifest(place)) is None:
-            continue
+        if rung.control or rung.method == "distillation" or (manifest := _manifest(place)) is None:
+            continue  # a teacher's tries say nothing of what the model does alone, also where it asks that very model
         maker = manifest.inputs.get("agent", "")
         own = maker == chosen.fingerprint
         if last is not None and not own:

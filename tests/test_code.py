@@ -123,6 +123,41 @@ def test_every_kind_of_test(verifier: CodeVerifier, reference: Any, answer: str,
     assert verdict.outcome == outcome, verdict.reason
 
 
+CAUGHT = "def check(f):\n    assert f(1, 1) == 2\n    try: f(1, '')\n    except: return\n    assert False"
+LOOP = "def check(f):\n    assert all(got == want for got, want in zip(map(f, [1, 2], [3, 4]), [4, 6]))"
+UNNAMED = {"test": ["assert add(2, 3) == 5"]}
+FORGED = """
+import json, os, struct
+body = json.dumps({"defined": ["add", "__all__", "__path__", "__getattr__"]}).encode()
+os.write(3, struct.pack("<I", len(body)) + body)
+def add(a, b): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "why"),
+    [
+        ({"test": CAUGHT, "entry_point": "add"}, "import os\ndef add(a, b):\n    if b == '': os._exit(0)\n    return a + b", "status 0"),
+        (
+            {"test": CAUGHT, "entry_point": "add"},
+            "import os\ndef add(a, b):\n    if b == '': os.write(3, b'\\2\\0\\0\\0[]')\n    return a + b",
+            "",
+        ),
+        ({"test": LOOP, "entry_point": "add"}, "def add(a, b): raise StopIteration", "StopIteration"),
+        (UNNAMED, "def plus(a, b):\n    return a + b", "no add"),
+        (UNNAMED, "x = 1", "no add"),
+        ("from solution import add\nassert add(2, 3) == 5", "x = 1", "defines no"),
+        ("import solution\nassert solution.add(2, 3) == 5", "x = 1", "no add"),
+        ("from solution import *\nassert add(2, 3) == 5", FORGED, ""),
+    ],
+)
+def test_what_the_tests_let_by_or_break_over_is_the_codes_fail(verifier: CodeVerifier, reference: Any, answer: str, why: str) -> None:
+    """Not a pass since a test caught it, and no error, which would leave the try out of what is counted."""
+    assert says(verifier, reference, GOOD).outcome == "pass"
+    verdict = says(verifier, reference, answer)
+    assert (verdict.outcome, why in verdict.reason) == ("fail", True), verdict.reason
+
+
 PLAIN = [
     *(
         "None",
@@ -328,6 +363,11 @@ OWN = {
         "import os, signal\ndef add(a, b):\n    for pid in (1, -1, os.getppid()):\n        for n in (9, 19, 15):\n            try: os.kill(pid, n)\n            except OSError: pass",
         None,
     ),
+    "interrupts its watchers": (
+        "import os, signal\ndef add(a, b):\n    for n in range(1, 65):\n        try: os.kill(1, n)\n        except OSError: pass",
+        None,
+    ),
+    "limits its watchers": ("import resource\ndef add(a, b): resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))", None),
     "an endless generator": ("def add(a, b):\n    while True: yield 1", None),
     "memory": ("def add(a, b):\n    x = []\n    while True: x.append(bytearray(1 << 20))", None),
     "memory of many": (

@@ -219,6 +219,25 @@ def test_what_is_quoted_can_be_read() -> None:
     assert visible("a<|im_end|>b\u202e\x00") == "a<\\|im_end|>b\\u202e\\u0000"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("<|im_end|>", "<turn|>", "<channel|>", "[|endofturn|]", "[|user|]", "<seed:bos>", "<role>", "</role>", "]~b]", "]~!b[", "[e~["),
+        *("</think>", "<tool_response>", "<reserved_106>", "<SPECIAL_12>", "[/INST]", "<end_of_turn>"),
+    ],
+)
+def test_names_of_control_tokens_are_broken(name: str) -> None:
+    """Families that a server may hold as one token: what it makes of text is out of reach here."""
+    assert name not in visible(f"4{name}\n5") and visible(name).replace("\\", "") == name
+
+
+@pytest.mark.parametrize("char", ["\u034f", "\u115f", "\u3164", "\uffa0", "\ufe00", "\ufe0e", "\U000e0100", "\U000e01ef", "\u200d"])
+def test_what_cannot_be_seen_is_spelled_out(char: str) -> None:
+    """A text can be written in variation selectors: a model reads it, and whoever labels what it judged sees a 4."""
+    assert visible(f"4{char}") == f"4\\{'u' if ord(char) < 0x10000 else 'U'}{ord(char):0{4 if ord(char) < 0x10000 else 8}x}"
+    assert visible("❤\ufe0f a[i] x < role a | b") == "❤\ufe0f a[i] x < role a | b"
+
+
 def test_a_code_is_the_same_for_the_same_texts_only() -> None:
     assert code_of("a", "b") == code_of("a", "b") != code_of("ab", "")
 

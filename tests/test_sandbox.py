@@ -226,6 +226,73 @@ def test_limits_hold(box: Box, name: str) -> None:
     assert told(box, "result = 1")[1] == 1  # and the box does the next
 
 
+ON_THE_FIRST = {
+    "every signal": "import os, time\nfor n in range(1, 65):\n    try: os.kill(1, n)\n    except OSError: pass",
+    "no open files": "import resource\nresource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))",
+    "no processor time": "import resource\nresource.prlimit(1, resource.RLIMIT_CPU, (0, 0))\nimport time; time.sleep(1)",
+    "no memory": "import resource\nresource.prlimit(1, resource.RLIMIT_AS, (1 << 20, 1 << 20))",
+    "last in line": "import os\nos.setpriority(0, 1, 19)",
+    "its user's last in line": "import os\nos.setpriority(2, 0, 19)",
+    "one processor": "import os\nos.sched_setaffinity(1, {min(os.sched_getaffinity(0))})",
+    "when all else is idle": "import os\nos.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))",
+    "its files": "import ctypes, os\nlibc = ctypes.CDLL(None)\nfor fd in range(64): assert libc.syscall(438, os.pidfd_open(1), fd, 0) == -1",
+}
+FOUND = """
+import os, resource
+names = [name for name in dir(resource) if name.startswith('RLIMIT_')]
+result = [[resource.prlimit(0, getattr(resource, name)) for name in names], os.getpriority(0, 0), sorted(os.sched_getaffinity(0)), os.sched_getscheduler(0)]
+"""
+
+
+@pytest.mark.parametrize("name", ON_THE_FIRST)
+def test_the_process_that_waits_is_out_of_reach(box: Box, name: str) -> None:
+    """It is the same user's as a job: what a job did to it would break this verdict, or every later one."""
+    before = told(box, FOUND)[1]
+    assert told(box, ON_THE_FIRST[name])[0].how == "exit"
+    assert told(box, FOUND)[1] == before
+    assert told(box, "result = len(bytearray(50 << 20))")[1] == 50 << 20
+
+
+def test_limits_hold_while_the_bell_rings(box: Box) -> None:
+    """A child's end wakes the process that watches; waking it without end must not keep it from looking."""
+    flood = """
+import os, signal, time
+for _ in range(3):
+    if not os.fork():
+        while True: os.kill(1, signal.SIGCHLD)
+for _ in range(2):
+    if not os.fork():
+        kept = bytearray(120 << 20)
+        time.sleep(99)
+time.sleep(99)
+"""
+    assert told(box, flood)[0].how == "memory"
+
+
+EARLIER = r"""
+import ctypes, gc, os, re
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = ctypes.c_void_p
+there, probe = os.pipe()
+top = libc.sbrk(0)
+places = {id(thing) >> 20 for thing in gc.get_objects()} | {(top >> 20) - n for n in range(40)}
+found = set()
+for page in [(place << 20) + at for place in places for at in range(0, 1 << 20, 4096)]:
+    if libc.write(probe, ctypes.c_void_p(page), ctypes.c_size_t(1)) == 1:
+        os.read(there, 1)
+        found |= {text.decode() for text in re.findall(b"know" + b"n_[0-9]+", ctypes.string_at(page, 4096))}
+result = sorted(found)
+"""
+
+
+def test_what_an_earlier_job_was_given_is_not_in_the_memory_of_the_next(box: Box) -> None:
+    """It is a fork of a process that would otherwise have read it: another try's answer to the same task."""
+    for number, size in enumerate((10, 700, 5000, 50_000), 1):
+        told(box, f"x = 1  # known_{number}\n# {'y' * size} known_{number}00")
+    assert told(box, EARLIER)[1] == []
+    assert told(box, f"{EARLIER}\n# known_99")[1] == ["known_99"]  # it does find its own
+
+
 def test_everything_a_job_started_is_gone(box: Box) -> None:
     told(box, "result = 0")
     before = len(tree(os.getpid()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import functools
 import os
 import platform
@@ -101,7 +102,8 @@ class Box:
         self.start()
         if self._mode == "bare":
             self._work = tempfile.mkdtemp(prefix="sharpen-")
-        self._send({"function": function, "data": data, "work": self._work}, fds)
+        with unnamed(msgspec.json.encode(data)) as given:
+            self._send({"function": function, "work": self._work}, [given, *fds])
 
     def end(self) -> Ended:
         """Wait until the job has ended, and everything that it started with it. SandboxError where the box itself broke."""
@@ -242,6 +244,27 @@ def _end(idle: list[Box], lock: threading.Lock) -> None:
     with lock:
         while idle:
             idle.pop().close()
+
+
+@contextlib.contextmanager
+def unnamed(content: bytes, most: int | None = None) -> Iterator[int]:
+    """An open file that has no name, holding ``content``; with ``most``, one that cannot grow over so many bytes, whoever writes to it."""
+    if not hasattr(os, "memfd_create"):  # not Linux, so not a sandbox
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            file.seek(0)
+            yield file.fileno()
+        return
+    fd = os.memfd_create("sharpen", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, len(content) if most is None else most)
+        os.pwrite(fd, content, 0)
+        fcntl.fcntl(
+            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | (fcntl.F_SEAL_WRITE if most is None else 0) | fcntl.F_SEAL_SEAL
+        )
+        yield fd
+    finally:
+        os.close(fd)
 
 
 # ---------------------------------------------------------------- what this machine can do

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
 import re
 import socket
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +16,7 @@ import msgspec
 
 from sharpen.errors import SettingsError, TaskError, nearest
 from sharpen.records import Record, Task, Trajectory, Verdict
-from sharpen.sandbox.box import Box, Boxes, Ended, Kind, Limits
+from sharpen.sandbox.box import Box, Boxes, Ended, Kind, Limits, unnamed
 from sharpen.verifiers.base import Common, Properties, name_of
 from sharpen.verifiers.function import answer_of
 
@@ -269,7 +266,7 @@ class CodeVerifier:
 
     def _program(self, answer: str, cases: Cases) -> tuple[str, str]:
         for number, (given, wanted) in enumerate(zip(cases.inputs, cases.outputs, strict=True), 1):
-            with _file(str(given).encode()) as stdin, _file(b"", self._most) as stdout, self._judged.lend() as box:
+            with unnamed(str(given).encode()) as stdin, unnamed(b"", self._most) as stdout, self._judged.lend() as box:
                 ended = box.run("program", {"prompt": "", "answer": answer}, [stdin, stdout])
                 printed = os.pread(stdout, min(self._most, os.lseek(stdout, 0, os.SEEK_CUR)), 0)
             if ended.how != "exit" or ended.code:
@@ -357,27 +354,6 @@ def _calls(cases: Cases) -> Tests:
 
 def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().splitlines()]
-
-
-@contextlib.contextmanager
-def _file(content: bytes, most: int | None = None) -> Iterator[int]:
-    """An open file that has no name, holding ``content``; with ``most``, one that cannot grow over so many bytes, whoever writes to it."""
-    if not hasattr(os, "memfd_create"):  # not Linux, so not a sandbox
-        with tempfile.TemporaryFile() as file:
-            file.write(content)
-            file.seek(0)
-            yield file.fileno()
-        return
-    fd = os.memfd_create("sharpen", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, len(content) if most is None else most)
-        os.pwrite(fd, content, 0)
-        fcntl.fcntl(
-            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | (fcntl.F_SEAL_WRITE if most is None else 0) | fcntl.F_SEAL_SEAL
-        )
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @functools.cache

@@ -250,6 +250,7 @@ class Asker:
 
     def __init__(self, channel: socket.socket, most: int, shared: bool) -> None:
         self.channel, self.most, self.shared, self.calls = channel, most, shared, 0
+        self.over: BaseException | None = None  # why the tests' end is worth nothing, though they may have caught it
 
     def hear(self) -> Any:
         said = hear(self.channel, self.most)
@@ -261,8 +262,16 @@ class Asker:
         try:
             asked = {"name": name, "args": pack(list(args)), "kwargs": pack(kwargs)}
         except Odd as error:
-            raise Uncarried(f"the tests give the code {error}, which cannot be carried to it; set judge: together") from None
+            self.over = Uncarried(f"the tests give the code {error}, which cannot be carried to it; set judge: together")
+            raise self.over from None
         self.calls += 1
+        try:
+            return self._answer(args, asked)
+        except Gone as gone:
+            self.over = self.over or gone
+            raise
+
+    def _answer(self, args: tuple[Any, ...], asked: dict[str, Any]) -> Any:
         try:
             tell(self.channel, asked)
         except OSError:
@@ -292,7 +301,8 @@ class Uncarried(BaseException):
 
 def _exception(said: dict[str, Any]) -> Exception:
     kind = getattr(builtins, str(said["raised"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind is Exception:
+    # the two that end a loop over map(candidate, ...) as if there were no more are not passed on, as no generator passes them on
+    if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind in (Exception, StopIteration, StopAsyncIteration):
         return CandidateError(str(said["line"]))
     error: Exception = kind.__new__(kind)
     error.args = tuple(unpack(arg) for arg in said["args"])
@@ -326,10 +336,12 @@ def judge(data: dict[str, Any], channel: int, result: int) -> None:
                 say("fail", f"the code raised {said['broken']}")
             if not isinstance(said.get("defined"), list):
                 raise Gone("its answer is none")
-            defined = [name for name in said["defined"] if isinstance(name, str)]
+            defined = [name for name in said["defined"] if isinstance(name, str) and not name.startswith("__")]
             if data["entry"] and data["entry"] not in defined:
                 say("fail", f"the code defines no {data['entry']}")
             run_tests(data, asker, defined)
+            if asker.over is not None:
+                raise asker.over
         except Uncarried as error:
             say("error", str(error))
         except Gone as error:
@@ -339,11 +351,24 @@ def judge(data: dict[str, Any], channel: int, result: int) -> None:
         except Broken as error:
             say("error", str(error))
         except BaseException as error:
+            if asker.over is not None:
+                say("error" if isinstance(asker.over, Uncarried) else "gone", str(asker.over))
+            if not asker.calls and (lacking := _lacking(error, data["entry"])):
+                say("fail", f"the code defines no {lacking}")
             blame = "fail" if asker.calls else "error"
             say(blame, f"the tests raised {line(error)}")
         say(*(("pass",) if asker.calls else ("error", "the tests never ask the code anything")))
     except BaseException as error:
         say("fail", f"the judge gave up: {line(error)}")
+
+
+def _lacking(error: BaseException, entry: str) -> str:
+    """What the tests want of the code by name and it does not define, "" where ``error`` is the tests' own. Without an entry point, any unknown name."""
+    if isinstance(error, ImportError) and error.name == "solution":
+        return "what the tests import"
+    if isinstance(error, AttributeError) and error.obj is sys.modules.get("solution"):
+        return error.name or ""
+    return error.name or "" if isinstance(error, NameError) and not entry else ""
 
 
 class Broken(Exception):

@@ -16,9 +16,26 @@ from sharpen.records import Message, Record, Task, Trajectory
 # (chat/names.py); what a server's tokenizer makes of text is out of reach here, so a backslash goes into the names that it may know.
 _NAMES = re.compile(
     r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|mask|cls|sep|sop|eop|EOT|BOS_TOKEN|EOS_TOKEN|start_of_turn|end_of_turn|end_of_utterance|unused\d+|extra_id_\d+)>)"
+    r"|<(?=/?(?:role|think|tool_call|tool_response|reserved_\d+|SPECIAL_\d+)>|seed:|[a-z_]{1,32}\|>)|\[(?=\||e~\[)|\](?=~!?b[\[\]])"
     r"|\[(?=(?:/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK)|gMASK|MASK|CLS|SEP|PAD|UNK|BOS|EOS)\])"
 )
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# what Unicode has nothing drawn for, though it counts as letters and marks; the last variation selector (U+FE0F) is in every other emoji
+_IGNORED = {
+    0x34F,
+    0x115F,
+    0x1160,
+    0x17B4,
+    0x17B5,
+    0x180B,
+    0x180C,
+    0x180D,
+    0x180F,
+    0x3164,
+    0xFFA0,
+    *range(0xFE00, 0xFE0F),
+    *range(0xE0000, 0xE1000),
+}
 
 
 class Quoted(Record, frozen=True, kw_only=True):
@@ -111,7 +128,7 @@ class _Escapes(dict[int, str]):
         import unicodedata
 
         char = chr(code)
-        hidden = char not in "\n\t" and unicodedata.category(char) in _UNSEEN
+        hidden = char not in "\n\t" and (unicodedata.category(char) in _UNSEEN or code in _IGNORED)
         self[code] = (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}") if hidden else char
         return self[code]
 

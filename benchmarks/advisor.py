@@ -36,7 +36,7 @@ from sharpen import advisor
 from sharpen.advisor import AdvisorSettings
 from sharpen.labels import BAR
 from sharpen.records import Decision, Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Tried
-from sharpen.stats import clopper_pearson, paired_gain, pass_interval, purity_bound, shared_level, stratified_bound
+from sharpen.stats import clopper_pearson, paired_gain, pass_interval, purity_bound, shared_level
 
 DELTA, ALPHA = 0.03, 0.05
 TRIES = 9  # few-shot, SFT, distillation and six rounds share the alpha
@@ -88,8 +88,8 @@ class Ladder:
         for n in LABELS:
             n = min(n, rows)
             good = int(self.rng.binomial(n, pure if pure == pure else 0.0))
-            share = purity_bound(good, n)
-            outcome = "clears" if share.low >= BAR else "below" if stratified_bound([(good, n, rows)], 0.95, "upper").high < BAR else "open"
+            share = purity_bound([(good, n, rows)])
+            outcome = "clears" if share.low >= BAR else "below" if purity_bound([(good, n, rows)], 0.95, "upper").high < BAR else "open"
             if outcome != "open":
                 break
         return Purity(rows=rows, good=good, bad=n - good, unsure=0, share=share, bar=BAR, outcome=outcome, missing=0)

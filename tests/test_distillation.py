@@ -99,7 +99,12 @@ def test_one_command_distils_best_of_8_of_what_a_run_ships_into_one_try(finished
     assert "chosen by the grader itself" in rung.teacher.played and "pass@8" in rung.teacher.played
     assert not rung.control and not (run / "rungs/001-distillation-control").exists()  # its words are the student's own
     handed = json.loads((run / "rl/handoff.json").read_text())
-    assert handed["tasks"] == {"solved": 0, "mixed": 0, "never-solved": 0, "unmeasured": 24}  # a choice among eight is no try of the student's
+    assert handed["tasks"] == {
+        "solved": 0,
+        "mixed": 0,
+        "never-solved": 0,
+        "unmeasured": 24,
+    }  # a choice among eight is no try of the student's
 
 
 def test_the_table_is_on_the_page_and_on_the_terminal(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,9 @@ def audit_text(audit: Audit) -> RenderableType:
         said += [f"{found.unused} not used: errors, or nobody is sure"] if found.unused else []
         parts.append(_plain(f"by {found.truth} ({found.n} tries, 95 %): {'; '.join(said)}"))
     if audit.forecast == audit.forecast:
-        parts.append(_plain(f"forecast: {audit.forecast:.1%} of what passes will be good, and less of what is kept where duplicates are left out"))
+        parts.append(
+            _plain(f"forecast: {audit.forecast:.1%} of what passes will be good, and less of what is kept where duplicates are left out")
+        )
     if (agreed := audit.agreement) is not None and len(agreed.labellers) > 1:
         parts.append(_plain(agreement_line(agreed)))
     if audit.purity is not None:

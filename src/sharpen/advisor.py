@@ -257,11 +257,11 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
 
 
 FITTED: dict[str, Forecast] = {
-    "sft": Forecast(share=0.21, low=-0.32, high=0.87),
-    "rejection-sampling": Forecast(share=0.08, low=-0.31, high=0.64),
-    "expert-iteration": Forecast(share=0.42, low=-0.4, high=0.33),
-    "retry": Forecast(share=0.03, low=-0.29, high=0.4),
-    "distillation": Forecast(share=0.41, low=-1.2, high=1.4),
+    "sft": Forecast(share=0.2, low=-0.35, high=0.81),
+    "rejection-sampling": Forecast(share=0.08, low=-0.33, high=0.64),
+    "expert-iteration": Forecast(share=0.44, low=-0.42, high=0.51),
+    "retry": Forecast(share=0.02, low=-0.32, high=0.36),
+    "distillation": Forecast(share=0.38, low=-1.0, high=1.52),
 }
 ROUNDS = ("rejection-sampling", "expert-iteration")
 SUPERVISED: tuple[Action, ...] = ("few-shot", "sft", "expert-iteration", "rejection-sampling", "distillation", "retry")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from sharpen.models import load_model, open_folder
 from sharpen.policies.scripted import scripted_model
 from sharpen.records import Lineage, Message, Model, Task
 from sharpen.tasks.base import TaskSet
+from sharpen.terms import EXPERT, TermsSettings
 from sharpen.training.base import Line, Progress, Training
 from sharpen.training.on_policy import OnPolicy, Prompt, fit, openings, plan_prompts, prepare, train_on_policy
 
@@ -421,13 +423,21 @@ def test_rows_at_once_divide_a_step_and_fit() -> None:
 # ---------------------------------------------------------------- real: in a process of its own, and the real model
 
 
+def leave(teacher: Model) -> TermsSettings:
+    return TermsSettings(
+        teacher=teacher.name, licence="MIT", settled_by="Ann", settled_on=datetime.date(2026, 1, 2), evidence="https://example.org"
+    )
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["teacher", "stranger"])
 def test_in_a_process_of_its_own(student: Model, kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     scorer: Model = request.getfixturevalue(kind)
     seen: list[int] = []
     out = tmp_path / "004-distillation" / "model"
-    model, report = train_on_policy(student, scorer, PROMPTS, FEW, out, training=QUIET, on_progress=lambda at: seen.append(at.step))
+    model, report = train_on_policy(
+        student, scorer, PROMPTS, FEW, out, training=QUIET, terms=[leave(scorer)], on_progress=lambda at: seen.append(at.step)
+    )
     assert seen == [1, 2] and report.steps == 2 and len(report.losses) == 2 and report.precision == "f32: as set"
     assert report.tokens > report.trained_tokens >= 8
     assert model.name == "004-distillation" and model.lineage.parent == student.fingerprint
@@ -448,9 +458,9 @@ def test_killed_or_interrupted_it_leaves_nothing(student: Model, teacher: Model,
         os.kill(found, signal.SIGKILL)
 
     with pytest.raises(KeyboardInterrupt):
-        train_on_policy(student, teacher, PROMPTS, many, tmp_path / "model", training=QUIET, on_progress=interrupt)
+        train_on_policy(student, teacher, PROMPTS, many, tmp_path / "model", training=QUIET, terms=[leave(teacher)], on_progress=interrupt)
     with pytest.raises(TrainingError, match="killed"):
-        train_on_policy(student, teacher, PROMPTS, many, tmp_path / "model", training=QUIET, on_progress=kill)
+        train_on_policy(student, teacher, PROMPTS, many, tmp_path / "model", training=QUIET, terms=[leave(teacher)], on_progress=kill)
     assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
 
 
@@ -481,7 +491,7 @@ def test_the_real_model_learns_from_a_fine_tuned_copy(tmp_path: Path) -> None:
         ids = template.encode(template.render(messages, answered=True))
         key = SampleKey(model="", task=question, environment="", sampling="", index=0)
         labels = (*[-100] * len(prompt), *ids[len(prompt) :])
-        rows.append(Row(input_ids=tuple(ids), labels=labels, key=key, source="demonstration", origin="rendered"))
+        rows.append(Row(input_ids=tuple(ids), labels=labels, key=key, source="demonstration", origin="rendered", maker=EXPERT))
     teacher, _ = sft.train(rows, base, Training(epochs=6), tmp_path / "teacher" / "model")
 
     def probability(model: Model) -> float:

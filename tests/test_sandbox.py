@@ -379,6 +379,28 @@ def test_a_box_that_was_killed_is_an_error_and_the_next_job_gets_a_new_one(sandb
     boxes.close()
 
 
+@pytest.mark.parametrize("said", ["", "/autogroup-1 nice 0\n", None])
+def test_however_the_system_schedules_sessions(sandbox: None, monkeypatch: pytest.MonkeyPatch, said: str | None) -> None:
+    """In a session of its own, in none (the file is there and empty), and where Linux was built without."""
+    asked, real = [], Path.read_text
+
+    def read_text(path: Path, *args: Any, **more: Any) -> str:
+        if not path.match("/proc/*/autogroup"):
+            return real(path, *args, **more)
+        asked.append(path)
+        if said is None:
+            raise FileNotFoundError(path)
+        return said
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    made = Box(PROGRAM, LIMITS, "once")
+    try:
+        assert told(made, "result = 6 * 7")[1] == 42
+        assert asked
+    finally:
+        made.close()
+
+
 # ---------------------------------------------------------------- where there is none
 
 

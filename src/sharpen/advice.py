@@ -11,9 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import msgspec
 from msgspec.structs import replace
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -22,7 +20,6 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.audit import AUDIT
 from sharpen.budget import Uniform
-from sharpen.errors import RunError
 from sharpen.evaluation import count, weigh
 from sharpen.labels import content, measure, read_labels
 from sharpen.methods.base import Bench, Prompted
@@ -55,14 +52,13 @@ from sharpen.run import open_bench
 from sharpen.sampling import WAVES, Pool, Waves
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.stats import paired_gain, pass_interval
-from sharpen.store.files import read_json, write_json
+from sharpen.store.files import read_if_there, write_json
 from sharpen.store.run import Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
 ADVICE, TEACHER = "advice.json", "teacher.json"
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -103,12 +99,12 @@ def advise(settings: RunSettings, runs: Path, teacher: TeacherSeen | None = None
     else:
         seen, cost = _look(settings, tasks, model, folder, found, _share(planned, settings, bought.planned))
         bought = Bought(tries=cost[0], tokens=cost[1], planned=bought.planned, run=whole)
-    audited = _read(folder / AUDIT, Audit)
+    audited = read_if_there(folder / AUDIT, Audit)
     seen = replace(
         seen,
         tried=found.tried,
         purity_forecast=audited.forecast if audited is not None else None,
-        teacher=teacher or _read(folder / TEACHER, TeacherSeen),
+        teacher=teacher or read_if_there(folder / TEACHER, TeacherSeen),
         goal=settings.goal,
         costs=_costs(planned),
         left=_left(settings, folder),
@@ -153,12 +149,12 @@ class _Found:
             method = path.name.split("-", 1)[1]
             if method.endswith("-control"):
                 continue
-            decision, dev = _read(path / "decision.json", Decision), _read(path / "evaluation.json", Evaluation)
+            decision, dev = read_if_there(path / "decision.json", Decision), read_if_there(path / "evaluation.json", Evaluation)
             if decision is None and dev is not None and evaluation is not None:
                 decision = _judged(settings, path.name, evaluation, dev)
                 said.append(f"{path.name} was evaluated but not decided on: {decision.outcome}, {decision.reasons[0]}")
-            if (path / "sampling" / "verdicts").is_dir():
-                sampled, purity = path.name, _read(path / "purity.json", RoundPurity)
+            if method != "distillation" and (path / "sampling" / "verdicts").is_dir():  # whose tries are a teacher's
+                sampled, purity = path.name, read_if_there(path / "purity.json", RoundPurity)
             if method == "base":
                 standing, evaluation = path.name, dev
             elif decision is not None and decision.outcome != "baseline" and decision.outcome != "proceed":
@@ -179,15 +175,6 @@ def _judged(settings: RunSettings, name: str, base: Evaluation, dev: Evaluation)
     except ValueError as error:
         return Decision(outcome="undecided", action="evaluate it again", reasons=(str(error),))
     return advisor.judge_gain(gain, settings.ladder.delta)
-
-
-def _read(path: Path, record: type[R]) -> R | None:
-    if not path.exists():
-        return None
-    try:
-        return read_json(path, record)
-    except msgspec.MsgspecError as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it, or restore it") from error
 
 
 def _unjudged(tasks: TaskSet) -> int:
@@ -271,7 +258,7 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
     n, later = settings.sampling.n, frozenset[str]()
     if found.sampled:
         place = bench.run.folder / "rungs" / found.sampled / "sampling"
-        waves = _read(place / WAVES, Waves)
+        waves = read_if_there(place / WAVES, Waves)
         pool, later = _pool(place, train, waves.budget.first if waves is not None else n)
     else:
         standing = _standing(bench, found)

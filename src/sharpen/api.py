@@ -33,7 +33,7 @@ from sharpen.sampling import SamplingSettings, collect
 from sharpen.selection import build_rows
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import BoundTask, TaskSet
-from sharpen.terms import TermsSettings, gate, maker_of, with_terms
+from sharpen.terms import TermsSettings, maker_of, with_terms
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.run import judge
@@ -148,7 +148,6 @@ class Session:
             reasons = ", ".join(sorted({item.reason for item in selection.left_out})) or "no candidate passed"
             raise Refused(f"nothing to train on: {reasons}")
         rows = with_terms(rows, terms)
-        gate(rows, model)
         self.close()  # the engine's memory is free for the trainer
         out = self.folder / "models" / f"{next(self._trained):03d}"
         trained, _ = trainer_for(model)(rows, model, self.training, out)

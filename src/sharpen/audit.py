@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
@@ -25,7 +23,7 @@ from sharpen.formats.base import RECORDED
 from sharpen.labels import BAR, Labels, content, measure, settled
 from sharpen.records import Audit, Confusion, Message, Probe, RoundPurity, SampleKey, Selection, Task, Trajectory, Verdict
 from sharpen.stats import purity_forecast, weighted_share
-from sharpen.store.files import read_json
+from sharpen.store.files import read_if_there
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.base import Verifier
@@ -140,20 +138,11 @@ def tries_in(folder: Path, rung: str | None = None) -> Tries:
         place, chosen = rungs[-1] / "sampling", rungs[-1]
     trajectories, verdicts = Segments(place / "trajectories", Trajectory).records, Segments(place / "verdicts", Verdict).records
     kept: tuple[SampleKey, ...] | None = None
-    if (round_ := _read(chosen / "purity.json", RoundPurity)) is not None:
+    if (round_ := read_if_there(chosen / "purity.json", RoundPurity)) is not None:
         kept = round_.kept
-    elif (selection := _read(chosen / "selection.json", Selection)) is not None:
+    elif (selection := read_if_there(chosen / "selection.json", Selection)) is not None:
         kept = tuple(key for key in selection.kept if key.sampling != RECORDED or chosen == place)
     return Tries(trajectories, verdicts, None if kept is None else tuple(key for key in kept if key in trajectories))
-
-
-def _read(path: Path, record: type[Any]) -> Any:
-    try:
-        return read_json(path, record)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it and give the command that made it again") from error
 
 
 # ---------------------------------------------------------------- made-up answers

@@ -165,7 +165,7 @@ class Ladder:
         checked = loop.run(gold_and_noop(tasks))
         if checked.example:
             self.bench.say(f"the verifier fails its checks: {checked.example}")
-        keeps = {"rejection-sampling", "expert-iteration"} & set(self.settings.rungs)
+        keeps = {"rejection-sampling", "expert-iteration", "distillation"} & set(self.settings.rungs)
         cheat = fooled(tasks, timeout_s=self.bench.sampling.verifier_timeout_s) if keeps and not verifier.exact else ""
         if cheat:
             self.bench.say(f"the verifier passes a cheat: {cheat}")

@@ -31,7 +31,7 @@ from sharpen.report.live import Live
 from sharpen.report.page import count, dollars, minutes
 from sharpen.run import open_bench
 from sharpen.settings import RunSettings, to_yaml
-from sharpen.store.files import read_json
+from sharpen.store.files import read_if_there
 from sharpen.store.run import MANIFEST, Manifest, Run
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
@@ -96,7 +96,9 @@ def plan(settings: RunSettings, runs: Path, measure: int | None = None) -> Plan:
     if measure is None:
         measure = MEASURED if price == FREE and model.kind != "endpoint" else 0
     typical = _measured(settings, tasks, model, folder, measure)
-    stages = [replace(stage, done=_done(folder / stage.name / MANIFEST)) for stage in ahead(settings, tasks, panel, typical)]
+    stages = [
+        replace(stage, done=read_if_there(folder / stage.name / MANIFEST, Manifest)) for stage in ahead(settings, tasks, panel, typical)
+    ]
     taught, whence = _teachers_price(settings, price)
     prices = {False: price, True: taught}
     turns = {False: most_turns(tasks.environment, settings.harness)}
@@ -179,17 +181,13 @@ def _teachers_price(settings: RunSettings, own: Price | None) -> tuple[Price | N
     return (price if len(known) == len(each) else None), said
 
 
-def _done(path: Path) -> Manifest | None:
-    return read_json(path, Manifest) if path.exists() else None
-
-
 # ---------------------------------------------------------------- what one try takes
 
 
 def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int) -> Typical:
     """From the tries of the run's first stage that are there, after ``measure`` were made where it is not done."""
     place = folder / FIRST
-    if (done := _done(place / MANIFEST)) is not None:
+    if (done := read_if_there(place / MANIFEST, Manifest)) is not None:
         rate = done.sampled_tokens / done.inside_s if done.inside_s else math.nan
     else:
         rate = next((note["rate"] for note in reversed(Run(folder).ledger()) if note.get("event") == "measured"), math.nan)

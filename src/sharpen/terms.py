@@ -188,6 +188,11 @@ def _date(terms: Terms, field: str, text: str) -> datetime.date:
 # ---------------------------------------------------------------- who made what
 
 
+def whose(trajectory: Trajectory) -> Maker:
+    """Whose words ``trajectory`` is; where that is not recorded, whoever its agent names."""
+    return trajectory.maker or Maker(name=trajectory.agent)
+
+
 def root_of(model: Model) -> str:
     """The fingerprint of the weights that ``model`` descends from: its own where it was not trained here."""
     return model.lineage.root or model.lineage.parent or model.fingerprint
@@ -226,12 +231,12 @@ def brought(trajectory: Trajectory, given: Sequence[TermsSettings], where: str) 
     if trajectory.maker is None and trajectory.agent == ENVIRONMENT and len(given) == 1:
         name = given[0].teacher
         trajectory = replace(trajectory, agent=name, key=replace(trajectory.key, model=name))
-    maker = trajectory.maker or Maker(name=trajectory.agent)
+    maker = whose(trajectory)
     covered = settled(maker, given)
     if covered == maker and not maker.root and not maker.terms:
-        whose = "does not say who made them" if maker.name == ENVIRONMENT else f"holds words of {maker.name!r}"
+        who = "does not say who made them" if maker.name == ENVIRONMENT else f"holds words of {maker.name!r}"
         raise Unsettled(
-            f"{where} {whose}, and the terms are for {', '.join(repr(one.teacher) for one in given)}; add terms for whoever made them, "
+            f"{where} {who}, and the terms are for {', '.join(repr(one.teacher) for one in given)}; add terms for whoever made them, "
             f"or known_as: [{maker.name}] where it is the same ({PAGE})"
         )
     return replace(trajectory, maker=covered)
@@ -271,9 +276,9 @@ def vouch(maker: Maker, trainee: Model, what: str, today: datetime.date | None =
     """Unsettled unless ``what``, words of ``maker``, may train ``trainee`` today."""
     if not owned(maker, trainee) and not any(terms.teacher == maker.name for terms in maker.terms):
         who = "WHO, known_as: [imported]" if maker.name == ENVIRONMENT else maker.name
-        whose = "words of nobody knows whom" if maker.name == ENVIRONMENT else f"the words of {maker.name!r}"
+        said = "words of nobody knows whom" if maker.name == ENVIRONMENT else f"the words of {maker.name!r}"
         raise Unsettled(
-            f"{what} would train {trainee.name} and are {whose}, outside its own lineage, and nobody settled that they may; write into the settings "
+            f"{what} would train {trainee.name} and are {said}, outside its own lineage, and nobody settled that they may; write into the settings "
             f"terms: [{{teacher: {who}, licence: NAME, settled_by: YOU, settled_on: YYYY-MM-DD, evidence: URL}}] ({PAGE})"
         )
     for terms in maker.terms:

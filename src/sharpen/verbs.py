@@ -49,7 +49,7 @@ from sharpen.tasks.base import TaskSet
 from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
-from sharpen.terms import TermsSettings, brought, gate, merged, settle, with_terms, written
+from sharpen.terms import TermsSettings, brought, gate, merged, settle, whose, with_terms, written
 from sharpen.training.load import trainer_for
 from sharpen.verifiers.base import close
 from sharpen.verifiers.run import judge_many
@@ -125,7 +125,7 @@ def export(work: Path, path: Path, format: str) -> Exported:
         for key in keys:
             if key in trajectories:
                 trajectory = trajectories[key]
-                riding.setdefault(trajectory.maker or Maker(name=trajectory.agent))
+                riding.setdefault(whose(trajectory))
                 yield trajectory
 
     done = write(kept(), path, format)

@@ -12,7 +12,7 @@ from sharpen.environments.base import Environment
 from sharpen.formats.base import RECORDED
 from sharpen.records import Cost, Maker, Message, SampleKey, Stop, Task, Trajectory
 from sharpen.tasks.base import Recorded
-from sharpen.terms import EXPERT
+from sharpen.terms import EXPERT, whose
 
 TAUGHT = "recorded by a teacher"  # stands for sampling settings in the keys of its tries: those of demonstrations are ``RECORDED``
 
@@ -63,6 +63,12 @@ async def replay(
     )
 
 
+def said(task: Task, trajectory: Trajectory) -> tuple[Message, ...]:
+    """The assistant's turns of ``trajectory``, without those that the task's prompt holds."""
+    asked = sum(message.role == "assistant" for message in task.prompt)
+    return tuple(message for message in trajectory.messages if message.role == "assistant")[asked:]
+
+
 @dataclass(frozen=True)
 class RecordedAgent:
     """Whoever made the trajectories in ``recorded``: try i of a task is the i-th that lies there.
@@ -82,10 +88,8 @@ class RecordedAgent:
     async def run(self, task: Task, index: int) -> Trajectory:
         """EnvironmentFault passes through."""
         made = self.recorded.of(task)[index]
-        maker = made.maker or Maker(name=made.agent)
+        maker = whose(made)
         if not self.recorded.replay:
             return replace(made, key=self.key(task, index), maker=maker)
-        asked = sum(message.role == "assistant" for message in task.prompt)
-        turns = [message for message in made.messages if message.role == "assistant"][asked:]
-        again = await replay(task, self.environment, turns, agent=made.agent, index=index, maker=maker)
+        again = await replay(task, self.environment, said(task, made), agent=made.agent, index=index, maker=maker)
         return replace(again, key=self.key(task, index), cost=made.cost if made.cost.turns else again.cost)

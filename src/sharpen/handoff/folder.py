@@ -48,12 +48,12 @@ from sharpen.records import (
     Trajectory,
     Verdict,
 )
-from sharpen.report.page import RungView
+from sharpen.report.page import RungView, rate
 from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Waves
 from sharpen.settings import RunSettings, load_settings
 from sharpen.stats import clopper_pearson, cluster_bootstrap_mean, pass_at_k, pass_interval
-from sharpen.store.files import make_folder, read_json, write_atomic, write_json, writing
+from sharpen.store.files import make_folder, read_if_there, read_json, write_atomic, write_json, writing
 from sharpen.store.run import MANIFEST, SETTINGS, Manifest, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
@@ -261,7 +261,7 @@ def _difference(other: Sequence[TaskResult], base: Sequence[TaskResult], k: int,
 def _why(rung: str, candidates: Sequence[Candidate], k: int) -> str:
     chosen = next(one for one in candidates if one.rung == rung)
     best = max(candidates, key=lambda one: -math.inf if math.isnan(one.pass_k.value) else one.pass_k.value)
-    said, among = f"{rung}: pass@{k} on dev {_percent(chosen.pass_k)}", f"of {len(candidates)} rungs"
+    said, among = f"{rung}: pass@{k} on dev {rate(chosen.pass_k)}", f"of {len(candidates)} rungs"
     over = best.over_shipped
     difference = f"{100 * over.value:+.1f} [{100 * over.low:+.1f}, {100 * over.high:+.1f}] points"
     if chosen.rung == best.rung and not over.low > 0:
@@ -295,7 +295,7 @@ def _proposals(folder: Path, settings: RunSettings, rungs: Sequence[RungView], l
 
 def _with_prompt(path: Path, base: Path, standing: Prompted) -> Prompted | None:
     """``standing`` with the examples that the rung in ``path`` put before every task, read from a try, and proved by the rung's manifest."""
-    manifest = _manifest(path / "dev")
+    manifest = read_if_there(path / "dev" / MANIFEST, Manifest)
     bare = {key.task: one for key, one in Segments(base / "dev" / "trajectories", Trajectory).records.items() if one.turns}
     for key, one in Segments(path / "dev" / "trajectories", Trajectory).records.items():
         if manifest is None or not one.turns or key.task not in bare:
@@ -318,13 +318,13 @@ def _measured(folder: Path, rungs: Sequence[RungView], chosen: Prompted, proposa
     last: _Measured | None = None
     for rung in reversed(rungs):
         place = folder / "rungs" / rung.name / "sampling"
-        if rung.control or rung.method == "distillation" or (manifest := _manifest(place)) is None:
+        if rung.control or rung.method == "distillation" or (manifest := read_if_there(place / MANIFEST, Manifest)) is None:
             continue  # a teacher's tries say nothing of what the model does alone, also where it asks that very model
         maker = manifest.inputs.get("agent", "")
         own = maker == chosen.fingerprint
         if last is not None and not own:
             continue
-        waves = read_json(place / WAVES, Waves) if (place / WAVES).exists() else None
+        waves = read_if_there(place / WAVES, Waves)
         name, shots = (chosen.model.name, chosen.shots) if own else makers.get(maker, ("another model", None))
         last = _Measured(
             rung=rung.name,
@@ -417,7 +417,7 @@ def _dev_lines(folder: Path, rung: RungView, tasks: TaskSet) -> list[Counted]:
 
 def _vouched(folder: Path, tasks: TaskSet, rungs: Sequence[RungView], banners: Sequence[str]) -> Vouched:
     verifier = required(tasks)
-    audit = read_json(folder / AUDIT, Audit) if (folder / AUDIT).exists() else None
+    audit = read_if_there(folder / AUDIT, Audit)
     rounds = [rung.purity for rung in rungs if rung.purity is not None and not rung.control]
     purity = rounds[-1] if rounds else audit.purity if audit is not None else None
     if verifier.exact:
@@ -513,23 +513,12 @@ def templates() -> Environment:
     """Plain text and Markdown: nothing is escaped. What is said comes from the run's settings and numbers."""
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(loader=FileSystemLoader(_HERE), undefined=StrictUndefined, **options)
-    environment.filters |= {"percent": _percent}
+    environment.filters |= {"rate": rate}
     return environment
-
-
-def _percent(interval: Interval) -> str:
-    if math.isnan(interval.value):
-        return "undefined"
-    bounds = "undefined" if math.isnan(interval.low) else f"{100 * interval.low:.1f}, {100 * interval.high:.1f}"
-    return f"{100 * interval.value:.1f} % [{bounds}], n {interval.n}"
 
 
 def _from(folder: Path, path: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
-def _manifest(stage: Path) -> Manifest | None:
-    return read_json(stage / MANIFEST, Manifest) if (stage / MANIFEST).exists() else None
 
 
 # ---------------------------------------------------------------- reading it back

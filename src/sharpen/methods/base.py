@@ -19,7 +19,7 @@ from sharpen import loop
 from sharpen.agents.base import Agent
 from sharpen.agents.choose import CONSIDERED, Several, check_turns, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
-from sharpen.agents.recorded import RecordedAgent, replay
+from sharpen.agents.recorded import RecordedAgent, replay, said
 from sharpen.agents.teacher import Teacher
 from sharpen.budget import Adaptive, Terms, Uniform, terms
 from sharpen.environments.base import Environment
@@ -53,7 +53,7 @@ from sharpen.store.run import Run, Stage
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import Recorded, TaskSet
 from sharpen.tasks.recorded import recorded
-from sharpen.terms import EXPERT, TermsSettings, gate, maker_of, settled, vouch, with_terms
+from sharpen.terms import EXPERT, TermsSettings, gate, maker_of, settled, vouch, whose, with_terms
 from sharpen.training.base import Progress as TrainingProgress
 from sharpen.training.base import Training, unmarked
 from sharpen.training.load import trainer_for
@@ -267,7 +267,7 @@ class Bench(AbstractContextManager["Bench"]):
         Those are who made the recorded demonstrations, and the members of an ensemble that makes the tries.
         """
         recorded = self.tasks.recorded.trajectories if self.tasks.recorded is not None else ()
-        shown = Counter(theirs.maker or Maker(name=theirs.agent) for theirs in recorded)
+        shown = Counter(map(whose, recorded))
         if recorded:
             self._permitted((maker, f"{count} recorded demonstrations") for maker, count in shown.items())
         else:
@@ -276,8 +276,8 @@ class Bench(AbstractContextManager["Bench"]):
             model, cast = self._taught
             speak = [model] if model is not None and cast.recorded is None else []
             self._permitted((maker_of(one), f"what the teacher {one.name} says") for one in [*speak, *(other for other, _ in cast.others)])
-            said = Counter(one.maker or Maker(name=one.agent) for one in (cast.recorded.trajectories if cast.recorded is not None else ()))
-            self._permitted((maker, f"{count} recorded tries of the teacher") for maker, count in said.items())
+            theirs = Counter(map(whose, cast.recorded.trajectories if cast.recorded is not None else ()))
+            self._permitted((maker, f"{count} recorded tries of the teacher") for maker, count in theirs.items())
         if playing(self.several, "sampling") is not None:
             self._permitted((maker_of(model), f"tries by the member {model.name}") for model, _ in self._others)
 
@@ -298,6 +298,10 @@ class Bench(AbstractContextManager["Bench"]):
     def teaching(self) -> SamplingSettings:
         """How the teacher makes its tries at training tasks."""
         return self.as_taught(replace(self.sampling, n=self.distillation.n, budget=Uniform()))
+
+    def start(self, standing: Prompted) -> Model:
+        """Where training starts (``training.start``): the base, or the model that stands."""
+        return self.base if self.training.start == "base" else standing.model
 
     def as_taught(self, settings: S) -> S:
         """``settings`` with as many tokens a turn as the teacher may have."""
@@ -484,11 +488,7 @@ class Bench(AbstractContextManager["Bench"]):
             actions = environment.expert(task)
             ways = [] if actions is None else [(EXPERT, EXPERT.name, 0, actions)]
         elif recorded.replay:
-            asked = sum(message.role == "assistant" for message in task.prompt)
-            ways = [
-                (theirs.maker or Maker(name=theirs.agent), theirs.agent, theirs.key.index, _turns(theirs)[asked:])
-                for theirs in recorded.of(task)
-            ]
+            ways = [(whose(theirs), theirs.agent, theirs.key.index, said(task, theirs)) for theirs in recorded.of(task)]
         else:
             yield from recorded.of(task)
             return
@@ -606,10 +606,6 @@ def inherit(model: Model, start: Model, banners: Sequence[str], teacher: str = "
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     """The training set, one row a line, beside the selection it comes from."""
     write_atomic(folder / "training_set" / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-
-
-def _turns(trajectory: Trajectory) -> tuple[Message, ...]:
-    return tuple(message for message in trajectory.messages if message.role == "assistant")
 
 
 def heard(listen: Listener, what: str) -> Callable[[TrainingProgress], None]:

@@ -31,8 +31,7 @@ def rejection_sampling(bench: Bench, rung: str, standing: Prompted, earlier: Seq
     good = select(cands, bench.selection, bench.seed, known)
 
     taught, demos = demonstrations(bench, bench.demonstrations())
-    start = bench.base if bench.training.start == "base" else standing.model
-    mixed = [*demos, *(earlier if bench.training.start == "base" else ())]
+    start, mixed = bench.start(standing), [*demos, *mixed_back(bench, earlier)]
 
     def imitate(name: str, chosen: Selection, token_budget: int | None = None) -> Attempt:
         own = [("sampled", without_shots(cands.trajectories[key], standing.shots)) for key in chosen.kept]
@@ -46,6 +45,11 @@ def rejection_sampling(bench: Bench, rung: str, standing: Prompted, earlier: Seq
     indifferent = ignore_verdicts(cands, good, bench.seed)
     beside = imitate(f"{rung}-control", indifferent, attempt.training.trained_tokens)
     return Attempt(attempt.proposal, attempt.selection, attempt.training, attempt.pool, attempt.survivors, beside)
+
+
+def mixed_back(bench: Bench, earlier: Sequence[Sourced]) -> Sequence[Sourced]:
+    """The ``earlier`` survivors that train again: all of them where training starts from the base, none where it goes on."""
+    return earlier if bench.training.start == "base" else ()
 
 
 def solutions(earlier: Sequence[Sourced]) -> frozenset[tuple[str, tuple[str, ...]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -38,11 +38,10 @@ from sharpen.records import (
 )
 from sharpen.report.page import RungView, RunView, SampleView, render
 from sharpen.sampling import WAVES, Waves
-from sharpen.store.files import read_json, write_atomic
+from sharpen.store.files import read_if_there, write_atomic
 from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
 from sharpen.store.segments import Segments
 
-R = TypeVar("R")
 CONTROL = "-control"
 
 
@@ -68,16 +67,16 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
             solved |= now
     kept = [rung.name for rung in rungs if not rung.control and rung.decision and rung.decision.outcome in ("baseline", "keep")]
     rungs = [msgspec.structs.replace(rung, shipped=bool(kept) and rung.name == kept[-1]) for rung in rungs]
-    stages = [_manifest(path) for path in folder.rglob(MANIFEST)]
-    training = sum(stage.inside_s for stage in stages if stage and stage.trained_tokens)
-    sampling = sum(stage.inside_s for stage in stages if stage and not stage.trained_tokens)
+    stages = [stage for one in folder.rglob(MANIFEST) if (stage := read_if_there(one, Manifest))]
+    training = sum(stage.inside_s for stage in stages if stage.trained_tokens)
+    sampling = sum(stage.inside_s for stage in stages if not stage.trained_tokens)
     return RunView(
         name=folder.resolve().name,
         settings_yaml=settings_yaml,
         rungs=tuple(rungs),
-        demonstrations=_read(folder / DEMONSTRATIONS, DemonstrationQuality),
-        habits=_read(folder / DEMONSTRATED, Behaviour),
-        audit=_read(folder / AUDIT, Audit),
+        demonstrations=read_if_there(folder / DEMONSTRATIONS, DemonstrationQuality),
+        habits=read_if_there(folder / DEMONSTRATED, Behaviour),
+        audit=read_if_there(folder / AUDIT, Audit),
         banners=(*_banners(notes, rungs), *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played)),
         hardware=str(started.get("hardware", "")),
         commit=str(started.get("commit", "")),
@@ -86,7 +85,7 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         date=str(started.get("date", "")),
         seconds_in_engine=sampling,
         seconds_in_training=training,
-        spent=bill.total if (bill := _read(folder / SPENT, Bill)) else Spent(),
+        spent=bill.total if (bill := read_if_there(folder / SPENT, Bill)) else Spent(),
         seconds_total=sum(float(note["seconds"]) for note in notes if note.get("event") == "stopped"),
     )
 
@@ -109,43 +108,43 @@ def read_samples(
 
 
 def _rung(path: Path, folder: Path, samples: int) -> RungView:
-    decision = _read(path / "decision.json", Decision)
-    stages = [stage for stage in map(_manifest, path.rglob(MANIFEST)) if stage]
+    decision = read_if_there(path / "decision.json", Decision)
+    stages = [stage for one in path.rglob(MANIFEST) if (stage := read_if_there(one, Manifest))]
     views = list(_samples(path, folder)) if samples else []
-    waves = _read(path / "sampling" / WAVES, Waves)
-    sampling = _manifest(path / "sampling" / MANIFEST)
-    selection = _read(path / "selection.json", Selection)
+    waves = read_if_there(path / "sampling" / WAVES, Waves)
+    sampling = read_if_there(path / "sampling" / MANIFEST, Manifest)
+    selection = read_if_there(path / "selection.json", Selection)
     random.Random(path.name).shuffle(views)
     views.sort(key=lambda view: not view.pieces)
     return RungView(
         name=path.name,
         method=path.name.split("-", 1)[-1].replace("-", " "),
-        dev=_read(path / "evaluation.json", Evaluation),
-        test=_read(path / "evaluation-test.json", Evaluation),
-        panel=_read(path / "evaluation-panel.json", Evaluation),
+        dev=read_if_there(path / "evaluation.json", Evaluation),
+        test=read_if_there(path / "evaluation-test.json", Evaluation),
+        panel=read_if_there(path / "evaluation-panel.json", Evaluation),
         gain=decision.gain if decision else None,
         decision=decision,
         selection=selection,
         sampling=sampling.spent if sampling else None,
         kept=sum(key.sampling != RECORDED for key in selection.kept) if selection else 0,
-        training=_read(path / "training.json", TrainingReport),
+        training=read_if_there(path / "training.json", TrainingReport),
         sampled_tokens=sum(stage.sampled_tokens for stage in stages),
         trained_tokens=sum(stage.trained_tokens for stage in stages),
         minutes=sum(stage.seconds for stage in stages) / 60,
         control=path.name.endswith(CONTROL),
         budget=waves.says if waves is not None else "",
-        transfer=_read(path / DESCRIBED, Transfer),
-        faults=_read(path / FAULTY, Faults),
-        purity=round_.purity if (round_ := _read(path / "purity.json", RoundPurity)) is not None else None,
-        teacher=_read(path / "teacher.json", Evaluation),
-        distilled=_read(path / "distillation.json", Distilled),
+        transfer=read_if_there(path / DESCRIBED, Transfer),
+        faults=read_if_there(path / FAULTY, Faults),
+        purity=round_.purity if (round_ := read_if_there(path / "purity.json", RoundPurity)) is not None else None,
+        teacher=read_if_there(path / "teacher.json", Evaluation),
+        distilled=read_if_there(path / "distillation.json", Distilled),
         samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
     )
 
 
 def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
     """What a rung trained on, then what it left out; of a rung that samples nothing, its tries on dev."""
-    selection = _read(path / "selection.json", Selection)
+    selection = read_if_there(path / "selection.json", Selection)
     reasons = {item.key: item.reason for item in selection.left_out} if selection else {}
     kept = set(selection.kept) if selection else set()
     rows = {row.key: row for row in _rows(path)}
@@ -167,7 +166,7 @@ def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
 
 def _work(folder: Path) -> Iterator[SampleView]:
     """A folder of trajectories by itself."""
-    selection = _read(folder / "selection.json", Selection)
+    selection = read_if_there(folder / "selection.json", Selection)
     reasons = {item.key: item.reason for item in selection.left_out} if selection else {}
     kept = set(selection.kept) if selection else set()
     verdicts = Segments(folder / "verdicts", Verdict).records
@@ -212,16 +211,3 @@ def _ledger(folder: Path) -> list[dict[str, Any]]:
     from sharpen.store.run import Run
 
     return Run(folder).ledger() if (folder / LEDGER).exists() else []
-
-
-def _manifest(path: Path) -> Manifest | None:
-    return _read(path, Manifest)
-
-
-def _read(path: Path, record: type[R]) -> R | None:
-    if not path.exists():
-        return None
-    try:
-        return read_json(path, record)
-    except msgspec.MsgspecError as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it and give sharpen run again") from error

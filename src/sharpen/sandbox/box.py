@@ -382,9 +382,15 @@ def _spawn(command: list[str], control: socket.socket) -> subprocess.Popen[bytes
     process = subprocess.Popen(
         command, stdin=control.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, start_new_session=True
     )
-    with contextlib.suppress(OSError):  # which Linux schedules as a group of its own; it is to be as nice as this one
-        Path(f"/proc/{process.pid}/autogroup").write_text(Path("/proc/self/autogroup").read_text().split()[-1])
+    _as_nice(process.pid)
     return process
+
+
+def _as_nice(pid: int) -> None:
+    """Linux schedules the session of ``pid`` as a group of its own, which is to be as nice as this one: where this one is in a group at all."""
+    with contextlib.suppress(OSError):
+        if said := Path("/proc/self/autogroup").read_text().split():
+            Path(f"/proc/{pid}/autogroup").write_text(said[-1])
 
 
 _users = iter(range(1_900_000_000 + os.getpid() % 100_000 * 1000, 2_000_000_000))

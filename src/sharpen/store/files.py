@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 from msgspec import inspect
 
-from sharpen.errors import StorageError
+from sharpen.errors import RunError, StorageError
 
 T = TypeVar("T")
 
@@ -106,6 +106,16 @@ def append(handle: int, data: bytes) -> int:
 def write_json(path: Path, value: Any) -> None:
     """A record as JSON that a person can read."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def read_if_there(path: Path, record: type[T]) -> T | None:
+    """``read_json``, or None where there is no such file. RunError, one line, where it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path, record)
+    except msgspec.MsgspecError as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it and give the command that made it again") from error
 
 
 def read_json(path: Path, record: type[T]) -> T:

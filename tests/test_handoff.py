@@ -50,7 +50,7 @@ SEEN = Headroom(
 
 TRAIN = 12
 TASKS = {**LADDER["tasks"], "splits": {"demo": 6, "train": TRAIN, "dev": 10}}  # type: ignore[dict-item]
-SMALL = {**LADDER, "tasks": TASKS, "ladder": {"rungs": ["few-shot", "sft", "rejection-sampling"], "control": False}}
+SMALL = {**LADDER, "tasks": TASKS, "ladder": {"rungs": ["few-shot", "sft", "rejection-sampling"], "control": False, "retries": 0}}
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.audit import AUDIT
 from sharpen.budget import Uniform
-from sharpen.evaluation import count, weigh
+from sharpen.evaluation import count, succeeded, weigh
 from sharpen.labels import content, measure, read_labels
+from sharpen.ladder import RETRY
 from sharpen.methods.base import Bench, Prompted
 from sharpen.methods.prompt import few_shot
 from sharpen.models import load_model
@@ -146,7 +147,7 @@ class _Found:
         said: list[str] = []
         standing, evaluation, sampled, purity = "", None, "", None
         for path in sorted((folder / "rungs").glob("[0-9]*-*")):
-            method = path.name.split("-", 1)[1]
+            method = path.name.split("-", 1)[1].partition(f"-{RETRY}-")[0]
             if method.endswith("-control"):
                 continue
             decision, dev = read_if_there(path / "decision.json", Decision), read_if_there(path / "evaluation.json", Evaluation)
@@ -158,7 +159,7 @@ class _Found:
             if method == "base":
                 standing, evaluation = path.name, dev
             elif decision is not None and decision.outcome != "baseline" and decision.outcome != "proceed":
-                tried.append(Tried(method=method, outcome=decision.outcome, gain=decision.gain))
+                tried.append(Tried(method=method, outcome=decision.outcome, gain=decision.gain, variant=decision.variant))
                 if decision.outcome == "keep":
                     standing, evaluation = path.name, dev
         if sampled and not standing.endswith("-base") and sampled <= standing:
@@ -270,25 +271,11 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
         number = next((at for at, rung in enumerate(climbs, 1) if rung in advisor.ROUNDS), len(climbs) + 1)
         name = f"rungs/{number:03d}-{climbs[number - 1] if number <= len(climbs) else 'rejection-sampling'}/sampling"
         pool = bench.sample(name, standing, chosen, bench.sampling, range(n), first=some * n)
-    results = [one for one in count(pool, list(pool.tasks.values())) if one.samples - one.errors >= min(n, 2)]
-    if not results:
-        return seen
-    n = min(one.samples - one.errors for one in results)
-    solved = [one for one in results if one.passes]
-    scores: dict[str, set[float]] = defaultdict(set)
-    for key in pool.wanted:
-        if (score := pool.verdicts[key].score) is not None:
-            scores[key.task].add(score)
-    never = {one.task for one in results if not one.passes}
     if seen.purity is None and not seen.verifier_exact:
         kept = {key: content(pool.trajectories[key]) for key in pool.wanted if pool.verdicts[key]}
         labels = read_labels(settings.labels_place)
         seen = replace(seen, purity=found.purity.purity if found.purity is not None else measure(kept, labels, settings.ladder.purity))
-    return replace(
-        seen, samples_per_task=n, tasks_sampled=len(results), tasks_solved=len(solved),
-        tasks_mixed=sum(one.passes < one.samples - one.errors for one in solved), pass_n=pass_interval(results, n, 0.95, bench.seed),
-        solved_later=len(later & never), rewarded_in_part=sum(len(scores[task]) > 1 for task in never),
-    )  # fmt: skip
+    return succeeded(seen, pool, later, bench.seed, least=min(n, 2))
 
 
 def _standing(bench: Bench, found: _Found) -> Prompted | None:

@@ -18,6 +18,7 @@ from sharpen.records import Action, Advice, Decision, Gain, Interval, Measuremen
 from sharpen.stats import clopper_pearson, decide
 
 Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation"]
+Variant = Literal["hints", "more-samples", "temperature", "negatives", "continue"]
 METHODS: tuple[Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation")
 
 
@@ -31,7 +32,8 @@ def advise(method: Method, seen: Measurements) -> Decision:
 
 def after_sampling(method: Method, seen: Measurements) -> Decision:
     """Whether survivors are worth training on, once the tries have been made and judged."""
-    assert seen.tasks_sampled is not None and seen.samples_per_task is not None and seen.tasks_solved is not None
+    if seen.tasks_sampled is None or seen.samples_per_task is None or seen.tasks_solved is None:
+        return Decision(outcome="refuse", action=f"leave out {method}", reasons=("no try could be judged: there is nothing to keep",))
     tries = f"{seen.samples_per_task} tries on each of {seen.tasks_sampled} tasks"
     if seen.tasks_solved + seen.solved_later == 0:
         lift = (
@@ -316,7 +318,18 @@ def ended(seen: Measurements, settings: AdvisorSettings, delta: float) -> Litera
     return "plateau" if all(sure[-settings.patience :]) else "undecided"
 
 
-def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[str, Reason], ...]:
+def ending(seen: Measurements, settings: AdvisorSettings, delta: float) -> str:
+    """``ended`` in a line."""
+    match ended(seen, settings, delta):
+        case "plateau":
+            return f"a plateau: each of the last {settings.patience} rounds surely gained less than {delta:.1%}"
+        case "undecided":
+            maybe = f"{settings.patience} rounds were rolled back, and one of them may have gained {delta:.1%}"
+            return f"self-training ends undecided: {maybe}; more dev families tell"
+    return ""
+
+
+def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[Variant, Reason], ...]:
     """The pawl: in what other ways the round that was rolled back may be tried, the most promising first; those tried since the last keep left out."""
     if seen.samples_per_task is None or not seen.tasks_sampled:
         return ()
@@ -326,7 +339,7 @@ def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[str, 
     above = headroom("rejection-sampling", seen)
     apart = f"pass@n is {_points(above)} over pass@1, {tries}"
     bar = _points(settings.headroom)
-    found = (
+    found: tuple[tuple[Variant, Reason | None], ...] = (
         ("hints", _when(
             never.value >= settings.hints, "many tasks are never solved: sample with the reference shown, verify, strip the hint",
             f"{never.n - solved} never solved in {tries}", f"at least {settings.hints:.0%}", never, "advice.hints")),
@@ -342,7 +355,8 @@ def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[str, 
             solved > 0, "go on from what stands in the place of the base (training.start: current)", f"{solved} tasks solved in {tries}",
             "at least 1", clopper_pearson(solved, seen.tasks_sampled))),
     )  # fmt: skip
-    tried = {one.variant for one in _since_kept(seen)}
+    kept = max((at for at, one in enumerate(seen.tried) if one.outcome == "keep"), default=-1)
+    tried = {one.variant for one in seen.tried[kept + 1 :]}
     return tuple((name, reason) for name, reason in found if reason is not None and name not in tried)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from sharpen.errors import SettingsError
 from sharpen.policies.base import Sampling
-from sharpen.records import Cost, DemonstrationQuality, Evaluation, Parting, Record, Task, TaskResult
+from sharpen.records import Cost, DemonstrationQuality, Evaluation, Measurements, Parting, Record, Task, TaskResult
 from sharpen.sampling import Pool
 from sharpen.stats import cluster_bootstrap_mean, pass_interval
 
@@ -64,6 +64,27 @@ def count(pool: Pool, tasks: Sequence[Task]) -> tuple[TaskResult, ...]:
             )
         )
     return tuple(results)
+
+
+def succeeded(seen: Measurements, first: Pool, later: Collection[str], seed: int, least: int = 1) -> Measurements:
+    """``seen`` with how often the tasks of ``first`` are solved, in tries whose number was fixed beforehand; other tries of ``later`` tasks passed.
+
+    A task with fewer than ``least`` judged tries is left out; nothing is measured where none is left.
+    """
+    results = [one for one in count(first, list(first.tasks.values())) if one.samples - one.errors >= least]
+    if not results:
+        return seen
+    n = min(one.samples - one.errors for one in results)
+    never = {one.task for one in results if not one.passes}
+    scores: dict[str, set[float]] = defaultdict(set)
+    for key in first.wanted:
+        if (score := first.verdicts[key].score) is not None:
+            scores[key.task].add(score)
+    return msgspec.structs.replace(
+        seen, samples_per_task=n, tasks_sampled=len(results), tasks_solved=len(results) - len(never),
+        tasks_mixed=sum(0 < one.passes < one.samples - one.errors for one in results), pass_n=pass_interval(results, n, 0.95, seed),
+        solved_later=len(never.intersection(later)), rewarded_in_part=sum(len(scores[task]) > 1 for task in never),
+    )  # fmt: skip
 
 
 def evaluate(pool: Pool, tasks: Sequence[Task], model: str, split: str, settings: EvaluationSettings, seed: int) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sharpen.agents.checks import gold_and_noop
 from sharpen.audit import fooled
 from sharpen.behaviour import DESCRIBED, FAULTY, compare, describe, faults
 from sharpen.errors import Refused, SettingsError
-from sharpen.evaluation import EvaluationSettings, weigh
+from sharpen.evaluation import EvaluationSettings, succeeded, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.distillation import (
@@ -28,16 +29,17 @@ from sharpen.methods.distillation import (
 )
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
-from sharpen.methods.rejection_sampling import Sourced, rejection_sampling, solutions
+from sharpen.methods.rejection_sampling import Round, Sourced, as_set, more_samples, rejection_sampling, sample, solutions
 from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Measurements, Record, RoundPurity, Selection
+from sharpen.records import Decision, Evaluation, Measurements, Record, RoundPurity, Selection, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
-from sharpen.stats import families_needed, paired_gain, shared_level, smallest_effect
+from sharpen.stats import families_needed, paired_gain, pass_interval, shared_level, smallest_effect
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
 
+RETRY = "retry"  # between the name of a round that was rolled back and the other way that it was made in
 DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{DESCRIBED}"
 
 
@@ -49,6 +51,9 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     ladder and all looks at each. ``panel`` are tasks outside the run's own, all of whose splits every rung is also evaluated on: a rung that is
     surely worse there than the bare model, by more than ``panel_drop``, has forgotten too much and is rolled back.
 
+    A round of self-training that is rolled back is made again, in the ways that the advisor names, at most ``retries`` times in all, before a
+    plateau is called. ``retry_temperature`` is what the way "temperature" samples at.
+
     ``purity`` is the bar for what a verifier that is not exact keeps: the lower bound of the share that people call good must be at it or over.
     ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.
     """
@@ -56,6 +61,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling")
     rounds: int = 3
     control: bool = True
+    retries: int = 2
+    retry_temperature: float = 1.3
     delta: float = 0.03
     alpha: float = 0.05
     panel: TaskSource | None = None
@@ -66,6 +73,10 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise SettingsError(f"rounds is {self.rounds}, but must be at least 1")
+        if not 0 <= self.retries <= 9:
+            raise SettingsError(f"retries is {self.retries}, but must be 0 (never) to 9")
+        if self.retry_temperature <= 0:
+            raise SettingsError(f"retry_temperature is {self.retry_temperature}, but must be over 0")
         if not 0 < self.alpha < 1:
             raise SettingsError(f"alpha is {self.alpha}, but must be between 0 and 1")
         if self.delta < 0:
@@ -77,12 +88,18 @@ class LadderSettings(Record, frozen=True, kw_only=True):
 
     @property
     def climbs(self) -> tuple[advisor.Method, ...]:
-        """The rungs that may be tried, in order, expert iteration once a round: as many gains may be judged."""
+        """The rungs that may be tried, in order, expert iteration once a round."""
         return tuple(rung for rung in self.rungs for _ in range(self.rounds if rung == "expert-iteration" else 1))
 
+    @property
+    def judged(self) -> int:
+        """How many gains may be judged, at least 1: those of the rungs, and of rounds made again."""
+        again = self.retries if set(self.climbs) & set(advisor.ROUNDS) else 0
+        return max(len(self.climbs) + again, 1)
+
     def level(self, looks: int) -> float:
-        """At which each of the gains is judged, each with so many looks."""
-        return shared_level(max(len(self.climbs), 1) * looks, self.alpha)
+        """At which each of the gains is judged, each with so many looks, where nothing was kept before it."""
+        return shared_level(self.judged * looks, self.alpha)
 
 
 @dataclass
@@ -98,6 +115,7 @@ class Rung:
     panel: Evaluation | None = None
     attempt: Attempt | None = None
     control: bool = False
+    variant: str = ""
 
 
 @dataclass
@@ -105,7 +123,7 @@ class Ladder:
     """The rungs climbed so far, and the one that stands.
 
     ``labels`` is where people's labels lie; ``trust`` goes on with a verifier that is neither exact nor audited; ``waiting`` says that a rung was left out
-    for want of labels.
+    for want of labels. ``advice`` are the thresholds by which the advisor names another way to make a round that was rolled back.
     """
 
     bench: Bench
@@ -118,6 +136,10 @@ class Ladder:
     trust: bool = False
     waiting: bool = False
     taught: Measured | None = None
+    advice: advisor.AdvisorSettings = field(default_factory=advisor.AdvisorSettings)
+    _had: Pool | None = None
+    _retried: int = 0
+    _passed_on: float = 0.0
 
     @property
     def standing(self) -> Rung:
@@ -140,7 +162,7 @@ class Ladder:
                 break  # what would come next samples from what these labels decide on
             rounds = self.settings.rounds if method == "expert-iteration" else 1
             for _ in range(rounds):
-                if self._try(method).decision.outcome != "keep":
+                if self._try(method).decision.outcome != "keep" and not self._retry(method):
                     break  # a round that was not better leaves the next one the same prior: the plateau, or nothing provable here
         if self.waiting:
             self.bench.say("the test split stays closed: with the labels that are missing, another rung may ship")
@@ -188,27 +210,67 @@ class Ladder:
         panel = bench.look_aside(name, agent, self.panel) if self.panel is not None else None
         self._add(Rung(name, "base", agent, decision, dev, panel=panel))
 
-    def _try(self, method: advisor.Method) -> Rung:
-        """One rung by ``method`` from what stands: advise, do it, evaluate it on dev, decide."""
-        name = self._name(method)
+    def _try(self, method: advisor.Method, variant: advisor.Variant | None = None) -> Rung:
+        """One rung by ``method``, or another way of it, from what stands: advise, do it, evaluate it on dev, decide."""
+        name, way = self._name(method, variant), variant or ""
         decision = advisor.advise(method, self.seen)
         if decision.outcome == "refuse":
-            return self._add(Rung(name, method, None, decision))
+            return self._add(Rung(name, method, None, decision, variant=way))
         try:
-            attempt = self._do(method, name)
+            attempt = self._do(method, name, self._round(variant))
         except Refused as refusal:
-            return self._add(Rung(name, method, None, Decision(outcome="refuse", action=f"leave out {method}", reasons=(str(refusal),))))
-        rung = self._decide(Rung(name, method, attempt.proposal, decision, attempt=attempt))
+            refused = Decision(outcome="refuse", action=f"leave out {method}", reasons=(str(refusal),))
+            return self._add(Rung(name, method, None, refused, variant=way))
+        rung = self._decide(Rung(name, method, attempt.proposal, decision, attempt=attempt, variant=way))
         self._add(rung)
         if rung.decision.outcome == "keep":
             self.survivors = attempt.survivors if method == "expert-iteration" else (*self.survivors, *attempt.survivors)
+            self._had = None
         if attempt.control is not None:
             self._control(rung, attempt.control)
         if self.taught is not None and method == "distillation":
             self._compare(rung, self.taught)
         return rung
 
-    def _do(self, method: advisor.Method, name: str) -> Attempt:
+    def _retry(self, method: advisor.Method) -> bool:
+        """The pawl: make the round that was rolled back in the other ways that the advisor names, until one is kept. Whether one was."""
+        while method in advisor.ROUNDS and not self.waiting and self._retried < self.settings.retries:
+            refused = [rung for rung in self.rungs if not rung.control][-1].decision.gain is None
+            ways = [(way, why) for way, why in advisor.variants(self.seen, self.advice) if self._differs(way)]
+            if refused or not ways or advisor.ended(self.seen, self.advice, self.settings.delta) == "plateau":
+                break
+            self._retried += 1
+            way, why = ways[0]
+            self.bench.say(f"retry {self._retried} of {self.settings.retries}, {way}: {why.says}; {why.measured}")
+            if self._try(method, way).decision.outcome == "keep":
+                return True
+        if said := advisor.ending(self.seen, self.advice, self.settings.delta):
+            self.bench.say(said)
+        return False
+
+    def _differs(self, way: advisor.Variant) -> bool:
+        """Whether a round made that way would be another one."""
+        match way:
+            case "continue":
+                standing = self.standing.agent
+                return self.bench.training.start == "base" and standing is not None and standing.model != self.bench.base
+            case "temperature":
+                return self.bench.sampling.temperature != self.settings.retry_temperature
+        return way == "more-samples"
+
+    def _round(self, way: advisor.Variant | None) -> Round:
+        """How a round is made."""
+        usual = as_set(self.bench)
+        match way:
+            case "more-samples":
+                return more_samples(self.bench, self._had)
+            case "temperature":
+                return dataclasses.replace(usual, sampling=replace(usual.sampling, temperature=self.settings.retry_temperature))
+            case "continue":
+                return dataclasses.replace(usual, start="current", had=self._had)
+        return usual
+
+    def _do(self, method: advisor.Method, name: str, how: Round) -> Attempt:
         bench, standing = self.bench, self.standing.agent
         assert standing is not None
         if method == "few-shot":
@@ -217,17 +279,18 @@ class Ladder:
             return sft(bench, name, standing)
         if method == "distillation":
             return self._distil(name, standing)
-        train = self.bench.tasks.split("train").tasks
-        known = solutions(self.survivors)
-        self._worth(method, name, self.bench.sample(f"{name}/sampling", standing, train, self.bench.sampling, known=known))
+        self._had = sample(bench, name, standing, self.survivors, how)
+        assert self.standing.dev is not None
+        self.seen = replace(self._succeeded(self._had), rate=pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed))
+        self._worth(method, name, self._had)
         if method == "rejection-sampling":
-            control = self.settings.control
+            control = self.settings.control and how == as_set(bench)
             if control and bench.grader_chooses:
                 bench.say(
                     f"{name.removeprefix('rungs/')}: no control, since the verifier chose every try before its verdict could be ignored"
                 )
-            return rejection_sampling(bench, name, standing, self.survivors, control=control and not bench.grader_chooses)
-        return expert_iteration(bench, name, standing, self.survivors)
+            return rejection_sampling(bench, name, standing, self.survivors, how, control=control and not bench.grader_chooses)
+        return expert_iteration(bench, name, standing, self.survivors, how)
 
     def _distil(self, name: str, standing: Prompted) -> Attempt:
         """Measure the teacher, ask the advisor whether it has anything to copy, and copy it."""
@@ -254,19 +317,15 @@ class Ladder:
 
     def _worth(self, method: advisor.Method, name: str, pool: Pool) -> None:
         """Ask the advisor whether a round's tries hold anything to keep, and whether what is kept may be trusted."""
-        known, first = solutions(self.survivors), pool.first_wave
-        seen = replace(
-            self.seen,
-            samples_per_task=len(first.wanted) // max(len(pool.tasks), 1),
-            tasks_sampled=len(pool.tasks),
-            tasks_solved=first.solved,
-            tasks_mixed=_mixed(first),
-            solved_later=pool.solved - first.solved,
-        )
-        decision = advisor.after_sampling(method, seen)
+        decision = advisor.after_sampling(method, self._succeeded(pool))
         if decision.outcome == "refuse":
             raise Refused(decision.reasons[0])
-        self._gate(method, name, pool, select(pool, self.bench.selection, self.bench.seed, known))
+        self._gate(method, name, pool, select(pool, self.bench.selection, self.bench.seed, solutions(self.survivors)))
+
+    def _succeeded(self, pool: Pool) -> Measurements:
+        """What is seen with how often the tries of ``pool`` solve its tasks."""
+        solved = {key.task for key in pool.wanted if pool.verdicts[key]}
+        return succeeded(replace(self.seen, tasks_sampled=None), pool.first_wave, solved, self.bench.seed)
 
     def _gate(self, method: advisor.Method, name: str, pool: Pool, kept: Selection) -> None:
         """Measure the purity of what is kept by the labels there are, and refuse what neither they nor the verifier's exactness vouch for.
@@ -293,9 +352,14 @@ class Ladder:
         self.bench.banners = tuple(dict.fromkeys((*self.bench.banners, *banners)))
 
     def _decide(self, rung: Rung) -> Rung:
-        """Compare with what stands on the same dev tasks; where that stays undecided, look again with more tries of both."""
+        """Compare with what stands on the same dev tasks; where that stays undecided, look again with more tries of both.
+
+        The alpha of a rung that is kept passes on to the next that is judged: alpha_i = alpha / judged + R_(i-1) alpha_(i-1), the online fallback
+        procedure (Tian and Ramdas 2021, 1910.04900), which keeps the chance of any false keep under ``ladder.alpha`` however the gains depend on each other.
+        """
         looks = self.bench.evaluation.looks
-        level = self.settings.level(len(looks))
+        alpha = self.settings.alpha / self.settings.judged + self._passed_on
+        level = 1 - alpha / len(looks)
         before, agent = self.standing, rung.agent
         assert agent is not None and before.agent is not None
         for n in looks:
@@ -313,6 +377,7 @@ class Ladder:
                 paired_gain(aside.tasks, rung.panel.tasks, level, self.bench.seed), base=self.rungs[0].name, other=rung.name
             )
             rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
+        self._passed_on = alpha if rung.decision.outcome == "keep" else 0.0
         if rung.method == "sft":
             self._habits(before, rung)
         return rung
@@ -348,7 +413,8 @@ class Ladder:
         n = real.dev.tasks[0].samples
         dev = self.bench.evaluate(name, attempt.proposal, "dev", n)
         base = self.bench.evaluate(before.name, before.agent, "dev", n)
-        level = self.settings.level(len(self.bench.evaluation.looks))
+        assert real.decision.gain is not None
+        level = real.decision.gain.deciding.level
         gain = replace(paired_gain(base.tasks, dev.tasks, level, self.bench.seed), base=before.name, other=name)
         reason = advisor.judge_gain(gain, self.settings.delta).reasons[0]
         what = "self-trained on as many tokens" if real.method == "distillation" else "verdicts ignored"
@@ -367,12 +433,17 @@ class Ladder:
 
     # ------------------------------------------------------------ keeping track
 
-    def _name(self, method: str) -> str:
-        return f"rungs/{len([rung for rung in self.rungs if not rung.control]):03d}-{method}"
+    def _name(self, method: str, variant: str | None = None) -> str:
+        """Retries have the number of the round that they make again, so that the others are named as if none had been made."""
+        plain = [rung for rung in self.rungs if not rung.control and not rung.variant]
+        return f"rungs/{len(plain):03d}-{method}" if variant is None else f"{plain[-1].name}-{RETRY}-{self._retried}-{variant}"
 
     def _add(self, rung: Rung) -> Rung:
-        rung.decision = replace(rung.decision, banners=self.bench.banners)
+        rung.decision = replace(rung.decision, banners=self.bench.banners, variant=rung.variant)
         self.rungs.append(rung)
+        if (outcome := rung.decision.outcome) != "baseline" and outcome != "proceed":
+            tried = Tried(method=rung.method, outcome=outcome, gain=rung.decision.gain, variant=rung.variant)
+            self.seen = replace(self.seen, tried=(*self.seen.tried, tried))
         folder = self.bench.run.folder / rung.name
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "decision.json", rung.decision)
@@ -392,9 +463,3 @@ def too_small(settings: LadderSettings, evaluation: EvaluationSettings, tasks: T
         f"dev: {families} families, {len(dev)} tasks, {n} tries each show a gain of about {100 * visible:.0f} points or more (four times in five, judged at "
         f"{100 * level:.4g} %); one of {100 * settings.delta:g} points, ladder.delta, will most likely stay undecided: that takes about {needed} families"
     )
-
-
-def _mixed(pool: Pool) -> int:
-    """Tasks with both passes and fails: where a next round can still learn."""
-    outcomes = [{pool.verdicts[key].outcome for key in pool.tries(task)} for task in pool.tasks]
-    return sum({"pass", "fail"} <= found for found in outcomes)

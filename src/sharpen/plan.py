@@ -59,12 +59,13 @@ class Typical:
 class Ahead:
     """One stage: ``tries`` of tasks that are sure, ``more`` that later looks may add, or training on ``rows``. ``done`` is what it took, where it is.
 
-    ``taught``: the tries are the teacher's."""
+    ``taught``: the tries are the teacher's. ``more_rows`` train only where a round is made again."""
 
     name: str
     tries: int = 0
     more: int = 0
     rows: float = 0.0
+    more_rows: float = 0.0
     shots: int = 0
     taught: bool = False
     done: Manifest | None = None
@@ -159,6 +160,9 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
         if beside:
             yield Ahead(f"{name}-control", rows=demonstrations + earlier)
             yield from (stage for stage in evaluated(f"{name}-control", "dev") if not stage.name.endswith("panel"))
+    if again := settings.ladder.judged - max(len(settings.ladder.climbs), 1):
+        yield Ahead("rounds made again/sampling", more=again * sampling.n * sizes["train"])
+        yield Ahead("rounds made again/dev", more=again * looks[-1] * sizes["dev"], more_rows=again * (demonstrations + earlier))
     if sizes["test"]:
         yield from evaluated("rungs/000-base", "test")
         yield from evaluated("what ships", "test")
@@ -263,7 +267,7 @@ def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunS
     tries = stage.tries + stage.more
     calls = tries * turns * _several(stage, settings)
     each = typical.prompt / typical.calls + stage.shots * typical.row + (turns - 1) / 2 * longest
-    trained = stage.rows * typical.row * settings.training.epochs
+    trained = (stage.rows + stage.more_rows) * typical.row * settings.training.epochs
     return _spent(calls, calls * each, calls * longest, (calls * longest + trained) / typical.rate, price, settings)
 
 
@@ -294,7 +298,10 @@ def _said(typical: Typical, source: str, price: Price | None, settings: RunSetti
         f"; {price.prompt:g} and {price.sampled:g} dollars for a million prompt and sampled tokens" if price and price.dollars(1, 1) else ""
     )
     yield f"price: {source}{by_token}"
-    yield "every rung is taken to be tried; a refused one costs nothing more, and an undecided one may look again (at most)"
+    yield (
+        "every rung is taken to be tried; a refused one costs nothing more, and an undecided one may look again, or a round rolled back be made "
+        f"again, {settings.ladder.retries} times in all (at most)"
+    )
     if settings.engine.__struct_config__.tag == "endpoint":
         yield "retries that a server bills, and its discounts for cached prompts, are not in it"
 
@@ -310,6 +317,8 @@ def show(found: Plan) -> RenderableType:
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for stage, spent, trained in found.stages:
+        if stage.more and not stage.tries and not stage.rows:
+            continue  # only at most
         done = " (done)" if stage.done is not None else ""
         cells = _cells(spent, trained, found.priced)
         table.add_row(Text(stage.name.removeprefix("rungs/") + done), count(stage.tries), *cells, style="dim" if done else "")

@@ -535,13 +535,14 @@ class Gain(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """The next step, or a refusal, or what became of a rung, with the numbers that forced it. ``banners`` as in Lineage."""
+    """The next step, or a refusal, or what became of a rung, with the numbers that forced it. ``banners`` as in Lineage, ``variant`` as in Tried."""
 
     outcome: Literal["keep", "plateau", "undecided", "worse", "refuse", "proceed", "baseline"]
     action: str
     reasons: tuple[str, ...]
     gain: Gain | None = None
     banners: tuple[str, ...] = ()
+    variant: str = ""
 
 
 class Tried(Record, frozen=True, kw_only=True):

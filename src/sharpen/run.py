@@ -58,7 +58,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
             model = load_model(settings.model, settings.template)
             with open_bench(settings, run, tasks, model, live, asked) as bench:
                 run.note(_circumstances(settings))
-                ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust)
+                ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust, advice=settings.advice)
                 shipped = ladder.climb()
     except Stopped:
         _print(folder)

@@ -320,6 +320,8 @@ def _measured(folder: Path, rungs: Sequence[RungView], chosen: Prompted, proposa
         place = folder / "rungs" / rung.name / "sampling"
         if rung.control or rung.method == "distillation" or (manifest := read_if_there(place / MANIFEST, Manifest)) is None:
             continue  # a teacher's tries say nothing of what the model does alone, also where it asks that very model
+        if rung.decision is not None and rung.decision.variant == "temperature":
+            continue  # RL samples as the settings do
         maker = manifest.inputs.get("agent", "")
         own = maker == chosen.fingerprint
         if last is not None and not own:

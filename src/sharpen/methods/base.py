@@ -299,10 +299,6 @@ class Bench(AbstractContextManager["Bench"]):
         """How the teacher makes its tries at training tasks."""
         return self.as_taught(replace(self.sampling, n=self.distillation.n, budget=Uniform()))
 
-    def start(self, standing: Prompted) -> Model:
-        """Where training starts (``training.start``): the base, or the model that stands."""
-        return self.base if self.training.start == "base" else standing.model
-
     def as_taught(self, settings: S) -> S:
         """``settings`` with as many tokens a turn as the teacher may have."""
         most = self.teacher.max_tokens if self.teacher is not None else None
@@ -321,12 +317,13 @@ class Bench(AbstractContextManager["Bench"]):
         known: Collection[tuple[str, tuple[str, ...]]] = (),
         first: int | None = None,
         cast: Cast | None = None,
+        had: Pool | None = None,
     ) -> Pool:
         """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again.
 
         ``of`` is the set that the tasks belong to, where it is not the run's own. ``known`` are (task, actions) that train already: an adaptive
         budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
-        ``cast`` plays in the place of the run's own agent.
+        ``cast`` plays in the place of the run's own agent. Tries that another stage ``had`` already are taken over, and not paid for again.
         """
         of, cast = of or self.tasks, cast or self._cast(settings)
         patient = self.sampling.waiting_for(*self._engines(cast, of))
@@ -356,6 +353,10 @@ class Bench(AbstractContextManager["Bench"]):
             if place is not None and (said := place.mend()):
                 self.run.note({"event": "repaired", "what": said})
                 self.say(said)
+        for key in had.wanted if had is not None else ():
+            if key not in trajectories.records:
+                trajectories.append(had.trajectories[key])  # type: ignore[union-attr]
+                verdicts.append(had.verdicts[key])  # type: ignore[union-attr]
         if cast.engine is not None:
             self._rest_own()  # two local models at once may be more than the memory holds
         elif recorded is None:
@@ -383,7 +384,9 @@ class Bench(AbstractContextManager["Bench"]):
         sealed += [stage.folder / WAVES] if bound is not None else []
         sealed += [considered.seal(considered.records)] if considered is not None and considered.records else []
         spent = total(account.spent, self.meter.machine(stage.seconds))
-        stage.commit(sealed, sampled_tokens=pool.sampled_tokens, spent=spent, inside_s=account.busy_s)
+        taken = set(had.wanted) if had is not None else set[SampleKey]()
+        made = sum(pool.trajectories[key].cost.sampled_tokens for key in pool.wanted if key not in taken)
+        stage.commit(sealed, sampled_tokens=made, spent=spent, inside_s=account.busy_s)
         return pool
 
     def _player(

@@ -25,7 +25,7 @@ from sharpen.chat.masks import without_ids
 from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused
 from sharpen.evaluation import evaluate
 from sharpen.methods.base import Attempt, Bench, Cast, Distillation, Prompted
-from sharpen.methods.rejection_sampling import Sourced, mixed_back, solutions
+from sharpen.methods.rejection_sampling import Sourced, as_set, solutions
 from sharpen.methods.sft import demonstrations
 from sharpen.policies.meter import total
 from sharpen.records import Distilled, Evaluation, Selection, Teaching, Trajectory, Worked
@@ -52,7 +52,7 @@ def distillation(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[
 
     template = load_template(bench.base)
     taught, demos = demonstrations(bench, bench.demonstrations())
-    start, mixed = bench.start(standing), [*demos, *mixed_back(bench, earlier)]
+    start, mixed = as_set(bench).begins(bench, standing), [*demos, *as_set(bench).mixed_back(earlier)]
 
     def imitate(name: str, source: str, pool: Pool, chosen: Selection, token_budget: int | None = None) -> Attempt:
         tries = [without_shots(pool.trajectories[key], standing.shots) for key in chosen.kept]
@@ -120,7 +120,7 @@ def _on_policy(bench: Bench, rung: str, standing: Prompted) -> Attempt:
         shown = teach(bench, rung, standing)
         said = {key.task: shown.trajectories[key].messages[-1].content for key in reversed(shown.wanted) if shown.verdicts[key]}
         prompts = tuple(msgspec.structs.replace(prompt, answer=said.get(prompt.key, "")) for prompt in prompts)
-    model, report = bench.train_on_policy(rung, bench.start(standing), teacher.model, prompts)
+    model, report = bench.train_on_policy(rung, as_set(bench).begins(bench, standing), teacher.model, prompts)
     return Attempt(Prompted(model), training=report)
 
 
@@ -138,7 +138,7 @@ def check_way(bench: Bench, standing: Prompted) -> None:
         )
     prompts = openings(bench.tasks.split("train"))
     if bench.distillation.on_policy.lmbda == 1:  # else it is told once the teacher has answered
-        fit(bench.start(standing), teacher.model, prompts, bench.distillation.on_policy, bench.training)
+        fit(as_set(bench).begins(bench, standing), teacher.model, prompts, bench.distillation.on_policy, bench.training)
 
 
 # ---------------------------------------------------------------- what the teacher has

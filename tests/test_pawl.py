@@ -1,0 +1,128 @@
+"""The pawl: a round that is rolled back is made again in other ways, under the ladder's one alpha, before a plateau is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sharpen.advice import advise
+from sharpen.policies.meter import Bill
+from sharpen.policies.scripted import scripted_model
+from sharpen.records import Decision, Selection
+from sharpen.report.read import read_run
+from sharpen.run import climb
+from sharpen.settings import load_settings
+from sharpen.store.files import read_json
+from sharpen.store.run import MANIFEST, Manifest
+
+# One round is not proved at this alpha, one of twice as many tries is.
+HARD = {
+    "ladder.rungs": "[rejection-sampling]",
+    "ladder.alpha": "0.01",
+    "ladder.control": "false",
+    "sampling.n": "2",
+    "tasks.splits": "{demo: 1, train: 24, dev: 20}",
+}
+AGAIN = "001-rejection-sampling-retry-1-more-samples"
+
+
+def rungs(folder: Path) -> dict[str, Decision]:
+    return {path.parent.name: read_json(path, Decision) for path in sorted((folder / "rungs").glob("*/decision.json"))}
+
+
+def test_a_round_that_is_rolled_back_is_made_again_and_no_try_is_paid_for_twice(scripted: Path, tmp_path: Path) -> None:
+    settings = load_settings(scripted, HARD)
+    shipped = climb(settings, tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    made = rungs(folder)
+    assert {name: (one.outcome, one.variant) for name, one in made.items()} == {
+        "000-base": ("baseline", ""),
+        "001-rejection-sampling": ("undecided", ""),
+        AGAIN: ("keep", "more-samples"),
+    }
+    assert shipped.name == f"rungs/{AGAIN}"
+    calls = {name: spent.calls for name, spent in read_json(folder / "spent.json", Bill).stages.items()}
+    assert calls["rungs/001-rejection-sampling/sampling"] == calls[f"rungs/{AGAIN}/sampling"] == 24 * 2
+    first, more = (read_json(folder / f"rungs/{name}/sampling" / MANIFEST, Manifest) for name in ("001-rejection-sampling", AGAIN))
+    assert 0.5 < more.sampled_tokens / first.sampled_tokens < 2
+    selected = [read_json(folder / f"rungs/{name}/selection.json", Selection) for name in ("001-rejection-sampling", AGAIN)]
+    assert set(selected[0].kept) < set(selected[1].kept)
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl") if path.name != "ledger.jsonl"}
+    climb(settings, tmp_path / "runs")
+    assert before == {path: path.stat().st_mtime_ns for path in before} and rungs(folder) == made
+    shown = {rung.name: rung for rung in read_run(folder).rungs}
+    assert shown[AGAIN].shipped and shown[AGAIN].sampled_tokens == sum(
+        read_json(path, Manifest).sampled_tokens for path in (folder / "rungs" / AGAIN).rglob(MANIFEST)
+    )
+
+
+def test_what_advises_afterwards_knows_what_was_tried_and_how(scripted: Path, tmp_path: Path) -> None:
+    settings = load_settings(scripted, HARD)
+    climb(settings, tmp_path / "runs")
+    told = advise(settings, tmp_path / "runs")
+    assert [(one.method, one.outcome, one.variant) for one in told.seen.tried] == [
+        ("rejection-sampling", "undecided", ""),
+        ("rejection-sampling", "keep", "more-samples"),
+    ]
+    assert told.seen.tasks_sampled == 24
+
+
+def test_it_ends(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    climb(load_settings(scripted, {**HARD, "ladder.alpha": "0.0000001"}), tmp_path / "runs")
+    made = rungs(tmp_path / "runs/ladder")
+    ways = [one.variant for one in made.values() if one.variant]
+    assert ways and len(ways) == len(set(ways)) <= 2 and "keep" not in {one.outcome for one in made.values()}
+    assert "self-training ends undecided: 2 rounds were rolled back" in capsys.readouterr().err
+    assert [rung.name for rung in read_run(tmp_path / "runs/ladder").rungs if rung.shipped] == ["000-base"]
+
+
+def test_it_can_be_left_out(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {**HARD, "ladder.retries": "0"}), tmp_path / "runs")
+    assert list(rungs(tmp_path / "runs/ladder")) == ["000-base", "001-rejection-sampling"]
+
+
+def test_a_round_that_was_refused_is_not_made_again(scripted: Path, tmp_path: Path) -> None:
+    scripted_model(tmp_path / "base", skill=0.0)
+    climb(load_settings(scripted, HARD), tmp_path / "runs")
+    made = rungs(tmp_path / "runs/ladder")
+    assert list(made) == ["000-base", "001-rejection-sampling"] and made["001-rejection-sampling"].outcome == "refuse"
+
+
+def test_going_on_trains_what_stands_on_the_tries_there_are(scripted: Path, tmp_path: Path) -> None:
+    """Where tries are alike and another temperature is none, going on is what is left."""
+    hard = {
+        "ladder.rungs": "[sft, rejection-sampling]",
+        "ladder.alpha": "0.01",
+        "ladder.retry_temperature": "1.0",
+        "advice.headroom": "0.9",
+        "sampling.n": "2",
+        "tasks.splits": "{demo: 30, train: 6, dev: 20}",
+        "ladder.control": "false",
+    }
+    climb(load_settings(scripted, hard), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    made = rungs(folder)
+    again = "002-rejection-sampling-retry-1-continue"
+    assert made["001-sft"].outcome == "keep" and made["002-rejection-sampling"].outcome != "keep" and again in made
+    lineage = [
+        read_json(folder / f"rungs/{name}/model/sharpen.json", dict)["lineage"] for name in ("001-sft", "002-rejection-sampling", again)
+    ]
+    assert lineage[1]["parent"] == lineage[0]["parent"] != lineage[2]["parent"]
+    calls = {name: spent.calls for name, spent in read_json(folder / "spent.json", Bill).stages.items()}
+    assert calls["rungs/002-rejection-sampling/sampling"] == 12 and not calls.get(f"rungs/{again}/sampling")
+
+
+def test_the_alpha_of_what_is_kept_passes_on(scripted: Path, tmp_path: Path) -> None:
+    """The online fallback procedure: alpha_i = alpha / judged, and that of the one before where it was kept."""
+    climb(load_settings(scripted, {"ladder.control": "true"}), tmp_path / "runs")
+    found = rungs(tmp_path / "runs/ladder")
+    share, before = 0.05 / 7, 0.0  # four methods, expert iteration twice, and two rounds made again
+    level = 0.0
+    for one in (one for one in found.values() if one.gain is not None):
+        if one.outcome != "baseline":  # a control, which is judged as the arm that it stands beside
+            level = 1 - share - before
+            before = share + before if one.outcome == "keep" else 0.0
+        assert one.gain is not None and one.gain.deciding.level == pytest.approx(level)
+    assert {one.outcome for one in found.values()} >= {"keep"}

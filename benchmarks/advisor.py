@@ -36,7 +36,7 @@ from sharpen import advisor
 from sharpen.advisor import AdvisorSettings
 from sharpen.labels import BAR
 from sharpen.records import Decision, Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Tried
-from sharpen.stats import clopper_pearson, paired_gain, pass_interval, purity_bound, shared_level
+from sharpen.stats import clopper_pearson, next_alpha, paired_gain, pass_interval, purity_bound
 
 DELTA, ALPHA = 0.03, 0.05
 TRIES = 9  # few-shot, SFT, distillation and six rounds share the alpha
@@ -52,7 +52,7 @@ class Ladder:
         self.world, self.settings = world, settings
         self.rng = np.random.default_rng([world.seed, 3])
         self.left, self.model = world.budget, worlds.start(world)
-        self.level = shared_level(TRIES * len(LOOKS), ALPHA)
+        self.passed_on = 0.0
         self.row: dict[str, Any] = {"seed": world.seed, "kept": 0, "bad": 0, "kind": self.kind(), "gains": [], "forecasts": [], "steps": []}
         self.attempts = 0
         self.teacher_results: list[TaskResult] | None = None
@@ -165,6 +165,7 @@ class Ladder:
         proposal = worlds.attempt(self.world, self.model, rung, self.attempts)
         self.attempts += 1
         dev, looks = self.evaluate(proposal), list[list[float]]()
+        alpha = next_alpha(TRIES, self.passed_on, ALPHA)
         decision: Decision | None = None
         for before, look in zip((0, *LOOKS), LOOKS, strict=False):
             if before:
@@ -178,10 +179,11 @@ class Ladder:
                 if short:
                     self.standing = _more(self.standing, self.evaluate(self.model, dev[0].samples - short[0].samples))
                     self.left -= len(dev) * self.world.evaluation * (look - before)
-            gain = paired_gain(self.standing, dev, self.level)
+            gain = paired_gain(self.standing, dev, 1 - alpha / len(LOOKS))
             decision = advisor.judge_gain(gain, DELTA)
             looks.append([gain.printed.low, gain.printed.high])
         assert decision is not None
+        self.passed_on = alpha if decision.outcome == "keep" else 0.0
         true = worlds.truth(self.world, proposal) - worlds.truth(self.world, self.model)
         self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, looks])
         ways = advisor.variants(seen, self.settings)

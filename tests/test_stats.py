@@ -278,6 +278,22 @@ def test_alpha_is_shared() -> None:
         stats.shared_level(0)
 
 
+def test_alpha_that_passes_on_is_never_more_in_all() -> None:
+    """Whichever of seven tests have something to find, and always do: the alphas of the others, where none has erred yet, add up to 0.05 at most."""
+    most = 0.0
+    for real in itertools.product((True, False), repeat=7):
+        spent = before = 0.0
+        for found in real:
+            alpha = stats.next_alpha(7, before)
+            spent += 0.0 if found else alpha
+            before = alpha if found else 0.0
+        most = max(most, spent)
+        assert spent <= 0.05 + 1e-12
+    assert most == pytest.approx(0.05)  # and all of it is used
+    with pytest.raises(ValueError, match="needs tests >= 1"):
+        stats.next_alpha(0)
+
+
 # ---------------------------------------------------------------- purity
 
 

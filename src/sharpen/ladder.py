@@ -34,7 +34,7 @@ from sharpen.methods.sft import sft
 from sharpen.records import Decision, Evaluation, Measurements, Record, RoundPurity, Selection, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
-from sharpen.stats import families_needed, paired_gain, pass_interval, shared_level, smallest_effect
+from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, shared_level, smallest_effect
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
@@ -354,11 +354,10 @@ class Ladder:
     def _decide(self, rung: Rung) -> Rung:
         """Compare with what stands on the same dev tasks; where that stays undecided, look again with more tries of both.
 
-        The alpha of a rung that is kept passes on to the next that is judged: alpha_i = alpha / judged + R_(i-1) alpha_(i-1), the online fallback
-        procedure (Tian and Ramdas 2021, 1910.04900), which keeps the chance of any false keep under ``ladder.alpha`` however the gains depend on each other.
+        The alpha of a rung that is kept passes on to the next that is judged (``stats.next_alpha``).
         """
         looks = self.bench.evaluation.looks
-        alpha = self.settings.alpha / self.settings.judged + self._passed_on
+        alpha = next_alpha(self.settings.judged, self._passed_on, self.settings.alpha)
         level = 1 - alpha / len(looks)
         before, agent = self.standing, rung.agent
         assert agent is not None and before.agent is not None

@@ -251,6 +251,17 @@ def shared_level(tries: int, alpha: float = 0.05) -> float:
     return 1 - alpha / tries
 
 
+def next_alpha(tests: int, rejected: float = 0.0, alpha: float = 0.05) -> float:
+    """The alpha of the next of ``tests`` tests in a row: its share of ``alpha``, and the alpha of the test before it where that one was ``rejected``, else 0.
+
+    The online fallback procedure (Tian and Ramdas 2021, 1910.04900): all together err with probability ``alpha`` at most, however they depend on each
+    other, and what was proved makes it easier to prove the next.
+    """
+    if tests < 1 or not 0 < alpha < 1 or not 0 <= rejected < 1:
+        raise ValueError(f"needs tests >= 1, 0 < alpha < 1 and 0 <= rejected < 1, got {tests}, {alpha} and {rejected}")
+    return alpha / tests + rejected
+
+
 BELIEVED_ALL_GOOD = 0.92
 BELIEVED_SHARE = (40.0, 2.0)
 """What :func:`bound_at_any_look` believes of kept rows before it has seen a label: with probability 0.92 that all are good, else Beta(40, 2).

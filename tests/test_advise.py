@@ -10,12 +10,12 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
-from sharpen.advice import ADVICE, TEACHER, Told, advise
+from sharpen.advice import ADVICE, Told, advise
 from sharpen.cli import main
 from sharpen.errors import RunError, SettingsError
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Advice, Evaluation, Gain, Interval, TeacherSeen
+from sharpen.records import Advice, Evaluation
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.store.files import read_json, write_json
@@ -90,13 +90,44 @@ def test_rungs_without_their_settings_are_refused(scripted: Path, tmp_path: Path
         advise(load_settings(scripted, {"ladder.rungs": "[]"}), tmp_path / "runs")
 
 
-@pytest.mark.parametrize(("value", "outcome"), [(0.4, "advised"), (-0.2, "refused")])
-def test_what_is_known_of_a_teacher_is_a_file(scripted: Path, tmp_path: Path, value: float, outcome: str) -> None:
-    at = Interval(value=value, low=value - 0.1, high=value + 0.1, n=40)
-    seen = TeacherSeen(name="big", terms="allowed", gain=Gain(base="a", other="b", printed=at, deciding=at, smallest_visible=0.1))
-    advise(load_settings(scripted, {}), tmp_path / "runs")
-    write_json(tmp_path / "runs/ladder" / TEACHER, seen)
-    assert standing(advise(load_settings(scripted, {}), tmp_path / "runs"))["distillation"] == outcome
+def taught(tmp_path: Path, skill: float, training: str | None) -> dict[str, str]:
+    """What the settings say of a teacher, a scripted model of that ``skill``, and of its terms."""
+    scripted_model(tmp_path / "owl", skill=skill, name="owl")
+    terms = {"teacher": "owl", "licence": "ours", "training": training, "conditions": [], "settled_by": "ann", "settled_on": "2026-01-02"}
+    return {
+        "teacher": str(tmp_path / "owl"),
+        "ladder.rungs": "[sft, distillation]",
+        "ladder.control": "false",
+        "advice.budget": "0.5",
+        "terms": json.dumps([{**terms, "evidence": "https://example.org/owl"}] if training else []),
+    }
+
+
+@pytest.mark.parametrize(("skill", "outcome"), [(0.9, "advised"), (0.02, "refused")])
+def test_a_teacher_is_asked_and_the_run_finds_it_asked(scripted: Path, tmp_path: Path, skill: float, outcome: str) -> None:
+    settings = load_settings(scripted, taught(tmp_path, skill, "allowed"))
+    told = advise(settings, tmp_path / "runs")
+    assert standing(told)["distillation"] == outcome
+    teacher, folder = told.seen.teacher, tmp_path / "runs/ladder"
+    assert teacher is not None and teacher.gain is not None and teacher.name == "owl" and not teacher.same
+    stage = "rungs/002-distillation/teacher/dev"
+    asked = read_json(folder / "spent.json", Bill).stages[stage].calls
+    assert 2 <= asked <= 40
+    assert advise(settings, tmp_path / "runs").bought.tries == 0
+    climb(settings, tmp_path / "runs")
+    assert read_json(folder / "spent.json", Bill).stages[stage].calls == 40 * 4
+    again = advise(settings, tmp_path / "runs").seen.teacher  # by what the run measured, over what it ships
+    assert again is not None and again.gain is not None and again.gain.printed.n == 40
+
+
+@pytest.mark.parametrize(("training", "standing_", "terms"), [(None, "open", "unknown"), ("forbidden", "refused", "forbidden")])
+def test_a_teacher_whose_words_may_not_train_is_not_asked(
+    scripted: Path, tmp_path: Path, training: str | None, standing_: str, terms: str
+) -> None:
+    told = advise(load_settings(scripted, taught(tmp_path, 0.9, training)), tmp_path / "runs")
+    assert told.seen.teacher is not None and (told.seen.teacher.terms, told.seen.teacher.gain) == (terms, None)
+    assert standing(told)["distillation"] == standing_
+    assert "rungs/002-distillation/teacher/dev" not in read_json(tmp_path / "runs/ladder/spent.json", Bill).stages
 
 
 def test_without_a_verifier_demonstrations_or_a_teacher_nothing_is_bought(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.audit import AUDIT
 from sharpen.budget import Uniform
+from sharpen.errors import Unsettled
 from sharpen.evaluation import count, succeeded, weigh
 from sharpen.labels import content, measure, read_labels
 from sharpen.ladder import RETRY
 from sharpen.methods.base import Bench, Prompted
+from sharpen.methods.distillation import ask_teacher, title
 from sharpen.methods.prompt import few_shot
 from sharpen.models import load_model
 from sharpen.plan import FIRST, Plan, plan
@@ -59,7 +61,7 @@ from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
-ADVICE, TEACHER = "advice.json", "teacher.json"
+ADVICE = "advice.json"
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,8 @@ class Told:
     said: tuple[str, ...] = ()
 
 
-def advise(settings: RunSettings, runs: Path, teacher: TeacherSeen | None = None) -> Told:
-    """What to do next in the run that ``settings`` describe, whether it was begun or not. ``teacher``: what is known of one, where something is; else
-    what ``runs/NAME/teacher.json`` says.
+def advise(settings: RunSettings, runs: Path) -> Told:
+    """What to do next in the run that ``settings`` describe, whether it was begun or not.
 
     Buys tries only of what nothing is known of. RunError where the run was made with other settings and something is missing, or another process holds it.
     """
@@ -96,7 +97,8 @@ def advise(settings: RunSettings, runs: Path, teacher: TeacherSeen | None = None
     bought = Bought(planned=settings.advice.budget * whole, run=whole)
     said = [*found.said, *contradictions(settings)]
     if tasks.verifier is None:
-        seen = Measurements(demonstrations=_unjudged(tasks))
+        teacher = TeacherSeen(name=settings.teacher.model or "the teacher", terms="allowed") if settings.teacher is not None else None
+        seen = Measurements(demonstrations=_unjudged(tasks), teacher=teacher)  # nobody can say how good it is
     else:
         seen, cost = _look(settings, tasks, model, folder, found, _share(planned, settings, bought.planned))
         bought = Bought(tries=cost[0], tokens=cost[1], planned=bought.planned, run=whole)
@@ -105,7 +107,6 @@ def advise(settings: RunSettings, runs: Path, teacher: TeacherSeen | None = None
         seen,
         tried=found.tried,
         purity_forecast=audited.forecast if audited is not None else None,
-        teacher=teacher or read_if_there(folder / TEACHER, TeacherSeen),
         goal=settings.goal,
         costs=_costs(planned),
         left=_left(settings, folder),
@@ -190,7 +191,7 @@ def _unjudged(tasks: TaskSet) -> int:
 
 def _share(planned: Plan, settings: RunSettings, tokens: float) -> tuple[int, int]:
     """How many dev and training tasks ``tokens`` pay for: half go into sampling.n tries of each of the latter, half into one try of each of the former,
-    with the bare prompt and, where the ladder has that rung, with examples. At least two dev tasks and a training task."""
+    with the bare prompt and, where the ladder has those rungs, with examples, and by the teacher. At least two dev tasks and a training task."""
 
     def each(end: str, otherwise: float) -> float:
         return next(
@@ -198,8 +199,8 @@ def _share(planned: Plan, settings: RunSettings, tokens: float) -> tuple[int, in
         )
 
     bare = each("000-base/dev", 1.0)
-    shots = each("-few-shot/dev", 0.0)
-    return max(int(tokens / 2 / (bare + shots)), 2), max(int(tokens / 2 / (each("/sampling", bare) * settings.sampling.n)), 1)
+    beside = each("-few-shot/dev", 0.0) + each("/teacher/dev", 0.0)
+    return max(int(tokens / 2 / (bare + beside)), 2), max(int(tokens / 2 / (each("/sampling", bare) * settings.sampling.n)), 1)
 
 
 def _look(
@@ -241,14 +242,59 @@ def _measured(bench: Bench, settings: RunSettings, found: _Found, share: tuple[i
         goal = _goal(settings, found.evaluation.tasks, bench.seed)
         seen = replace(seen, rate=rate, goal_rate=goal)
     elif few:
-        at = _results(bench.sample(FIRST, base, dev, bench.evaluation, first=few), dev)
+        at = _bare(bench, base, few)
         seen = replace(seen, rate=pass_interval(at, 1, 0.95, bench.seed), goal_rate=_goal(settings, at, bench.seed))
         if worth.passed and bench.harness is None and "few-shot" in settings.ladder.climbs:
-            name = f"rungs/{settings.ladder.climbs.index('few-shot') + 1:03d}-few-shot"
+            name = _rung(settings, ("few-shot",))
             shown = few_shot(bench, name, base).proposal
             with_shots = _results(bench.sample(f"{name}/dev", shown, dev, bench.evaluation, first=few), dev)
             seen = replace(seen, few_shot=paired_gain(at, with_shots, 0.95, bench.seed, ("the bare prompt", "few-shot")))
-    return _sampled(bench, settings, found, seen, some)
+    return replace(_sampled(bench, settings, found, seen, some), teacher=_taught(bench, settings, found, few))
+
+
+def _taught(bench: Bench, settings: RunSettings, found: _Found, few: int) -> TeacherSeen | None:
+    """The teacher in the settings: whether its words may train, and its gain over what stands on the dev tasks that it was tried on.
+
+    Where no rung measured it, it is asked for one try of each of ``few``, but not before its words may train.
+    """
+    standing = _standing(bench, found) or Prompted(bench.base)
+    if settings.teacher is None:
+        return None
+    agent, cast = bench.teacher_of(standing)
+    seen = TeacherSeen(name=title(agent, cast), terms="allowed", same=agent == standing and not cast.identity)
+    try:
+        bench.may_teach()
+    except Unsettled as error:
+        return replace(seen, terms="forbidden" if error.forbids else "unknown")
+    if seen.same:
+        return seen
+    name = _rung(settings, ("distillation",))
+    measured = read_if_there(bench.run.folder / name / "teacher.json", Evaluation)
+    if measured is not None:
+        theirs = measured.tasks
+    else:
+        _, pool = ask_teacher(bench, name, standing, first=few)
+        theirs = _results(pool, list(pool.tasks.values()))
+    ours = found.evaluation.tasks if found.evaluation is not None else _bare(bench, standing, few)
+    both = {one.task for one in ours} & {one.task for one in theirs}
+    if not both:
+        return seen
+    mine, its = ([one for one in results if one.task in both] for results in (ours, theirs))
+    gain = paired_gain(mine, its, 0.95, bench.seed, ("what stands", seen.name))
+    return replace(seen, rate=pass_interval(its, 1, 0.95, bench.seed), gain=gain)
+
+
+def _bare(bench: Bench, base: Prompted, few: int) -> tuple[TaskResult, ...]:
+    """One try of each of ``few`` dev tasks with the bare prompt, which the run's first stage finds made."""
+    dev = bench.tasks.split("dev").tasks
+    return _results(bench.sample(FIRST, base, dev, bench.evaluation, first=few), dev)
+
+
+def _rung(settings: RunSettings, methods: Sequence[str]) -> str:
+    """The folder of the first rung by one of ``methods``, where nothing has been tried yet."""
+    climbs = settings.ladder.climbs
+    number = next((at for at, rung in enumerate(climbs, 1) if rung in methods), len(climbs) + 1)
+    return f"rungs/{number:03d}-{climbs[number - 1] if number <= len(climbs) else methods[0]}"
 
 
 def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measurements, some: int) -> Measurements:
@@ -267,10 +313,7 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
             return seen
         some = min(some, len(train))
         chosen = [train[at * len(train) // some] for at in range(some)]
-        climbs = settings.ladder.climbs
-        number = next((at for at, rung in enumerate(climbs, 1) if rung in advisor.ROUNDS), len(climbs) + 1)
-        name = f"rungs/{number:03d}-{climbs[number - 1] if number <= len(climbs) else 'rejection-sampling'}/sampling"
-        pool = bench.sample(name, standing, chosen, bench.sampling, range(n), first=some * n)
+        pool = bench.sample(f"{_rung(settings, advisor.ROUNDS)}/sampling", standing, chosen, bench.sampling, range(n), first=some * n)
     if seen.purity is None and not seen.verifier_exact:
         kept = {key: content(pool.trajectories[key]) for key in pool.wanted if pool.verdicts[key]}
         labels = read_labels(settings.labels_place)

@@ -123,7 +123,14 @@ class Refused(SharpenError):
 
 
 class Unsettled(Refused):
-    """Words of someone outside the trainee's lineage may not train. The message says whose, why, and which settings would lift that."""
+    """Words of someone outside the trainee's lineage may not train. The message says whose, why, and which settings would lift that.
+
+    ``forbids``: their terms say no, where else nobody has said yes.
+    """
+
+    def __init__(self, message: str, *, forbids: bool = False) -> None:
+        super().__init__(message)
+        self.forbids = forbids
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

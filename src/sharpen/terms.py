@@ -115,7 +115,7 @@ def settle(given: TermsSettings, today: datetime.date | None = None) -> Terms:
     """The terms that ``given`` settles. Unsettled, one line, where they do not let the teacher's words train, or leave out who says so and why."""
     problem = _open(given)
     if problem:
-        raise Unsettled(f"terms of {given.teacher!r}: {problem} ({PAGE})")
+        raise Unsettled(f"terms of {given.teacher!r}: {problem} ({PAGE})", forbids=_forbids(given))
     known = find(given.licence)
     terms = Terms(
         teacher=given.teacher,
@@ -138,7 +138,7 @@ def _open(given: TermsSettings) -> str:
     if not given.licence.strip():
         return "licence is missing; name the licence or the terms that its words come under"
     known = find(given.licence)
-    if known is not None and known.training == "forbidden" and given.training != "forbidden":
+    if known is not None and _forbids(given) and given.training != "forbidden":
         return (
             f"{known.id} forbids it: {known.says} ({known.source}); choose another teacher or, where you have leave of your own, name that as licence, "
             "with training: allowed and its evidence"
@@ -152,6 +152,11 @@ def _open(given: TermsSettings) -> str:
     return ""
 
 
+def _forbids(given: TermsSettings) -> bool:
+    known = find(given.licence)
+    return given.training == "forbidden" or (known is not None and known.training == "forbidden")
+
+
 def check(terms: Terms, today: datetime.date | None = None) -> None:
     """Unsettled, one line, unless ``terms`` let words train on ``today``, and say who settled that, when, and on what evidence."""
     if terms == TASK_SOURCE:
@@ -160,7 +165,8 @@ def check(terms: Terms, today: datetime.date | None = None) -> None:
     if terms.training != "allowed":
         why = "forbid" if terms.training == "forbidden" else "are not known to allow"
         raise Unsettled(
-            f"terms of {terms.teacher!r}: {terms.licence or 'they'} {why} training on its words; choose another teacher ({PAGE})"
+            f"terms of {terms.teacher!r}: {terms.licence or 'they'} {why} training on its words; choose another teacher ({PAGE})",
+            forbids=terms.training == "forbidden",
         )
     needed = {
         "teacher (a name)": terms.teacher,

@@ -272,14 +272,17 @@ class Bench(AbstractContextManager["Bench"]):
             self._permitted((maker, f"{count} recorded demonstrations") for maker, count in shown.items())
         else:
             self._permitted([(EXPERT, "the demonstrations")])
-        if self.teacher is not None:
-            model, cast = self._taught
-            speak = [model] if model is not None and cast.recorded is None else []
-            self._permitted((maker_of(one), f"what the teacher {one.name} says") for one in [*speak, *(other for other, _ in cast.others)])
-            theirs = Counter(map(whose, cast.recorded.trajectories if cast.recorded is not None else ()))
-            self._permitted((maker, f"{count} recorded tries of the teacher") for maker, count in theirs.items())
+        self.may_teach()
         if playing(self.several, "sampling") is not None:
             self._permitted((maker_of(model), f"tries by the member {model.name}") for model, _ in self._others)
+
+    def may_teach(self) -> None:
+        """Unsettled where what is known beforehand of the teacher does not let its words train the base. Its own model's always may."""
+        model, cast = self._taught
+        speak = [model] if model is not None and cast.recorded is None else []
+        self._permitted((maker_of(one), f"what the teacher {one.name} says") for one in [*speak, *(other for other, _ in cast.others)])
+        theirs = Counter(map(whose, cast.recorded.trajectories if cast.recorded is not None else ()))
+        self._permitted((maker, f"{count} recorded tries of the teacher") for maker, count in theirs.items())
 
     def _permitted(self, makers: Iterable[tuple[Maker, str]]) -> None:
         for maker, what in makers:

@@ -154,23 +154,23 @@ class Measured:
 
 
 def measure_teacher(bench: Bench, rung: str, standing: Prompted) -> Measured:
-    """The teacher at the dev tasks, as often as the student is at its first look; ``teacher.json`` in the rung's folder.
+    """The teacher at the dev tasks, as often as the student is at its first look; ``teacher.json`` in the rung's folder. See ``ask_teacher``."""
+    name, pool = ask_teacher(bench, rung, standing)
+    evaluation = evaluate(pool, tuple(pool.tasks.values()), name, "dev", bench.as_taught(bench.evaluation), bench.seed)
+    write_json(bench.run.folder / rung / "teacher.json", evaluation)
+    return Measured(name, pool, evaluation)
 
-    PolicyError, naming the teacher, where it does not answer.
-    """
+
+def ask_teacher(bench: Bench, rung: str, standing: Prompted, first: int | None = None) -> tuple[str, Pool]:
+    """What the teacher is called, and its tries at the dev tasks, or the ``first`` of them. PolicyError, naming the teacher, where it does not answer."""
     agent, cast = bench.teacher_of(standing)
-    tasks = bench.tasks.split("dev").tasks
-    settings = bench.as_taught(bench.evaluation)
+    tasks, settings = bench.tasks.split("dev").tasks, bench.as_taught(bench.evaluation)
     try:
-        pool = bench.sample(f"{rung}/teacher/dev", agent, tasks, settings, cast=cast)
+        return title(agent, cast), bench.sample(f"{rung}/teacher/dev", agent, tasks, settings, cast=cast, first=first)
     except PolicyError as error:
         raise PolicyError(f"the teacher {agent.name} does not answer: {error}", error.failure) from error
     except EnvironmentFault as error:
         raise EnvironmentFault(f"the teacher {agent.name} cannot play: {error}") from error
-    name = title(agent, cast)
-    evaluation = evaluate(pool, tasks, name, "dev", settings, bench.seed)
-    write_json(bench.run.folder / rung / "teacher.json", evaluation)
-    return Measured(name, pool, evaluation)
 
 
 def title(agent: Prompted, cast: Cast) -> str:

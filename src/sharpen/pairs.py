@@ -38,7 +38,7 @@ SURPLUS = "over per_task"
 class PairSettings(Record, frozen=True, kw_only=True):
     """Which passes and fails of a task are compared.
 
-    ``per_task`` is the most pairs of one task, so that those with many of both do not flood the set (Iterative RPO, 2404.19733, takes 10 of 30 tries).
+    ``per_task`` is the most pairs of one task, so that those with many of both do not flood the set (Iterative RPO, Pang et al., 2404.19733: 10 for 30 tries).
 
     ``cut_off`` lets a fail be rejected that ended in the middle of a turn: token limit, overflow, a server's filter. Left out by default: it has no end of
     turn and is the longest there is, so that length is learnt, and it may have been right so far (DAPO, 2503.14476, on overlong samples). Running out of
@@ -62,15 +62,17 @@ def pair(
     seed: int,
     shots: Sequence[Message] = (),
 ) -> tuple[tuple[PreferencePair, ...], Pairing]:
-    """Up to ``per_task`` pairs of each task: chosen a pass among ``kept`` (what a selection keeps), rejected a fail of the same task in ``pool``.
+    """Up to ``per_task`` pairs of each task, as Iterative RPO makes them: chosen is a pass among ``kept`` (what a selection keeps), rejected a fail of the
+    same task in ``pool``.
 
     An error is no fail, whatever broke, and never rejected. Nor is a fail that does what a pass of the task does (chance tells these apart, or the
     verifier, not the policy) or what another fail does already. Both rows must open with the same tokens: DPO compares answers to one prompt.
     ``shots`` are few-shot examples that stood before the task; rows are made without them. ``max_length`` is in tokens, as in ``build_rows``.
 
-    Each try is in as few pairs as can be, and of equally fresh ones the two nearest in length are paired: DPO sums log-probabilities, and takes any
-    difference in length for one in quality (Park et al., 2403.19159). The order in which tries arrived changes nothing.
+    Each try is in as few pairs as can be, as there; of equally fresh ones the two nearest in length are paired, since DPO sums log-probabilities, and takes
+    any difference in length for one in quality (Park et al., 2403.19159). The order in which tries arrived changes nothing.
     """
+    wanted = frozenset(kept)
     pairs: list[PreferencePair] = []
     left: list[LeftOut] = []
 
@@ -94,7 +96,7 @@ def pair(
                     left.append(LeftOut(key=key, reason=why))
                 else:
                     fails.append(key)
-        chosen = [row for _, row in rows([key for key in passes if key in kept])]
+        chosen = [row for _, row in rows([key for key in passes if key in wanted])]
         rejected: dict[object, Row] = {}
         for trajectory, row in rows(fails):
             # Calls that the environment could not read are no actions: then what was said tells tries apart.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import random
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from sharpen.records import Model, PreferencePair, Row, SampleKey
 from sharpen.terms import EXPERT
 from sharpen.training.base import Line, Training
 from sharpen.training.preference import Preference, prepare, train_preference
-from test_training import running, weights, worker_of
+from test_training import weights, worker_of
 
 pytestmark = pytest.mark.real
 
@@ -106,7 +108,7 @@ def test_the_loss_is_that_of_what_the_policy_said_and_nothing_else(tiny: Model, 
     moved = tmp_path / "one" / "model"
     assert first == pytest.approx(by_hand(tiny.path, tiny.path, pairs, settings), abs=2e-4)  # Trainer logs four digits
     expected = by_hand(moved, tiny.path, pairs, settings)
-    assert second == pytest.approx(expected, abs=2e-3 if training.method == "lora" else 2e-4)
+    assert second == pytest.approx(expected, abs=2e-4)
     assert abs(expected - by_hand(moved, tiny.path, pairs, settings, masked=False)) > 0.02
     assert abs(expected - first) > 0.02
 
@@ -206,10 +208,12 @@ def test_a_killed_parent_takes_its_worker_along(tiny: Model, tmp_path: Path) -> 
     # In the environment, so that of all command lines only the worker's names the folder.
     with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, env={**os.environ, "GIVEN": json.dumps(given)}) as parent:
         assert parent.stdout is not None and int(parent.stdout.readline()) == 1
-        worker = worker_of(tmp_path)
-        ended = os.pidfd_open(worker)
-        assert running(worker)
+        worker = os.pidfd_open(worker_of(tmp_path))
         parent.kill()
-        assert select.select([ended], [], [], 120)[0]
-        os.close(ended)
+        try:
+            assert select.select([worker], [], [], 300)[0], "the worker lives on"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker, signal.SIGKILL)
+            os.close(worker)
     assert not (tmp_path / "model").exists()

@@ -412,12 +412,12 @@ def test_models_that_do_not_fit_into_memory_are_refused(
 
 
 def test_rows_at_once_divide_a_step_and_fit() -> None:
-    from sharpen.training.on_policy_worker import rows_at_once
+    from sharpen.training.worker import rows_at_once
 
-    assert [rows_at_once(16, 1, fit) for fit in (0, 1, 3, 5, 100)] == [1, 1, 2, 4, 16]
-    assert rows_at_once(12, 2, 4) == 3
-    with pytest.raises(Refused, match="16, which 3 processes cannot share"):
-        rows_at_once(16, 3, 4)
+    assert [rows_at_once(16, 1, fit, "on_policy") for fit in (0, 1, 3, 5, 100)] == [1, 1, 2, 4, 16]
+    assert rows_at_once(12, 2, 4, "on_policy") == 3
+    with pytest.raises(Refused, match=r"on_policy\.batch_size is 16, which 3 processes cannot share"):
+        rows_at_once(16, 3, 4, "on_policy")
 
 
 # ---------------------------------------------------------------- real: in a process of its own, and the real model

@@ -339,6 +339,28 @@ class TrainingReport(Record, frozen=True, kw_only=True):
     precision: str = ""
 
 
+class PreferencePair(Record, frozen=True, kw_only=True):
+    """Two tries of one task that open with the same tokens, as rows: one that passed and one that failed. Labels mark what the policy said in each."""
+
+    chosen: Row
+    rejected: Row
+
+
+class Pairing(Record, frozen=True, kw_only=True):
+    """Which tries of a round are ``pairs`` (chosen, rejected), and why each other fail, and each pass that was to train, is in none.
+
+    ``counts`` has the pairs, their ``tasks`` and the reasons. ``chosen_tokens`` and ``rejected_tokens`` are the trained tokens of a side, a mean over
+    pairs: far apart, length is part of what is preferred. NaN without pairs.
+    """
+
+    pairs: tuple[tuple[SampleKey, SampleKey], ...]
+    left_out: tuple[LeftOut, ...]
+    counts: dict[str, int]
+    chosen_tokens: float
+    rejected_tokens: float
+    settings: dict[str, Any] = {}
+
+
 # ---------------------------------------------------------------- measuring and deciding
 
 

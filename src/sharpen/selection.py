@@ -141,8 +141,7 @@ def build_rows(
     because = Counter[str]()
     split = read_again = 0
     for source, trajectory in trajectories:
-        own = trajectory if own_ids(trajectory, template) else without_ids(trajectory)
-        made, problem = make_rows(own, template, source, max_length)
+        made, problem = rows_of(trajectory, template, source, max_length)
         rows += made
         if problem is not None:
             dropped.append(LeftOut(key=trajectory.key, reason=problem))
@@ -165,6 +164,12 @@ def build_rows(
     )
     proved = _selection(kept, [*selection.left_out, *dropped], selection.settings)
     return tuple(rows), replace(proved, rows=counts, banners=selection.banners)
+
+
+def rows_of(trajectory: Trajectory, template: Template, source: str, max_length: int) -> tuple[list[Row], str | None]:
+    """The rows of one try, of its sampled ids where these are the tokenizer's; or none and why."""
+    own = trajectory if own_ids(trajectory, template) else without_ids(trajectory)
+    return make_rows(own, template, source, max_length)
 
 
 def merge(parts: Sequence[Selection]) -> Selection:

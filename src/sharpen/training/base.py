@@ -149,7 +149,7 @@ class Line(Record, frozen=True, kw_only=True, omit_defaults=True):
     trained_tokens: int = 0
 
 
-def descend(model: Model, rows: Sequence[Row], plan: Plan, settings: Training) -> Lineage:
+def descend(model: Model, rows: Sequence[Row], plan: Record, settings: Training) -> Lineage:
     """The lineage of what is to be trained from ``model`` on ``rows``, as planned, and the gate that every training passes.
 
     Unsettled, before anything is made, where the terms of whoever made a row do not let it train; those that do are inherited, beside the model's own.

@@ -28,7 +28,7 @@ from sharpen.records import Lineage, Message, Model, Record, TrainingReport
 from sharpen.tasks.base import TaskSet
 from sharpen.terms import TermsSettings, maker_of, merged, root_of, settled, vouch
 from sharpen.training.base import Progress, Training, Work
-from sharpen.training.process import name_of, work_in_process
+from sharpen.training.process import name_of, reported, work_in_process
 
 # Rates and steps that Thinking Machines give for their "On-Policy Distillation" (2025), in the tinker-cookbook's recipe.
 DEFAULT_RATES = {"lora": 1e-4, "full": 5e-5}
@@ -170,15 +170,8 @@ def train_on_policy(
     lineage = msgspec.structs.replace(job.lineage, root=root_of(student), terms=merged(student.lineage.terms, maker.terms))
     job = msgspec.structs.replace(job, lineage=lineage)
     lines = work_in_process("sharpen.training.on_policy_worker", job, on_progress)
-    report = TrainingReport(
-        steps=settings.steps,
-        tokens=sum(line.tokens for line in lines),
-        trained_tokens=sum(line.trained_tokens for line in lines),
-        seconds=time.monotonic() - started,
-        losses=tuple(line.progress.loss for line in lines if line.progress is not None),
-        precision=next((line.precision for line in lines if line.precision), ""),
-    )
-    return open_folder(out), report
+    tokens, scored = sum(line.tokens for line in lines), sum(line.trained_tokens for line in lines)
+    return open_folder(out), reported(lines, started, steps=settings.steps, tokens=tokens, trained_tokens=scored)
 
 
 def prepare(student: Model, teacher: Model, prompts: Sequence[Prompt], settings: OnPolicy, out: Path, training: Training) -> Distilling:

@@ -24,7 +24,7 @@ from sharpen.errors import Refused
 from sharpen.models import weight_files
 from sharpen.training.base import Line
 from sharpen.training.on_policy import INSTEAD, Distilling
-from sharpen.training.worker import Teller, arguments, micro_tokens, precision, save, serve, student, tell
+from sharpen.training.worker import Teller, arguments, micro_tokens, precision, rows_at_once, serve, student, tell, train_and_save
 
 
 class Counted:
@@ -70,20 +70,16 @@ def train(job: Distilling, progress: Path) -> None:
     chosen, why = precision(job.settings.precision)
     check_memory(job, chosen)
     trainer, adapter = make_trainer(job, chosen, progress)
-    if trainer.is_world_process_zero():
-        tell(progress, Line(precision=why))
-    trainer.train()
+    train_and_save(job, trainer, adapter, why, progress)
     counts = trainer.accelerator.reduce(torch.tensor([trainer.tokens, trainer.scored], device=trainer.args.device))
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part where weights are sharded
     if trainer.is_world_process_zero():
         tell(progress, Line(tokens=int(counts[0]), trained_tokens=int(counts[1])))
-        save(job, trainer.model, weights, adapter, AutoTokenizer.from_pretrained(job.model))  # TRL changes the one it is given
 
 
 def make_trainer(job: Distilling, chosen: Literal["f32", "bf16"], progress: Path) -> tuple[Distiller, LoraConfig | None]:
     """The trainer, ready to train, and the adapter's settings where there is one."""
     settings, processes = job.on_policy, int(os.environ.get("WORLD_SIZE", "1"))  # as launchers set it
-    each = rows_at_once(settings.batch_size, processes, micro_tokens(job.settings) // job.longest)
+    each = rows_at_once(settings.batch_size, processes, micro_tokens(job.settings) // job.longest, "on_policy")
     common = {
         **arguments(job.settings, settings.steps, chosen, progress),
         "per_device_train_batch_size": each,
@@ -125,16 +121,6 @@ def make_trainer(job: Distilling, chosen: Literal["f32", "bf16"], progress: Path
         trainer = Mixed(args=gold, train_dataset=Dataset.from_dict(rows), **parts)
     trainer.add_callback(Teller(settings.steps, lambda _: trainer.tokens * processes, progress))
     return trainer, adapter
-
-
-def rows_at_once(batch_size: int, processes: int, fit: int) -> int:
-    """How many rows a process computes at once: the most that divide its share of a step and ``fit``, one at least."""
-    share, rest = divmod(batch_size, processes)
-    if rest:
-        raise Refused(
-            f"on_policy.batch_size is {batch_size}, which {processes} processes cannot share evenly; set a multiple of {processes}"
-        )
-    return max(rows for rows in range(1, share + 1) if share % rows == 0 and (rows == 1 or rows <= fit))
 
 
 def check_memory(job: Distilling, chosen: Literal["f32", "bf16"]) -> None:

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from sharpen.errors import Refused, SharpenError, StorageError, TrainingError
+from sharpen.records import TrainingReport
 from sharpen.training.base import Line, Progress, Work
 
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -44,6 +45,18 @@ def work_in_process(module: str, job: Work, on_progress: Callable[[Progress], No
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return lines
+
+
+def reported(lines: Sequence[Line], started: float, *, steps: int, tokens: int, trained_tokens: int) -> TrainingReport:
+    """The report of a training that told ``lines`` and ``started`` then, by ``time.monotonic``."""
+    return TrainingReport(
+        steps=steps,
+        tokens=tokens,
+        trained_tokens=trained_tokens,
+        seconds=time.monotonic() - started,
+        losses=tuple(line.progress.loss for line in lines if line.progress is not None),
+        precision=next((line.precision for line in lines if line.precision), ""),
+    )
 
 
 def name_of(out: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sharpen.models import open_folder
 from sharpen.records import Model, Row, TrainingReport
 from sharpen.training.base import Job, Progress, Training, descend, plan_rows
-from sharpen.training.process import name_of, work_in_process
+from sharpen.training.process import name_of, reported, work_in_process
 
 
 def train(
@@ -32,12 +32,5 @@ def train(
     lineage = descend(model, rows, plan, settings)
     job = Job(model=model.path, start=model.name, out=str(out), name=name_of(out), lineage=lineage, settings=settings, plan=plan)
     lines = work_in_process("sharpen.training.worker", job, on_progress)
-    report = TrainingReport(
-        steps=len(plan.steps),
-        tokens=plan.tokens,
-        trained_tokens=plan.trained_tokens,
-        seconds=time.monotonic() - started,
-        losses=tuple(line.progress.loss for line in lines if line.progress is not None),
-        precision=next((line.precision for line in lines if line.precision), ""),
-    )
+    report = reported(lines, started, steps=len(plan.steps), tokens=plan.tokens, trained_tokens=plan.trained_tokens)
     return open_folder(out), report

@@ -148,12 +148,17 @@ def train(job: Job, progress: Path) -> None:
     """Train and write the merged weights to ``job.out``, which must not exist."""
     chosen, why = precision(job.settings.precision)
     trainer, adapter = make_trainer(job, chosen, progress)
+    train_and_save(job, trainer, adapter, why, progress)
+
+
+def train_and_save(job: Work, trainer: Any, adapter: LoraConfig | None, why: str, progress: Path) -> None:
+    """Tell in what precision (``why``), train to the end, and write the merged weights to ``job.out``."""
     if trainer.is_world_process_zero():
         tell(progress, Line(precision=why))
     trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part where weights are sharded
     if trainer.is_world_process_zero():
-        save(job, trainer.model, weights, adapter, trainer.processing_class)
+        save(job, trainer.model, weights, adapter, AutoTokenizer.from_pretrained(job.model))  # TRL changes the one it is given
 
 
 def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tuple[RowTrainer, LoraConfig | None]:
@@ -226,6 +231,15 @@ def student(job: Work, chosen: Literal["f32", "bf16"]) -> tuple[Any, LoraConfig 
 def micro_tokens(settings: Training) -> int:
     """The most tokens, padding included, of a micro-batch."""
     return settings.micro_tokens or (8192 if torch.cuda.is_available() else 1024)
+
+
+def rows_at_once(batch_size: int, processes: int, fit: int, of: str) -> int:
+    """How many rows a process computes at once: the most that divide its share of a step and ``fit``, one at least. Refused where there is no even share
+    of the ``batch_size`` of the settings ``of``."""
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        raise Refused(f"{of}.batch_size is {batch_size}, which {processes} processes cannot share evenly; set a multiple of {processes}")
+    return max(rows for rows in range(1, share + 1) if share % rows == 0 and (rows == 1 or rows <= fit))
 
 
 def save(job: Work, model: Any, weights: dict[str, torch.Tensor], adapter: LoraConfig | None, tokenizer: Any) -> None:

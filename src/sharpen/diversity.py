@@ -33,7 +33,8 @@ UNITS: dict[Facet, tuple[float, Literal["share", "solutions", "nats"]]] = {
 
 
 class Drops(Record, frozen=True, kw_only=True):
-    """The largest losses that are let pass: ``pass_k`` of pass@k, of which it is a difference; ``distinct`` and ``entropy`` as shares of what there was."""
+    """The largest losses that are let pass: ``pass_k`` of pass@k, of which it is a difference; as shares of what there was, ``distinct`` of the solutions
+    beyond a task's first, and of their entropy, ``entropy`` of that of the tokens."""
 
     pass_k: float = 0.0
     distinct: float = 0.5
@@ -97,7 +98,7 @@ def diversity(
         ),
         change(
             "solutions", f"entropy of solutions, as far as {many} show it", passes,
-            lambda one, m: expected_entropy(list(one.passes.values()), m), drops.entropy, ONCE,
+            lambda one, m: expected_entropy(list(one.passes.values()), m), drops.distinct, ONCE,
             most=sum(1 / j for j in range(1, max(passes.values(), default=1))),
         ),
         change(

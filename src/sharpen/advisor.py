@@ -191,7 +191,7 @@ def judge_collapse(decision: Decision, seen: Diversity, refuse: bool) -> Decisio
 
 def too_lossy(change: Change) -> bool:
     """Whether more than is let pass is surely lost. Never of what is undefined."""
-    return change.deciding.high < -change.allowed
+    return change.spare.high < 0
 
 
 def loss_line(change: Change) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
+from msgspec.structs import replace
+
 from sharpen.evaluation import EvaluationSettings
 from sharpen.records import Change, Diversity, Evaluation, Facet, Gain, Interval, Record
 from sharpen.sampling import Pool
@@ -113,9 +115,11 @@ def diversity(
 def off_task(base: Evaluation, other: Evaluation, gain: Gain, drop: float) -> Change:
     """The off-task panel as one facet more: ``other`` beside ``base``, whose difference in pass@1 is ``gain``."""
     since = f"off-task pass@1, since {gain.base.removeprefix('rungs/')}"
+    d = gain.deciding
+    spare = replace(d, value=d.value + drop, low=d.low + drop, high=d.high + drop)
     return Change(
         facet="off-task", words=since, unit="share", before=base.pass_at[1], after=other.pass_at[1], printed=gain.printed,
-        deciding=gain.deciding, allowed=drop, why="" if gain.printed.n else NEVER,
+        deciding=d, spare=spare, why="" if gain.printed.n else NEVER,
     )  # fmt: skip
 
 
@@ -165,14 +169,19 @@ def _change(
             values[families[task]].append(value(*pair))
         return cluster_bootstrap_mean(values, level, seed, span=span)
 
-    def difference(level: float) -> Interval:
-        return interval(lambda before, after: after - before, (least - most, most - least), level)
+    def less(part: float, off: float, level: float) -> Interval:
+        """``after`` less ``part`` of ``before``, both counted from the least, and plus ``off``."""
+        span = (off - part * (most - least), off + most - least)
+        return interval(lambda before, after: off + (after - least) - part * (before - least), span, level)
 
-    before = interval(lambda before, _: before, (least, most))
     return Change(
-        facet=facet, words=words, unit=unit, before=before, after=interval(lambda _, after: after, (least, most)),
-        printed=difference(0.95), deciding=difference(level),
-        # A share of what was there is one of an estimate: of the upper bound, so that the errors of both intervals at most add up.
-        allowed=drop if unit == "share" else drop * (before.high - least),
+        facet=facet,
+        words=words,
+        unit=unit,
+        before=interval(lambda before, _: before, (least, most)),
+        after=interval(lambda _, after: after, (least, most)),
+        printed=less(1.0, 0.0, 0.95),
+        deciding=less(1.0, 0.0, level),
+        spare=less(1.0, drop, level) if unit == "share" else less(1.0 - drop, 0.0, level),
         why="" if pairs else why,
-    )  # fmt: skip
+    )

@@ -53,9 +53,10 @@ class LadderSettings(Record, frozen=True, kw_only=True):
 
     A round may buy pass@1 with pass@k, with distinct solutions or with entropy (``diversity.diversity``). Such a round is shown, and with ``collapse: refuse``
     rolled back, where it surely loses more than ``pass_k_drop`` of pass@k (0: METHODS calls any sure fall a collapse, and positives alone bring it about,
-    2506.01347), the share ``distinct_drop`` of the solutions beyond a task's first, or of their entropy (a half is ours; distinct paths are what the next round
-    learns from, 2308.01825), or ``entropy_drop`` of the tokens' entropy (ours, near all of it, since every honest gain costs some and what can be gained ends where it does,
-    2505.22617). It is looked for in the tries that are there; ``collapse_n`` makes so many of each dev task, where a round is to be kept (0: none).
+    2506.01347), the share ``distinct_drop`` of the solutions beyond a task's first, or of their entropy (a half is ours; distinct paths are what the next
+    round learns from, 2308.01825), or ``entropy_drop`` of the tokens' entropy (ours: nearly all of it, since every honest gain costs some, and what can be
+    gained ends where it does, 2505.22617). It is looked for in the tries that are there; ``collapse_n`` makes so many of each dev task where a round is to
+    be kept (0: none).
 
     ``purity`` is the bar for what a verifier that is not exact keeps: the lower bound of the share that people call good must be at it or over.
     ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.

@@ -804,8 +804,8 @@ class Change(Record, frozen=True, kw_only=True):
     """One facet of diversity: ``after`` a round less ``before`` it, task by task on the tasks that both sides can be measured on, by family.
 
     ``words`` say what it is, ``unit`` in what: a share of tasks, a number of solutions, or nats. ``printed`` is the difference at 95 %, ``deciding`` at
-    the level of the round's gain: the loss is surely larger than the ``allowed`` one where ``deciding.high`` is under ``-allowed``. ``why`` says why it
-    is undefined (NaN), "" where it is not.
+    the level of the round's gain. ``spare``, at that level, is ``after`` less as much of ``before`` as has to stay: surely too much is lost where all of
+    it is under 0. ``why`` says why all is undefined (NaN), "" where it is not.
     """
 
     facet: Facet
@@ -815,7 +815,7 @@ class Change(Record, frozen=True, kw_only=True):
     after: Interval
     printed: Interval
     deciding: Interval
-    allowed: float
+    spare: Interval
     why: str = ""
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import itertools
+import json
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from msgspec.structs import replace
 
 from sharpen.advisor import judge_collapse, judge_gain, too_lossy
@@ -17,9 +21,13 @@ from sharpen.diversity import NEVER, ONCE, Drops, diversity
 from sharpen.errors import SettingsError
 from sharpen.evaluation import EvaluationSettings, count
 from sharpen.ladder import LadderSettings
+from sharpen.policies.scripted import scripted_model
 from sharpen.records import Change, Choice, Considered, Decision, Diversity, SampleKey, Task, Trajectory, TurnTokens, Verdict
 from sharpen.report.page import RungView, RunView, facets, render
+from sharpen.report.read import read_run
+from sharpen.run import climb
 from sharpen.sampling import Pool
+from sharpen.settings import load_settings
 from sharpen.stats import expected_distinct, expected_entropy, paired_gain
 from sharpen.store.files import read_json, write_json
 
@@ -240,8 +248,7 @@ def test_a_round_that_learns_by_heart_is_shown_and_refused_where_the_settings_sa
 def test_what_is_let_pass_is_no_loss_and_what_was_not_to_be_kept_is_not_judged_again() -> None:
     before, after = pool(60, 8, diverse), pool(60, 8, by_heart)
     lenient = seen(before, after, drops=Drops(pass_k=0.6, distinct=0.99, entropy=0.99))
-    assert not [change.facet for change in lenient.changes if too_lossy(change)]
-    assert "less, as much as is let pass" in {row.says for row in facets(lenient)}
+    assert not too_lossy(by_facet(lenient)["pass@k"]) and facets(lenient)[0].says == "less, as much as is let pass"
     worse = judge_collapse(Decision(outcome="plateau", action="roll it back", reasons=("so",)), seen(before, after), refuse=True)
     assert (worse.outcome, worse.action) == ("plateau", "roll it back") and worse.reasons[1].startswith("loses pass@8 -33.3%")
 
@@ -262,3 +269,40 @@ def test_settings_that_cannot_be(setting: str) -> None:
             LadderSettings(**{setting: value})
     with pytest.raises(SettingsError, match="collapse_n"):
         LadderSettings(collapse_n=-1)
+
+
+def test_a_ladder_that_memorises_one_answer_is_shown_and_with_the_setting_rolled_back(tmp_path: Path) -> None:
+    """Every room asks the same, and half of them want another answer than the right one: what is learned from the survivors is the commonest."""
+    scripted_model(tmp_path / "base", skill=0.4)
+    rows = []
+    for room in range(70):
+        answer = 7 if room % 2 else (4, 5, 6, 8, 9, 10)[room % 6]
+        said = [{"role": "system", "content": f"Room {room}."}, {"role": "user", "content": "3 + 4"}]
+        rows.append({"key": room, "messages": said, "reference": str(answer), "split": "train" if room < 30 else "dev"})
+    (tmp_path / "rooms.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {
+        "source": "jsonl",
+        "path": str(tmp_path / "rooms.jsonl"),
+        "verifier": {"verifier": "numeric", "exact": True},
+        "max_overlap": 1.0,
+    }
+    written = {
+        "name": "rooms", "model": str(tmp_path / "base"), "tasks": source, "sampling": {"n": 4, "max_tokens": 16},
+        "evaluation": {"n": 8, "k": [1, 8], "max_tokens": 16}, "ladder": {"rungs": ["rejection-sampling"], "control": False},
+    }  # fmt: skip
+    path, runs = tmp_path / "rooms.yaml", tmp_path / "runs"
+    path.write_text(yaml.safe_dump(written))
+    assert climb(load_settings(path, {}), runs).name == "rungs/001-rejection-sampling"
+    (_, shown), page = read_run(runs / "rooms").rungs, (runs / "rooms" / "report.html").read_text()
+    assert shown.decision is not None and shown.diversity is not None
+    assert re.fullmatch(r"buys pass@1 \+\d\d\.\d% with pass@8 -\d\d\.\d% \[.*\] at 95\.0% over 40 families", shown.decision.reasons[-1])
+    assert shown.decision.reasons[-1] in html.unescape(page) and "Collapse" in page
+
+    other = {"ladder.collapse": "refuse", "ladder.collapse_n": "16"}
+    assert climb(load_settings(path, other), runs, "careful").name == "rungs/000-base"
+    _, refused = read_run(runs / "careful").rungs
+    assert refused.decision is not None and refused.diversity is not None and refused.dev is not None
+    assert (refused.decision.outcome, refused.decision.action) == ("worse", "roll it back: it collapses")
+    assert refused.diversity.changes[0].words == "pass@16" and refused.dev.tasks[0].samples == 8
+    made = {path.parent.name: path.parent for path in (runs / "careful").rglob("stage.json") if path.parent.name.startswith("dev")}
+    assert set(made) == {"dev", "dev-16"}

@@ -223,6 +223,8 @@ def facets(diversity: Diversity) -> list[Facets]:
 
 
 def _facet(change: Change, interval: Interval) -> str:
+    if change.why:
+        return "undefined"
     signed = interval is change.printed
     if change.unit == "share":
         return points(interval) if signed else rate(interval)

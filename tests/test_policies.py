@@ -271,6 +271,26 @@ async def test_an_engine_equals_transformers(real_policies: dict[str, Policy], e
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("engine", ["transformers", "openvino"])
+async def test_the_log_probability_is_that_of_what_was_sampled(real_policies: dict[str, Policy], engine: str) -> None:
+    """In float32: what the weights say of the tokens when they are read again, at the temperature that they were drawn at."""
+    policy, reader = real(engine, real_policies), real("transformers", real_policies)
+    turns = await asyncio.gather(*(policy.complete(ask(q), Sampling(temperature=0.7, max_tokens=12, seed=3)) for q in QUESTIONS))
+    for turn in turns:
+        assert turn.tokens.logprob == pytest.approx(read_again(reader, turn, 0.7), abs=0.02)
+    assert (await policy.complete(ask(SHORT), GREEDY)).tokens.logprob is None
+
+
+def read_again(policy: Any, turn: Turn, temperature: float) -> float:
+    import torch
+
+    prompt, output = turn.tokens.prompt or (), turn.tokens.output or ()
+    with torch.inference_mode():
+        logits = policy._model(torch.tensor([[*prompt, *output]])).logits[0, len(prompt) - 1 : -1]
+    return float(torch.log_softmax(logits.float() / temperature, -1)[range(len(output)), list(output)].sum())
+
+
+@pytest.mark.real
 async def test_a_dead_engine_is_a_policy_error() -> None:
     pytest.importorskip("openvino_genai")
     policy = OpenVinoPolicy(smollm(), OpenVino(cache_gb=1))

@@ -14,7 +14,22 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from sharpen.errors import SettingsError, nearest
-from sharpen.records import Action, Advice, Decision, Gain, Interval, Measurements, Option, Purity, Reason, Record, Teaching, Tried
+from sharpen.records import (
+    Action,
+    Advice,
+    Change,
+    Decision,
+    Diversity,
+    Gain,
+    Interval,
+    Measurements,
+    Option,
+    Purity,
+    Reason,
+    Record,
+    Teaching,
+    Tried,
+)
 from sharpen.stats import clopper_pearson, decide
 
 Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation"]
@@ -156,6 +171,36 @@ def judge_forgetting(decision: Decision, aside: Gain, drop: float) -> Decision:
         reasons = (*decision.reasons, f"{line}: it has forgotten what it could do")
         return Decision(outcome="worse", action="roll it back: it forgets", reasons=reasons, gain=decision.gain)
     return Decision(outcome=decision.outcome, action=decision.action, reasons=(*decision.reasons, line), gain=decision.gain)
+
+
+def judge_collapse(decision: Decision, seen: Diversity, refuse: bool) -> Decision:
+    """``decision`` with what the round surely loses beside pass@1; ``worse`` where it was to be kept and such a bargain is to be refused.
+
+    The off-task panel has been judged already (``judge_forgetting``).
+    """
+    lost = [loss_line(change) for change in seen.changes if too_lossy(change) and change.facet != "off-task"]
+    if not lost:
+        return decision
+    kept, gain = decision.outcome == "keep", decision.gain
+    line = (
+        f"buys pass@1 {gain.deciding.value:+.1%} with {' and '.join(lost)}" if kept and gain is not None else f"loses {' and '.join(lost)}"
+    )
+    reasons = (*decision.reasons, line)
+    if kept and refuse:
+        return Decision(outcome="worse", action="roll it back: it collapses", reasons=reasons, gain=gain)
+    return Decision(outcome=decision.outcome, action=decision.action, reasons=reasons, gain=gain)
+
+
+def too_lossy(change: Change) -> bool:
+    """Whether more than is let pass is surely lost. Never of what is undefined."""
+    return change.spare.high < 0
+
+
+def loss_line(change: Change) -> str:
+    """``pass@16 -12.0% [-18.1%, -6.2%] at 98.8% over 40 families``."""
+    form, unit = {"share": ("+.1%", ""), "solutions": ("+.2f", ""), "nats": ("+.3f", " nats")}[change.unit]
+    d = change.deciding
+    return f"{change.words} {d.value:{form}}{unit} [{d.low:{form}}, {d.high:{form}}] at {d.level:.1%} over {d.n} families"
 
 
 def _rate(interval: Interval) -> str:

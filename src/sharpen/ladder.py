@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -12,6 +13,7 @@ from sharpen import advisor, loop
 from sharpen.agents.checks import gold_and_noop
 from sharpen.audit import fooled
 from sharpen.behaviour import DESCRIBED, FAULTY, compare, describe, faults
+from sharpen.diversity import WRITTEN, Drops, diversity, off_task
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, succeeded, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
@@ -31,7 +33,7 @@ from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Round, Sourced, as_set, more_samples, rejection_sampling, sample, solutions
 from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Measurements, Record, RoundPurity, Selection, Tried
+from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, Selection, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
 from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, shared_level, smallest_effect
@@ -54,6 +56,13 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     A round of self-training that is rolled back is made again, in the ways that the advisor names, at most ``retries`` times in all, before a
     plateau is called. ``retry_temperature`` is what the way "temperature" samples at.
 
+    A round may buy pass@1 with pass@k, with distinct solutions or with entropy (``diversity.diversity``). Such a round is shown, and with ``collapse: refuse``
+    rolled back, where it surely loses more than ``pass_k_drop`` of pass@k (0: METHODS calls any sure fall a collapse, and positives alone bring it about,
+    2506.01347), the share ``distinct_drop`` of the solutions beyond a task's first, or of their entropy (a half is ours; distinct paths are what the next
+    round learns from, 2308.01825), or ``entropy_drop`` of the tokens' entropy (ours: nearly all of it, since every honest gain costs some, and what can be
+    gained ends where it does, 2505.22617). It is looked for in the tries that are there; ``collapse_n`` makes so many of each dev task where a round is to
+    be kept (0: none).
+
     ``purity`` is the bar for what a verifier that is not exact keeps: the lower bound of the share that people call good must be at it or over.
     ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.
     """
@@ -67,6 +76,11 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     alpha: float = 0.05
     panel: TaskSource | None = None
     panel_drop: float = 0.0
+    collapse: Literal["show", "refuse"] = "show"
+    collapse_n: int = 0
+    pass_k_drop: float = Drops().pass_k
+    distinct_drop: float = Drops().distinct
+    entropy_drop: float = Drops().entropy
     purity: float = BAR
     trust_unaudited_verifier: bool = False
 
@@ -81,8 +95,11 @@ class LadderSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(f"alpha is {self.alpha}, but must be between 0 and 1")
         if self.delta < 0:
             raise SettingsError(f"delta is {self.delta}, but must be 0 or more")
-        if not 0 <= self.panel_drop < 1:
-            raise SettingsError(f"panel_drop is {self.panel_drop}, but must be 0 or more and under 1")
+        for name in ("panel_drop", "pass_k_drop", "distinct_drop", "entropy_drop"):
+            if not 0 <= (drop := getattr(self, name)) < 1:
+                raise SettingsError(f"{name} is {drop}, but must be 0 or more and under 1")
+        if self.collapse_n < 0:
+            raise SettingsError(f"collapse_n is {self.collapse_n}, but must be 0 or more")
         if not 0 < self.purity < 1:
             raise SettingsError(f"purity is {self.purity}, but must be between 0 and 1")
 
@@ -368,6 +385,7 @@ class Ladder:
             rung.dev, rung.decision = dev, advisor.judge_gain(gain, self.settings.delta)
             if rung.decision.outcome != "undecided":
                 break
+        forgotten = None
         if self.panel is not None:
             rung.panel = self.bench.look_aside(rung.name, agent, self.panel)
             aside = self.rungs[0].panel
@@ -376,10 +394,27 @@ class Ladder:
                 paired_gain(aside.tasks, rung.panel.tasks, level, self.bench.seed), base=self.rungs[0].name, other=rung.name
             )
             rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
+        self._watch(before, rung, forgotten)
         self._passed_on = alpha if rung.decision.outcome == "keep" else 0.0
         if rung.method == "sft":
             self._habits(before, rung)
         return rung
+
+    def _watch(self, before: Rung, rung: Rung, forgotten: Gain | None) -> None:
+        """Whether what the rung gains is bought with other ways to succeed: what it did to them beside what stood, and the decision with that."""
+        bench, settings, gain = self.bench, self.settings, rung.decision.gain
+        assert before.agent is not None and rung.agent is not None and rung.dev is not None and gain is not None
+        n = max((one.samples for one in rung.dev.tasks), default=bench.evaluation.n)
+        if rung.decision.outcome == "keep":
+            n = max(n, settings.collapse_n)
+        was, now = bench.tries(before.name, before.agent, "dev", n), bench.tries(rung.name, rung.agent, "dev", n)
+        drops = Drops(pass_k=settings.pass_k_drop, distinct=settings.distinct_drop, entropy=settings.entropy_drop)
+        seen = diversity(was, now, (before.name, rung.name), bench.evaluation, gain.deciding.level, drops, bench.seed)
+        if forgotten is not None and self.rungs[0].panel is not None and rung.panel is not None:
+            panel = off_task(self.rungs[0].panel, rung.panel, forgotten, settings.panel_drop)
+            seen = replace(seen, changes=(*seen.changes, panel))
+        write_json(bench.run.folder / rung.name / WRITTEN, seen)
+        rung.decision = advisor.judge_collapse(rung.decision, seen, settings.collapse == "refuse")
 
     def _compare(self, rung: Rung, taught: Measured) -> None:
         """What the student has of its teacher: at which share of the cost, how it goes about tasks, and which faults came along."""

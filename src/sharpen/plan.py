@@ -123,7 +123,8 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
 
     def evaluated(name: str, split: str, shots: int = 0) -> Iterator[Ahead]:
         first = sizes[split] * looks[0]
-        yield Ahead(f"{name}/{split}", first, (sizes[split] * looks[-1] - first) if split == "dev" else 0, shots=shots)
+        most = max(looks[-1], settings.ladder.collapse_n)
+        yield Ahead(f"{name}/{split}", first, (sizes[split] * most - first) if split == "dev" else 0, shots=shots)
         if split == "dev" and panel is not None:
             yield Ahead(f"{name}/panel", len(panel.tasks) * looks[0], shots=shots)
 

@@ -148,12 +148,14 @@ class TurnTokens(Record, frozen=True, kw_only=True):
     """One assistant turn as the engine saw it.
 
     ``prompt`` and ``output`` are token ids, ``None`` where the engine returned text only. ``output`` holds every sampled
-    token, the end-of-turn token included when it was sampled. ``stop`` is why the engine stopped.
+    token, the end-of-turn token included when it was sampled. ``stop`` is why the engine stopped. ``logprob`` is the log-probability of all of ``output``, in
+    nats, under what it was drawn from (temperature and top-p applied); ``None`` where the engine did not say.
     """
 
     prompt: tuple[int, ...] | None = None
     output: tuple[int, ...] | None = None
     stop: Literal["stop", "length"] = "stop"
+    logprob: float | None = None
 
 
 class Cost(Record, frozen=True, kw_only=True):
@@ -816,6 +818,37 @@ class Faults(Record, frozen=True, kw_only=True):
     same: tuple[SameFault, ...]
     new: tuple[NewFault, ...]
     many: int
+
+
+Facet = Literal["pass@k", "distinct", "solutions", "tokens", "off-task"]
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """One facet of diversity: ``after`` a round less ``before`` it, task by task on the tasks that both sides can be measured on, by family.
+
+    ``words`` say what it is, ``unit`` in what: a share of tasks, a number of solutions, or nats. ``printed`` is the difference at 95 %, ``deciding`` at
+    the level of the round's gain. ``spare``, at that level, is ``after`` less as much of ``before`` as has to stay: surely too much is lost where all of
+    it is under 0. ``why`` says why all is undefined (NaN), "" where it is not.
+    """
+
+    facet: Facet
+    words: str
+    unit: Literal["share", "solutions", "nats"]
+    before: Interval
+    after: Interval
+    printed: Interval
+    deciding: Interval
+    spare: Interval
+    why: str = ""
+
+
+class Diversity(Record, frozen=True, kw_only=True):
+    """``diversity.json`` of a rung: what it did to how many ways there are, beside ``base``, what stood before. ``notes`` say what its tries cannot show."""
+
+    base: str
+    other: str
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
 
 
 Action = Literal[

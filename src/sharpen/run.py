@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from sharpen import loop
+from sharpen.advisor import too_lossy
 from sharpen.errors import RunError, SettingsError, Stopped
 from sharpen.handoff.folder import try_to_hand_over
 from sharpen.ladder import Ladder, Rung
@@ -28,7 +29,7 @@ from sharpen.records import Model
 from sharpen.report.live import Live
 from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
-from sharpen.report.terminal import distillation_table, ladder_table
+from sharpen.report.terminal import distillation_table, diversity_table, ladder_table
 from sharpen.settings import RunSettings, load_settings, to_yaml
 from sharpen.store.run import SETTINGS, Run, fork
 from sharpen.tasks.base import TaskSet
@@ -112,6 +113,8 @@ def _print(folder: Path, shipped: Rung | None = None, handed: str = "") -> None:
     for rung in view.rungs:
         if rung.distilled is not None:
             console.print(distillation_table(rung.name, rung.distilled))
+        if rung.diversity is not None and any(map(too_lossy, rung.diversity.changes)):
+            console.print(diversity_table(rung.name, rung.diversity))
     lines = [f"{rung.name}: {said}" for rung in view.rungs if (said := bought(rung))]
     lines += [f"all:   {paid(view.spent)}"] if view.spent.calls else []
     if shipped is not None:

@@ -465,6 +465,34 @@ def chance_of_new(found: Sequence[tuple[int, int]], ahead: Floats) -> Floats:
     return np.asarray((belongs[:, :, None] * theta[:, None] / (theta[:, None] + s[:, :, None] + ahead[:, None, :])).sum(axis=1))
 
 
+def expected_distinct(counts: Sequence[int], m: int) -> float:
+    """How many different things ``m`` draws hold, in expectation, from how often each was seen: rarefaction. In [1, m].
+
+    Sum over the things of 1 - C(n - c, m) / C(n, m), c being the count of one and n of all (Hurlbert 1971, "The nonconcept of species diversity"): the mean
+    over all subsets of m of what was seen, and unbiased for m new draws (Smith and Grassle 1977), so that counts of unequal size can be compared at
+    the same m. ValueError unless 1 <= m <= n.
+    """
+    n = _drawn(counts, m, 1)
+    return sum(pass_at_k(n, c, m) for c in counts)
+
+
+def expected_entropy(counts: Sequence[int], m: int) -> float:
+    """Shannon entropy in nats as far as ``m`` draws can see it, from how often each thing was seen. From 0 to 1 + 1/2 + ... + 1/(m - 1).
+
+    Entropy is the sum over k >= 1 of p (1 - p)^k / k over all things (Good 1953; Chao, Wang and Jost 2013, "Entropy and the species accumulation curve"). Its
+    terms with k < m have the unbiased estimates (c / n) C(n - c, k) / C(n - 1, k) / k, and are all that m draws tell: less than the entropy, and the same
+    part of it on both sides of a comparison. ValueError unless 2 <= m <= n.
+    """
+    n = _drawn(counts, m, 2)
+    return sum(c / n * math.comb(n - c, k) / math.comb(n - 1, k) / k for c in counts for k in range(1, m))
+
+
+def _drawn(counts: Sequence[int], m: int, least: int) -> int:
+    if (n := sum(counts)) < m or m < least or min(counts) < 0:
+        raise ValueError(f"{m} draws need {least} <= m <= n, and n is {n}")
+    return n
+
+
 def jensen_shannon(p: Floats, q: Floats) -> Floats:
     """How far two distributions are apart, in bits: 0 where they are the same, 1 where they share nothing (Lin 1991, "Divergence measures based on
     the Shannon entropy").

@@ -440,12 +440,17 @@ class Bench(AbstractContextManager["Bench"]):
         return evaluation
 
     def tries(self, name: str, agent: Prompted, split: str, n: int | None = None) -> Pool:
-        """What ``evaluate`` counts: ``n`` judged tries of each task of a split, made where they are not there. A later look adds tries to the earlier ones."""
+        """What ``evaluate`` counts: ``n`` judged tries of each task of a split, made where they are not there. A later look adds tries to the earlier ones.
+
+        Where ``n`` is no look it is the next one that is made, and past the last look ``n`` itself.
+        """
         tasks = self.tasks.split(split).tasks
         n = self.evaluation.n if n is None else n
         pool = Pool({task.key: task for task in tasks}, ())
         made = 0
-        for look in [look for look in self.evaluation.looks if look <= n]:
+        for look in dict.fromkeys((*self.evaluation.looks, n)):
+            if made >= n:
+                break
             stage = f"{name}/{split}" if made == 0 else f"{name}/{split}-{look}"
             more = self.sample(stage, agent, tasks, self.evaluation, range(made, look))
             trajectories: Mapping[SampleKey, Trajectory] = ChainMap(more.trajectories, pool.trajectories)  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ class OpenVinoPolicy:
         self.precision = best_precision() if settings.precision == "auto" else settings.precision
         settings = replace(settings, precision=self.precision)
         self._ids = itertools.count()
-        self._waiting: dict[int, asyncio.Future[list[int]]] = {}
+        self._waiting: dict[int, asyncio.Future[Result]] = {}
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[Request | Cancel | None] = queue.SimpleQueue()
         self._dead = ""
@@ -94,20 +94,22 @@ class OpenVinoPolicy:
             seed=turn_seed(sampling.seed, prompt) & 0xFFFFFFFF,  # the engine's generator takes 32 bits
             end_ids=sorted(self.template.end_ids),
         )
-        future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
             if self._dead:
                 raise PolicyError(self._dead)
             self._waiting[request.id] = future
         self._outbox.put(request)
         try:
-            output = await future
+            result = await future
         except asyncio.CancelledError:
             with self._lock:
                 self._waiting.pop(request.id, None)
             self._outbox.put(Cancel(request.id))
             raise
-        return turn_of(self.template, conversation, prompt, output)
+        # Of greedy turns it tells none, and after top-p some versions tell shares of the whole, not of what is left.
+        told = sampling.temperature > 0 and sampling.top_p == 1
+        return turn_of(self.template, conversation, prompt, result.output, result.logprob if told else None)
 
     async def close(self) -> None:
         """End the engine's process; whoever still waits gets a PolicyError."""
@@ -147,7 +149,7 @@ class OpenVinoPolicy:
                 with self._lock:
                     future = self._waiting.pop(frame.id, None)
                 if future is not None:
-                    settle(future, PolicyError(f"OpenVINO: {frame.error}") if frame.error else frame.output)
+                    settle(future, PolicyError(f"OpenVINO: {frame.error}") if frame.error else frame)
         self._die(f"the OpenVINO engine died: {self._last_line()}")
 
     def _die(self, why: str) -> None:

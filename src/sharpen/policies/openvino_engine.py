@@ -50,11 +50,12 @@ class Ready(msgspec.Struct, tag=True):
 
 
 class Result(msgspec.Struct, tag=True):
-    """The output of one request, or why there is none."""
+    """The output of one request and its log-probability as OpenVINO tells it, or why there is none."""
 
     id: int
     output: list[int]
     error: str = ""
+    logprob: float = 0.0
 
 
 class Gate:
@@ -157,7 +158,8 @@ def serve(setup: Setup, inbox: Frames, out: int) -> None:
                 if state == status.IGNORED:
                     write_frame(out, Result(key, [], "the prompt does not fit into the key-value cache; raise cache_gb"))
                 else:
-                    write_frame(out, Result(key, list(handle.read_all()[0].generated_ids)))
+                    said = handle.read_all()[0]
+                    write_frame(out, Result(key, list(said.generated_ids), logprob=sum(said.generated_log_probs)))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from sharpen.chat.base import Template
 from sharpen.errors import ContextOverflow
@@ -18,11 +19,14 @@ def prompt_of(template: Template, conversation: Conversation, sampling: Sampling
     return prompt
 
 
-def turn_of(template: Template, conversation: Conversation, prompt: Sequence[int], output: Sequence[int]) -> Turn:
-    """The turn that ``output`` is: every sampled id, the end-of-turn token included; without one it was cut."""
+def turn_of(
+    template: Template, conversation: Conversation, prompt: Sequence[int], output: Sequence[int], logprob: float | None = None
+) -> Turn:
+    """The turn that ``output`` is: every sampled id, the end-of-turn token included; without one it was cut. ``logprob`` as in TurnTokens."""
+    stop: Literal["stop", "length"] = "stop" if output[-1] in template.end_ids else "length"
     return Turn(
         message=template.message(output, conversation.tools),
-        tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop="stop" if output[-1] in template.end_ids else "length"),
+        tokens=TurnTokens(prompt=tuple(prompt), output=tuple(output), stop=stop, logprob=None if logprob is None else round(logprob, 4)),
         prompt_tokens=len(prompt),
         sampled_tokens=len(output),
     )

@@ -32,11 +32,15 @@ class Transformers(Record, frozen=True, kw_only=True, tag_field="engine", tag="t
     max_batch: Annotated[int, msgspec.Meta(ge=1)] = 64
 
 
+Answer = tuple[list[int], float | None]
+"""What was sampled, the end token included where it was, and its log-probability (None where it is greedy)."""
+
+
 @dataclass
 class _Job:
     prompt: list[int]
     sampling: Sampling
-    future: asyncio.Future[list[int]]
+    future: asyncio.Future[Answer]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -81,11 +85,11 @@ class TransformersPolicy:
         job = _Job(prompt, sampling, asyncio.get_running_loop().create_future())
         self._jobs.put(job)
         try:
-            output = await job.future
+            output, logprob = await job.future
         except asyncio.CancelledError:
             job.cancelled.set()
             raise
-        return turn_of(self.template, conversation, prompt, output)
+        return turn_of(self.template, conversation, prompt, output, logprob)
 
     async def close(self) -> None:
         """Stop after the token being sampled; whoever still waits gets a PolicyError."""
@@ -102,7 +106,7 @@ class TransformersPolicy:
             while len(jobs) < self._max_batch and not self._jobs.empty():
                 jobs.append(self._jobs.get())
             batch = [job for job in jobs if job is not None and not job.cancelled.is_set()]
-            answers: Sequence[list[int] | Exception]
+            answers: Sequence[Answer | Exception]
             try:
                 answers = self._generate(batch) if batch and not self._closed else []
             except Exception as error:  # out of memory, a device lost: whatever it is, it ends this batch and not the thread
@@ -117,8 +121,8 @@ class TransformersPolicy:
             if self._closed:
                 return
 
-    def _generate(self, jobs: list[_Job]) -> list[list[int]]:
-        """The sampled ids of each job, the end token included where it was sampled."""
+    def _generate(self, jobs: list[_Job]) -> list[Answer]:
+        """An answer to each job."""
         import torch
 
         width = max(len(job.prompt) for job in jobs)
@@ -127,6 +131,8 @@ class TransformersPolicy:
         mask = torch.tensor([[0] * (width - len(job.prompt)) + [1] * len(job.prompt) for job in jobs], device=self.device)
         limits = torch.tensor([width + job.sampling.max_tokens for job in jobs], device=self.device)
         generators = [torch.Generator(self.device).manual_seed(turn_seed(job.sampling.seed, job.prompt)) for job in jobs]
+
+        spoken: list[list[torch.Tensor]] = [[] for _ in jobs]  # the probability of every token, and of what is padding later
 
         def draw(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             """Draw each row's token with its own generator, and leave greedy search no other choice."""
@@ -138,6 +144,7 @@ class TransformersPolicy:
                         ordered[ordered.cumsum(0) - ordered >= job.sampling.top_p] = 0
                         probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
                     token = torch.multinomial(probabilities, 1, generator=generators[row])
+                    spoken[row].append(probabilities[token] / probabilities.sum())
                     scores[row] = -torch.inf
                     scores[row, token] = 0
             return scores
@@ -157,7 +164,11 @@ class TransformersPolicy:
                 logits_processor=[draw],
                 stopping_criteria=[stop],
             )
-        return [self._cut(row[width:].tolist(), job.sampling.max_tokens) for row, job in zip(out, jobs, strict=True)]
+        outputs = [self._cut(row[width:].tolist(), job.sampling.max_tokens) for row, job in zip(out, jobs, strict=True)]
+        return [
+            (output, float(torch.cat(each[: len(output)]).log().sum()) if each else None)
+            for output, each in zip(outputs, spoken, strict=True)
+        ]
 
     def _cut(self, output: list[int], limit: int) -> list[int]:
         """Without the padding after the end token, or after the limit."""

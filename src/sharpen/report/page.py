@@ -11,15 +11,17 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sharpen.advisor import purity_line
+from sharpen.advisor import purity_line, too_lossy
 from sharpen.behaviour import FAULTS, MEASURES
 from sharpen.records import (
     Audit,
     Behaviour,
+    Change,
     Choice,
     Decision,
     DemonstrationQuality,
     Distilled,
+    Diversity,
     Evaluation,
     Faults,
     Gain,
@@ -52,7 +54,7 @@ class RungView(Record, frozen=True, kw_only=True):
     became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
     rung before had solved. ``purity`` is by labels on what a rung
     that samples would keep. ``teacher`` is how good a rung's teacher is on dev, ``distilled`` what became of copying it, ``transfer`` and ``faults`` how
-    it went about tasks, and failed, beside its teacher."""
+    it went about tasks, and failed, beside its teacher, ``diversity`` what it did to how many ways there are."""
 
     name: str
     method: str
@@ -77,6 +79,7 @@ class RungView(Record, frozen=True, kw_only=True):
     distilled: Distilled | None = None
     transfer: Transfer | None = None
     faults: Faults | None = None
+    diversity: Diversity | None = None
     samples: tuple[SampleView, ...] = ()
 
 
@@ -123,6 +126,7 @@ def render(view: RunView) -> str:
         "error_range": error_range,
         "copied": copied,
         "takes": takes,
+        "facets": facets,
     }
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
@@ -197,6 +201,48 @@ def bits(interval: Interval) -> str:
     """``0.18 bits [0.13, 0.23], n 24``."""
     value, low, high = ("undefined" if math.isnan(x) else f"{x:.2f}" for x in (interval.value, interval.low, interval.high))
     return _with_bounds(interval, (value, low, high), " bits")
+
+
+class Facets(NamedTuple):
+    """A change as text: before, after and the difference with their intervals, and what is to be said of it, in a tag's class and in words."""
+
+    what: str
+    before: str
+    after: str
+    difference: str
+    tag: str
+    says: str
+
+
+def facets(diversity: Diversity) -> list[Facets]:
+    """A row for each facet of what a round did to diversity."""
+    return [
+        Facets(one.words, _facet(one, one.before), _facet(one, one.after), _facet(one, one.printed), *_said(one))
+        for one in diversity.changes
+    ]
+
+
+def _facet(change: Change, interval: Interval) -> str:
+    if change.why:
+        return "undefined"
+    signed = interval is change.printed
+    if change.unit == "share":
+        return points(interval) if signed else rate(interval)
+    digits = 2 if change.unit == "solutions" else 3
+    value, low, high = (
+        "undefined" if math.isnan(x) else f"{x:{'+' if signed else ''}.{digits}f}" for x in (interval.value, interval.low, interval.high)
+    )
+    return _with_bounds(interval, (value, low, high), "" if change.unit == "solutions" else " nats")
+
+
+def _said(change: Change) -> tuple[str, str]:
+    """By the interval that decides, so that the page says what the decision does."""
+    d = change.deciding
+    if change.why or math.isnan(d.low):
+        return "", change.why or "too few families to tell"
+    if too_lossy(change):
+        return "worse", "lost"
+    return ("", "less, as much as is let pass") if d.high < 0 else ("keep", "more") if d.low > 0 else ("", "not surely changed")
 
 
 def beside(agents: Sequence[Behaviour]) -> list[tuple[str, list[Interval | None]]]:

@@ -13,6 +13,7 @@ from sharpen.audit import AUDIT
 from sharpen.behaviour import DESCRIBED, FAULTY
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import pieces
+from sharpen.diversity import WRITTEN
 from sharpen.errors import RunError, SharpenError
 from sharpen.formats.base import RECORDED
 from sharpen.ladder import DEMONSTRATED, DEMONSTRATIONS
@@ -24,6 +25,7 @@ from sharpen.records import (
     Decision,
     DemonstrationQuality,
     Distilled,
+    Diversity,
     Evaluation,
     Faults,
     RoundPurity,
@@ -135,6 +137,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         budget=waves.says if waves is not None else "",
         transfer=read_if_there(path / DESCRIBED, Transfer),
         faults=read_if_there(path / FAULTY, Faults),
+        diversity=read_if_there(path / WRITTEN, Diversity),
         purity=round_.purity if (round_ := read_if_there(path / "purity.json", RoundPurity)) is not None else None,
         teacher=read_if_there(path / "teacher.json", Evaluation),
         distilled=read_if_there(path / "distillation.json", Distilled),

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpen.advisor import purity_line
-from sharpen.records import Agreement, Audit, Distilled, Interval, Message, Task, Trajectory, Verdict
+from sharpen.records import Agreement, Audit, Distilled, Diversity, Interval, Message, Task, Trajectory, Verdict
 from sharpen.report.page import (
     RunView,
     SampleView,
@@ -21,6 +21,7 @@ from sharpen.report.page import (
     copied,
     count,
     error_range,
+    facets,
     largest,
     many_tries,
     minutes,
@@ -80,6 +81,19 @@ def distillation_table(name: str, made: Distilled) -> RenderableType:
     for who, one in (("teacher", made.teacher), ("student before", made.before), ("student after", made.after)):
         table.add_row(_plain(f"{who}: {one.who}"), _rate(one.rate), *map(Text, takes(one)), style="bold" if one is made.after else "")
     return Group(table, *(_plain(line) for line in copied(made)), Text())
+
+
+def diversity_table(name: str, seen: Diversity) -> RenderableType:
+    """What a round did to how many ways there are: before, after, the difference, and what is lost."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column(name, overflow="fold")
+    for header in ("before\n95 %", "after\n95 %", "difference\n95 %"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in facets(seen):
+        cells = (Text(said.replace(" [", "\n[", 1)) for said in (row.before, row.after, row.difference))
+        table.add_row(_plain(row.what), *cells, _plain(row.says), style="bold" if row.tag == "worse" else "")
+    return Group(table, *(_plain(note) for note in seen.notes), Text())
 
 
 def trajectory_text(sample: SampleView) -> RenderableType:

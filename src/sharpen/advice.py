@@ -23,6 +23,7 @@ from sharpen.budget import Uniform
 from sharpen.evaluation import count, weigh
 from sharpen.labels import content, measure, read_labels
 from sharpen.methods.base import Bench, Prompted
+from sharpen.methods.hints import showable
 from sharpen.methods.prompt import few_shot
 from sharpen.models import load_model
 from sharpen.plan import FIRST, Plan, plan
@@ -280,6 +281,7 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
         if (score := pool.verdicts[key].score) is not None:
             scores[key.task].add(score)
     never = {one.task for one in results if not one.passes}
+    hintable = 0 if bench.harness is not None else len(showable(bench.tasks, [pool.tasks[task] for task in sorted(never - later)]))
     if seen.purity is None and not seen.verifier_exact:
         kept = {key: content(pool.trajectories[key]) for key in pool.wanted if pool.verdicts[key]}
         labels = read_labels(settings.labels_place)
@@ -288,6 +290,7 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
         seen, samples_per_task=n, tasks_sampled=len(results), tasks_solved=len(solved),
         tasks_mixed=sum(one.passes < one.samples - one.errors for one in solved), pass_n=pass_interval(results, n, 0.95, bench.seed),
         solved_later=len(later & never), rewarded_in_part=sum(len(scores[task]) > 1 for task in never),
+        hintable=hintable,
     )  # fmt: skip
 
 

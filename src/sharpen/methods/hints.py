@@ -157,7 +157,7 @@ def _most(share: float, beside: Sequence[Trajectory]) -> int:
 
 _GIVEN = "given|provided|shown"
 _PHRASES = re.compile(
-    rf" (?:hints?|the reference|(?:reference|gold|{_GIVEN}) (?:answer|solution)s?|(?:answer|solution)s? (?:that )?(?:was |were |you )(?:gave|{_GIVEN})) "
+    rf" (?:hints?|the reference|(?:reference|gold|{_GIVEN}) (?:answer|solution)s?|(?:answer|solution)s? (?:that )?(?:i was |you |was |were )(?:gave|{_GIVEN})) "
 )
 STRETCH = 5  # words in a row that are taken from the wording
 

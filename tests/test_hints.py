@@ -36,9 +36,11 @@ from sharpen.sampling import HINTS, Pool, SamplingSettings
 from sharpen.selection import HINTED, build_rows, merge, select
 from sharpen.store.files import write_json
 from sharpen.store.run import Run
-from sharpen.tasks.base import TaskSet
+from sharpen.tasks.base import Splits, TaskSet
+from sharpen.tasks.load import load_tasks
+from sharpen.tasks.reasoning_gym import ReasoningGym
 from sharpen.terms import TermsSettings
-from sharpen.verifiers.function import FunctionVerifier
+from sharpen.verifiers.function import FunctionVerifier, answer_of
 from sharpen.verifiers.outcome import EnvironmentOutcome
 
 RUNG = "rungs/001-rejection-sampling"
@@ -65,8 +67,10 @@ def student(model: Model, reply: str = "copies", context: int = 1 << 20) -> Scri
     return ScriptedPolicy(heard, model.name, Scripted(context=context))
 
 
-def right(answer: str, reference: Any) -> bool:
-    return answer.endswith(str(reference))
+def right(task: Task, trajectory: Trajectory) -> bool:
+    """Raises where it sees a hint: a judge that reads it is no judge."""
+    assert not any(HINT.search(message.content) for message in trajectory.messages)
+    return answer_of(trajectory).endswith(str(task.reference))
 
 
 def task(name: str, asked: str, **more: Any) -> Task:
@@ -221,22 +225,20 @@ def test_what_says_how_a_task_is_judged_is_never_shown(tmp_path: Path) -> None:
         assert not (at.run.folder / RUNG / HINTS).exists()
 
 
-@pytest.mark.parametrize(
-    ("share", "own", "before", "train"),
-    [(0.2, 8, 0, 2), (0.2, 7, 0, 1), (0.5, 4, 0, 4), (0.2, 8, 1, 1), (0.2, 8, 9, 0), (0.2, 0, 0, 0), (0, 8, 0, 0), (1, 0, 0, 6)],
-)
-def test_hinted_tries_are_at_most_their_share_of_what_trains(share: float, own: int, before: int, train: int, tmp_path: Path) -> None:
-    """``before``: hinted in earlier rounds, and mixed back."""
+# share, own tries that train, hinted ones mixed back from earlier rounds, hinted ones that train
+SHARES = [(0.2, 8, 0, 2), (0.2, 7, 0, 1), (0.5, 4, 0, 4), (0.2, 8, 1, 1), (0.2, 8, 9, 0), (0.2, 0, 0, 0), (0, 8, 0, 0), (1, 0, 0, 6)]
+
+
+def test_hinted_tries_are_at_most_their_share_of_what_trains(tmp_path: Path) -> None:
     with bench(tmp_path, list(map(hard, range(6)))) as at:
         pool = at.sample(f"{RUNG}/sampling", Prompted(at.base), at.tasks.tasks, at.sampling)
-        key = replace(pool.wanted[0], task="of old")
-        old = Trajectory(key=key, agent="m", messages=(), stop="done")
-        beside = [("sampled", old)] * own + [("earlier round", replace(old, hint="..."))] * before
-        made = hinted(at, RUNG, Prompted(at.base), pool, beside, Hints(share=share))
-        again = hinted(at, RUNG, Prompted(at.base), pool, beside, Hints(share=share))
-    assert len(made.survivors) == train and made.selection == again.selection
-    assert made.selection.counts.get(f"with a hint: {OVER_SHARE}", 0) == 6 - train
-    assert sum(made.selection.counts.values()) == len(made.pool.wanted) == 24
+        old = Trajectory(key=replace(pool.wanted[0], task="of old"), agent="m", messages=(), stop="done")
+        for share, own, before, train in SHARES:
+            beside = [("sampled", old)] * own + [("earlier round", replace(old, hint="..."))] * before
+            made, again = (hinted(at, RUNG, Prompted(at.base), pool, beside, Hints(share=share)) for _ in range(2))
+            assert len(made.survivors) == train and made.selection == again.selection, (share, own, before)
+            assert made.selection.counts.get(f"with a hint: {OVER_SHARE}", 0) == 6 - train
+            assert sum(made.selection.counts.values()) == len(made.pool.wanted) == 24
 
 
 # ---------------------------------------------------------------- what goes wrong
@@ -366,3 +368,24 @@ def test_a_game_is_replayed_by_its_solution_and_trains_every_turn(tmp_path: Path
     assert [message.content for message in one.messages] == ["You are in a game.", "There is a door.", "open door", "Hm.", "go in", "Hm."]
     assert one.outcome == {"won": True} and one.actions == ("open door", "go in")
     assert [text for text, learnt in pieces(row, load_template(at.base)) if learnt] == [f"open door{END}", f"go in{END}"]
+
+
+# ---------------------------------------------------------------- the real model
+
+
+@pytest.mark.real
+def test_the_real_model_solves_with_the_solution_in_view_what_it_never_did(tmp_path: Path) -> None:
+    sums = ReasoningGym(
+        dataset="chain_sum", config={"min_terms": 4, "max_terms": 4, "min_digits": 3, "max_digits": 3}, splits=Splits(train=8)
+    )
+    base, settings = load_model("smollm2-135m-instruct"), SamplingSettings(n=2, max_tokens=48)
+    with Bench(run=Run.open(tmp_path / "run", "name: run\n"), tasks=load_tasks(sums), base=base, sampling=settings) as at:
+        pool, made = round_(at, settings=Hints(share=1))
+        template = load_template(base)
+        rows, selection = build_rows(made.selection, made.survivors, template, 1000)
+    assert made.unsolved == made.shown == 8 - pool.solved and made.pool.solved > 0
+    assert rows and selection.rows is not None and selection.rows.sources == {"hinted": len(made.survivors)}
+    for row in rows:
+        prompt = template.prompt(made.pool.tasks[row.key.task].prompt)
+        assert list(row.input_ids[: len(prompt)]) == prompt  # token by token what it will be asked
+        assert not any(label != -100 for label in row.labels[: len(prompt)]) and row.labels[-1] in template.end_ids

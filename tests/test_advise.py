@@ -152,7 +152,7 @@ def test_a_model_that_never_succeeds(scripted: Path, tmp_path: Path) -> None:
         "ladder.rungs": "[rejection-sampling]",
     }
     told = advise(load_settings(scripted, over), tmp_path / "runs")
-    assert told.seen.demonstrations == 0
+    assert told.seen.demonstrations == 0 and told.seen.hintable == told.seen.tasks_sampled > 0
     assert standing(told)["rejection-sampling"] == "refused" and told.advice.recommendation.action == "curriculum"
 
 

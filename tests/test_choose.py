@@ -195,6 +195,15 @@ def test_what_is_rolled_back_is_tried_in_other_ways_before_it_is_called_a_platea
     assert variants(replace(once, tasks_sampled=None), AdvisorSettings()) == ()
 
 
+@pytest.mark.parametrize(("hintable", "named"), [(None, True), (0, False), (2, False), (15, True), (400, True)])
+def test_hints_are_named_only_where_enough_could_be_shown(hintable: int | None, named: bool) -> None:
+    seen = replace(SAMPLED, tried=(WORKED, round_("plateau", 0.0)), hintable=hintable)
+    found = dict(variants(seen, AdvisorSettings()))
+    assert ("hints" in found) == named
+    if named and hintable is not None:
+        assert found["hints"].measured.endswith(f"{min(hintable, 20)} of them with a solution to show")
+
+
 @pytest.mark.parametrize(
     ("tried", "called"),
     [

@@ -288,7 +288,7 @@ def test_a_ladder_that_memorises_one_answer_is_shown_and_with_the_setting_rolled
     }
     written = {
         "name": "rooms", "model": str(tmp_path / "base"), "tasks": source, "sampling": {"n": 4, "max_tokens": 16},
-        "evaluation": {"n": 8, "k": [1, 8], "max_tokens": 16}, "ladder": {"rungs": ["rejection-sampling"], "control": False},
+        "evaluation": {"n": 8, "k": [1, 8], "max_tokens": 16}, "ladder": {"rungs": ["rejection-sampling"], "control": False, "retries": 0},
     }  # fmt: skip
     path, runs = tmp_path / "rooms.yaml", tmp_path / "runs"
     path.write_text(yaml.safe_dump(written))

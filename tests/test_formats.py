@@ -125,6 +125,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         outcome=draw(st.dictionaries(WORD, st.integers(0, 9), max_size=2)),
         cost=Cost(prompt_tokens=draw(st.integers(0, 9)), seconds=0.5),
         maker=draw(st.none() | st.builds(Maker, name=WORD, root=TEXT, terms=st.lists(st.builds(Terms), max_size=2).map(tuple))),
+        hint=draw(st.none() | TEXT),
     )
 
 
@@ -145,8 +146,8 @@ def without(trajectory: Trajectory, loses: tuple[str, ...]) -> Trajectory:
             change |= {"tool_calls": tuple(msgspec.structs.replace(call, id="") for call in calls), "tool_call_id": None}
         messages[at] = msgspec.structs.replace(one, **change)
     gone: dict[str, Any] = {"messages": tuple(messages)}
-    if "key, agent and maker" in loses:
-        gone |= {"key": NOBODY, "agent": "", "maker": None}
+    if "key, agent, maker and hint" in loses:
+        gone |= {"key": NOBODY, "agent": "", "maker": None, "hint": None}
     if "token ids" in loses:
         gone["turns"] = ()
     if "actions" in loses:

@@ -26,6 +26,7 @@ from sharpen.labels import content, measure, read_labels
 from sharpen.ladder import RETRY
 from sharpen.methods.base import Bench, Prompted
 from sharpen.methods.distillation import ask_teacher, title
+from sharpen.methods.hints import hintable
 from sharpen.methods.prompt import few_shot
 from sharpen.models import load_model
 from sharpen.plan import FIRST, Plan, plan
@@ -318,7 +319,8 @@ def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measureme
         kept = {key: content(pool.trajectories[key]) for key in pool.wanted if pool.verdicts[key]}
         labels = read_labels(settings.labels_place)
         seen = replace(seen, purity=found.purity.purity if found.purity is not None else measure(kept, labels, settings.ladder.purity))
-    return succeeded(seen, pool, later, bench.seed, least=min(n, 2))
+    seen = succeeded(seen, pool, later, bench.seed, least=min(n, 2))
+    return replace(seen, hintable=hintable(bench, pool, later))
 
 
 def _standing(bench: Bench, found: _Found) -> Prompted | None:

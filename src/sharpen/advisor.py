@@ -287,7 +287,8 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
         Meta(
             gt=0,
             le=1,
-            description="share of tasks never solved from which on hints are tried (STaR's rationalization, 2203.14465); the number is ours",
+            description="share of tasks never solved, and with a solution to show, from which on hints are tried (STaR's rationalization, "
+            "2203.14465); the number is ours",
         ),
     ] = 0.3
     forecasts: Annotated[
@@ -379,15 +380,18 @@ def variants(seen: Measurements, settings: AdvisorSettings) -> tuple[tuple[Varia
     if seen.samples_per_task is None or not seen.tasks_sampled:
         return ()
     solved, mixed = (seen.tasks_solved or 0) + seen.solved_later, seen.tasks_mixed or 0
-    never = clopper_pearson(seen.tasks_sampled - solved, seen.tasks_sampled)
+    unsolved = seen.tasks_sampled - solved
+    shown = unsolved if seen.hintable is None else min(seen.hintable, unsolved)
+    never = clopper_pearson(shown, seen.tasks_sampled)
     tries = f"{seen.samples_per_task} tries of {seen.tasks_sampled} tasks"
+    with_solution = f", {shown} of them with a solution to show" if seen.hintable is not None else ""
     above = headroom("rejection-sampling", seen)
     apart = f"pass@n is {_points(above)} over pass@1, {tries}"
     bar = _points(settings.headroom)
     found: tuple[tuple[Variant, Reason | None], ...] = (
         ("hints", _when(
             never.value >= settings.hints, "many tasks are never solved: sample with the reference shown, verify, strip the hint",
-            f"{never.n - solved} never solved in {tries}", f"at least {settings.hints:.0%}", never, "advice.hints")),
+            f"{unsolved} never solved in {tries}{with_solution}", f"at least {settings.hints:.0%}", never, "advice.hints")),
         ("more-samples", _when(
             mixed > 0 and above >= settings.headroom, "successes are there but rare: more samples on the mixed tasks (sampling.budget: adaptive)",
             apart, f"at least {bar}", seen.pass_n, "advice.headroom")),

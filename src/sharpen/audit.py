@@ -22,6 +22,7 @@ from sharpen.errors import RunError, TaskError
 from sharpen.formats.base import RECORDED
 from sharpen.labels import BAR, Labels, content, measure, settled
 from sharpen.records import Audit, Confusion, Message, Probe, RoundPurity, SampleKey, Selection, Task, Trajectory, Verdict
+from sharpen.sampling import HINTS
 from sharpen.stats import purity_forecast, weighted_share
 from sharpen.store.files import read_if_there
 from sharpen.store.segments import Segments, order
@@ -74,7 +75,10 @@ def audit(
         limits.append(f"{gone} tries are of no task of these settings and were left aside")
     for key in sorted(here, key=order)[:limit]:
         asked.twice(known[key.task], here[key])
-    verdicts = {key: tries.verdicts[key] for key in here if key in tries.verdicts and tries.verdicts[key].verifier == verifier.name}
+    plain = {
+        key: one for key, one in here.items() if one.hint is None
+    }  # what was shown the solution says nothing of how often a policy is right
+    verdicts = {key: tries.verdicts[key] for key in plain if key in tries.verdicts and tries.verdicts[key].verifier == verifier.name}
     by_labels = _by_labels(known, labels, asked)
     confusions = [by_labels] if by_labels.n or by_labels.unused else []
     if strange := sum(next(iter(said_.values())).key.task not in known for said_ in labels.standing().values()):
@@ -85,7 +89,7 @@ def audit(
         )
     forecast = _forecast(by_labels, verdicts)
     if second is not None:
-        pairs = [(asked.once(known[key.task], one), judge(known[key.task], one, second, timeout_s)) for key, one in here.items()]
+        pairs = [(asked.once(known[key.task], one), judge(known[key.task], one, second, timeout_s)) for key, one in plain.items()]
         confusions.append(_held_against(f"the verifier {second.name}", [(mine, _good(other), 1.0) for mine, other in pairs]))
         forecast = 1 - confusions[-1].false_passes.value if math.isnan(forecast) else forecast
         if not here:
@@ -95,7 +99,7 @@ def audit(
     if not here:
         limits.append("there are no tries here: nothing says how often the verifier is wrong on what a policy does")
     elif not kept:
-        others = " by this verifier; give sharpen verify" if len(verdicts) < len(here) else ""
+        others = " by this verifier; give sharpen verify" if len(verdicts) < len(plain) else ""
         limits.append(f"no try here is kept or passes{others}, so there is no purity to measure")
     return Audit(
         verifier=verifier.name,
@@ -142,6 +146,10 @@ def tries_in(folder: Path, rung: str | None = None) -> Tries:
         kept = round_.kept
     elif (selection := read_if_there(chosen / "selection.json", Selection)) is not None:
         kept = tuple(key for key in selection.kept if key.sampling != RECORDED or chosen == place)
+    hinted, judged = Segments(chosen / HINTS / "trajectories", Trajectory).records, Segments(chosen / HINTS / "verdicts", Verdict).records
+    if those := [key for key in kept or () if key in hinted]:  # what trains is to be labelled, however it came about
+        trajectories = {**trajectories, **{key: hinted[key] for key in those}}
+        verdicts = {**verdicts, **{key: judged[key] for key in those}}
     return Tries(trajectories, verdicts, None if kept is None else tuple(key for key in kept if key in trajectories))
 
 

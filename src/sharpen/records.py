@@ -237,6 +237,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     ``agent`` names who made it (a model's name, ``expert``, ...), ``maker`` says whose words it is, None where nobody told. Where the agent chose one of
     several tries this is the one, ``choice`` says what the others were, and ``cost`` is the cost of all.
     Of a try that broken infrastructure ended, ``error`` is what was said and ``fault`` its class: one of ``errors.Failure``, ``environment`` or ``timeout``.
+    ``hint`` is what the policy was shown of the reference, behind the task; ``messages`` are without it, and ``turns`` without their ids, which follow it.
     """
 
     key: SampleKey
@@ -253,6 +254,7 @@ class Trajectory(Record, frozen=True, kw_only=True):
     threads: tuple[Thread, ...] = ()
     choice: Choice | None = None
     maker: Maker | None = None
+    hint: str | None = None
 
 
 class Verdict(Record, frozen=True, kw_only=True):
@@ -277,7 +279,7 @@ class Verdict(Record, frozen=True, kw_only=True):
 class Row(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One training row: ``input_ids`` and, same length, ``labels`` (the id where trained, -100 where not).
 
-    ``key`` is the try it came from, ``source`` where that came from (``demonstration``, ``sampled``, ``earlier round``);
+    ``key`` is the try it came from, ``source`` where that came from (``demonstration``, ``sampled``, ``earlier round``, ``taught``, ``hinted``);
     ``origin`` says whether the ids are the engine's (``sampled``) or were rendered from text (``rendered``). ``maker`` says whose words it is, as in
     Trajectory, with the terms that let it train.
     """
@@ -303,7 +305,7 @@ class RowCounts(Record, frozen=True, kw_only=True):
     ``sampled`` rows hold the engine's own token ids, ``rendered`` ones were tokenised from text, for the reasons in ``rendered_because``. ``split``
     trajectories gave several rows, since a turn did not continue what was before it; ``dropped`` ones gave none, since their mask could not be
     proved. Of all ``tokens`` in the rows ``trained`` have a label and ``read_again`` are context in the second and later rows of split trajectories.
-    ``by`` counts the rows by whose words they are.
+    ``by`` counts the rows by whose words they are, ``sources`` by their source.
     """
 
     sampled: int
@@ -315,6 +317,7 @@ class RowCounts(Record, frozen=True, kw_only=True):
     read_again: int
     rendered_because: dict[str, int] = {}
     by: dict[str, int] = {}
+    sources: dict[str, int] = {}
 
 
 class Selection(Record, frozen=True, kw_only=True):
@@ -606,7 +609,7 @@ class Measurements(Record, frozen=True, kw_only=True):
     ``rate`` is pass@1 of what stands, ``few_shot`` what examples before the task add to it, ``demonstration_rate`` the pass rate of the demonstrations.
     ``pass_n`` is pass@``samples_per_task`` on the tasks sampled, ``rewarded_in_part`` how many of those never solved have scores that differ between tries.
     ``goal_rate`` is the goal's metric of what stands. ``tried`` are the rungs so far, in order. ``costs`` is what a method is expected to take, and
-    ``left`` what may be spent, in one unit (sampled and trained tokens).
+    ``left`` what may be spent, in one unit (sampled and trained tokens). ``hintable`` of the tasks never solved come with a solution that could be shown.
     """
 
     demonstrations: int = 0
@@ -636,6 +639,7 @@ class Measurements(Record, frozen=True, kw_only=True):
     goal_rate: Interval | None = None
     costs: dict[str, float] = {}
     left: float | None = None
+    hintable: int | None = None
 
 
 class Teaching(Record, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from sharpen.verifiers.run import judge
 
 ATTEMPTS = 2  # a try is made again once where infrastructure broke, then recorded as an error
 WAVES = "waves.json"
+HINTS = "hints"  # the folder, beside sampling, of tries with the reference shown: in no rate
 BROKEN = 8  # tries in a row that end in an error before the whole stage is called broken
 
 

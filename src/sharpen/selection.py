@@ -22,6 +22,7 @@ from sharpen.verifiers.behaviour import Rules
 # Why rows were tokenised from text although what is sampled is trained as it was sampled.
 ONLY_TEXT = "only their text exists"
 TAUGHT = "a teacher's, which read another prompt than the student will"
+HINTED = "sampled with the reference shown, which training leaves out"
 WITHOUT_SHOTS = "sampled with few-shot examples before the task, which training leaves out"
 OTHER_IDS = "the token ids are not this tokenizer's, or not there for every turn"
 
@@ -141,12 +142,14 @@ def build_rows(
     because = Counter[str]()
     split = read_again = 0
     for source, trajectory in trajectories:
+        source = source if trajectory.hint is None else "hinted"  # also where an earlier round is mixed back
         made, problem = rows_of(trajectory, template, source, max_length)
         rows += made
         if problem is not None:
             dropped.append(LeftOut(key=trajectory.key, reason=problem))
         elif made[0].origin == "rendered":
-            because[OTHER_IDS if trajectory.turns else _TEXT.get(source, WITHOUT_SHOTS)] += len(made)
+            text = OTHER_IDS if trajectory.turns else _TEXT.get(source, WITHOUT_SHOTS)
+            because[text if trajectory.hint is None else HINTED] += len(made)
         split += len(made) > 1
         read_again += sum(label == -100 for row in made[1:] for label in row.labels)
     gone = {item.key for item in dropped}
@@ -161,6 +164,7 @@ def build_rows(
         read_again=read_again,
         rendered_because=dict(because.most_common()),
         by=dict(Counter(row.maker.name if row.maker is not None else row.key.model for row in rows).most_common()),
+        sources=dict(Counter(row.source for row in rows).most_common()),
     )
     proved = _selection(kept, [*selection.left_out, *dropped], selection.settings)
     return tuple(rows), replace(proved, rows=counts, banners=selection.banners)

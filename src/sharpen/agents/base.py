@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -36,6 +36,7 @@ class PolicyAgent:
     """A policy in an environment, with ``shots`` (few-shot examples) put between the system message and the task.
 
     ``fingerprint`` is the model's, ``maker`` says whose words they are. Each try has a seed of its own, from the sampling seed, the task and the index.
+    ``hints`` are shown behind the task that they are for, by its key; the trajectory is as if they had not been. A try with one has a key of its own.
     """
 
     name: str
@@ -45,9 +46,11 @@ class PolicyAgent:
     sampling: Sampling
     shots: tuple[Message, ...] = ()
     maker: Maker | None = None
+    hints: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, task: Task, index: int) -> SampleKey:
-        settings = digest([self.sampling, self.shots, self.environment.max_turns])
+        hint = [self.hints[task.key]] if task.key in self.hints else []
+        settings = digest([self.sampling, self.shots, self.environment.max_turns, *hint])
         return SampleKey(model=self.fingerprint, task=task.key, environment=self.environment.name, sampling=settings, index=index)
 
     async def run(self, task: Task, index: int) -> Trajectory:
@@ -56,6 +59,7 @@ class PolicyAgent:
         sampling = replace(self.sampling, seed=turn_seed(self.sampling.seed, (task.key, index)))
         episode, opening = await self.environment.start(task)
         messages = with_shots(opening, self.shots)
+        hint, asked = self.hints.get(task.key), len(messages)
         turns: list[TurnTokens] = []
         actions: list[str] = []
         outcome: dict[str, object] = {}
@@ -64,7 +68,8 @@ class PolicyAgent:
         try:
             for _ in range(self.environment.max_turns):
                 try:
-                    turn = await self.policy.complete(Conversation(messages=messages, turns=tuple(turns), tools=episode.tools), sampling)
+                    shown = messages if hint is None else (*with_hint(messages[:asked], hint), *messages[asked:])
+                    turn = await self.policy.complete(Conversation(messages=shown, turns=tuple(turns), tools=episode.tools), sampling)
                 except (ContextOverflow, ContentFiltered) as error:
                     stop = "overflow" if isinstance(error, ContextOverflow) else "filtered"
                     break
@@ -93,13 +98,20 @@ class PolicyAgent:
             agent=self.name,
             messages=messages,
             tools=episode.tools,
-            turns=tuple(turns),
+            turns=tuple(turns if hint is None else (TurnTokens(stop=one.stop) for one in turns)),
             actions=tuple(actions),
             stop=stop,
             outcome=outcome,
             cost=cost,
             maker=self.maker,
+            hint=hint,
         )
+
+
+def with_hint(opening: Sequence[Message], hint: str) -> tuple[Message, ...]:
+    """The opening with ``hint`` at the end of its last message: no template minds, where many mind a message more."""
+    *before, last = opening
+    return (*before, replace(last, content=f"{last.content}\n\n{hint}"))
 
 
 def with_shots(opening: Sequence[Message], shots: Sequence[Message]) -> tuple[Message, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+from msgspec.structs import replace
 
 from sharpen.agents.base import Agent, PolicyAgent
 from sharpen.agents.best_of_n import BestOfN, BestOfNAgent, make_chooser
@@ -16,7 +18,7 @@ from sharpen.policies.base import Policy, Sampling
 from sharpen.policies.choose import Engine, batch_of
 from sharpen.records import Message, Model, Trajectory
 from sharpen.store.segments import Segments
-from sharpen.terms import maker_of
+from sharpen.terms import EXPERT, maker_of, merged
 from sharpen.verifiers.base import Verifier
 
 Several = BestOfN | Ensemble
@@ -52,12 +54,18 @@ def make_agent(
     sampling: Sampling,
     harness: Harness | None,
     shots: tuple[Message, ...] = (),
+    hints: Mapping[str, str] | None = None,
 ) -> Agent:
-    """The agent called ``name``. A ``harness`` writes its prompts itself, so it takes no few-shot examples."""
+    """The agent called ``name``. A ``harness`` writes its prompts itself, so it takes neither few-shot examples nor ``hints``.
+
+    What is said after a hint may repeat it, so the terms of the tasks' solutions ride on it beside the model's own.
+    """
+    maker = maker_of(model)
     if harness is None:
-        return PolicyAgent(name, policy, model.fingerprint, environment, sampling, shots, maker_of(model))
-    assert not shots
-    return HarnessAgent(name, policy, model.fingerprint, harness, sampling, maker_of(model))
+        maker = replace(maker, terms=merged(maker.terms, EXPERT.terms)) if hints else maker
+        return PolicyAgent(name, policy, model.fingerprint, environment, sampling, shots, maker, hints or {})
+    assert not shots and not hints
+    return HarnessAgent(name, policy, model.fingerprint, harness, sampling, maker)
 
 
 def load_members(several: Several | None) -> list[tuple[Model, Engine]]:

@@ -100,6 +100,7 @@ class Draft(Record, frozen=True, kw_only=True):
     error: str | None = None
     choice: Choice | None = None
     maker: Maker | None = None
+    hint: str | None = None
 
 
 class Rest(Record, frozen=True, kw_only=True):
@@ -114,6 +115,7 @@ class Rest(Record, frozen=True, kw_only=True):
     error: str | None = None
     choice: Choice | None = None
     maker: Maker | None = None
+    hint: str | None = None
 
 
 OURS = "sharpen"

@@ -101,6 +101,7 @@ class Reading:
             error=draft.error,
             choice=draft.choice,
             maker=draft.maker,
+            hint=draft.hint,
         )
 
 

@@ -14,7 +14,7 @@ from sharpen.formats.base import Fault, Format, check, given, unwritable, write_
 from sharpen.records import Trajectory
 
 LOSES = (
-    "key, agent and maker",
+    "key, agent, maker and hint",
     "reasoning",
     "token ids",
     "actions",

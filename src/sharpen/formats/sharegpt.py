@@ -49,7 +49,7 @@ ROLES: dict[str, Any] = {
 }
 THOUGHT = re.compile(r"<think>\n?(.*?)\n?</think>(?:\n\n)?", re.DOTALL)
 LOSES = (
-    "key, agent and maker",
+    "key, agent, maker and hint",
     "token ids",
     "actions",
     "stop, outcome, cost and error",

@@ -17,7 +17,7 @@ from sharpen.formats.base import Fault, Format, given, unwritable
 from sharpen.records import Trajectory
 
 LOSES = (
-    "key, agent and maker",
+    "key, agent, maker and hint",
     "token ids",
     "actions",
     "stop, outcome, cost and error",

@@ -85,7 +85,7 @@ class Prompted:
 class Cast:
     """Who plays beside the model that is asked, and how: the program in the environment's place, what is made of several tries, ``others`` at them.
 
-    ``engine`` runs the model, where that is not the run's own (None). ``recorded`` takes the place of all of it.
+    ``engine`` runs the model, where that is not the run's own (None). ``recorded`` takes the place of all of it. ``hints`` are shown behind tasks, by key.
     """
 
     harness: Harness | None = None
@@ -93,12 +93,14 @@ class Cast:
     others: tuple[tuple[Model, Engine], ...] = ()
     engine: Engine | None = None
     recorded: Recorded | None = None
+    hints: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> list[Any]:
         """What changes its tries, beside the model that is asked."""
         played: list[Any] = [self.harness] if self.harness else []
         played += [self.several, *(model.fingerprint for model, _ in self.others)] if self.several else []
+        played += [digest(self.hints)] if self.hints else []
         return played + ([[self.recorded.trajectories, self.recorded.replay]] if self.recorded else [])
 
 
@@ -409,7 +411,7 @@ class Bench(AbstractContextManager["Bench"]):
 
         def member(one: Prompted, engine: Engine, open_: Callable[[Model], Policy]) -> Agent:
             policy = self._metered(one.name, one.model, engine, open_, account)
-            return make_agent(one.name, one.model, policy, environment, turn, cast.harness, one.shots)
+            return make_agent(one.name, one.model, policy, environment, turn, cast.harness, one.shots, cast.hints)
 
         engine = cast.engine
         first = member(agent, self.engine, self._open) if engine is None else member(agent, engine, partial(self._open_other, engine))

@@ -73,6 +73,8 @@ class RungView(Record, frozen=True, kw_only=True):
     budget: str = ""
     sampling: Spent | None = None
     kept: int = 0
+    hints: Spent | None = None
+    hinted: int = 0
     newly_solved: int = 0
     purity: Purity | None = None
     teacher: Evaluation | None = None
@@ -296,6 +298,10 @@ def bought(rung: RungView) -> str:
     brought += [
         f"{rung.newly_solved} tasks newly solved, {each(spent, rung.newly_solved)} each" if rung.newly_solved else "no task newly solved"
     ]
+    if rung.hints is not None:
+        brought.append(
+            f"with the reference shown {count(rung.hints.calls)} calls more, in no rate: {rung.hinted} kept, {each(rung.hints, rung.hinted)} each"
+        )
     return (
         f"sampled {count(spent.calls)} calls{unknown}, {count(spent.tokens)} tokens ({count(spent.sampled_tokens)} of them sampled){paid}, "
         f"{minutes(spent.seconds / 60)} min: {'; '.join(brought)}"

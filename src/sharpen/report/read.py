@@ -39,7 +39,7 @@ from sharpen.records import (
     Verdict,
 )
 from sharpen.report.page import RungView, RunView, SampleView, render
-from sharpen.sampling import WAVES, Waves
+from sharpen.sampling import HINTS, WAVES, Waves
 from sharpen.store.files import read_if_there, write_atomic
 from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
 from sharpen.store.segments import Segments
@@ -116,6 +116,8 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
     waves = read_if_there(path / "sampling" / WAVES, Waves)
     sampling = read_if_there(path / "sampling" / MANIFEST, Manifest)
     selection = read_if_there(path / "selection.json", Selection)
+    hints = read_if_there(path / HINTS / MANIFEST, Manifest)
+    with_hint = Segments(path / HINTS / "trajectories", Trajectory).records
     random.Random(path.name).shuffle(views)
     views.sort(key=lambda view: not view.pieces)
     return RungView(
@@ -128,7 +130,9 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         decision=decision,
         selection=selection,
         sampling=sampling.spent if sampling else None,
-        kept=sum(key.sampling != RECORDED for key in selection.kept) if selection else 0,
+        hints=hints.spent if hints else None,
+        kept=sum(key.sampling != RECORDED and key not in with_hint for key in selection.kept) if selection else 0,
+        hinted=sum(key in with_hint for key in selection.kept) if selection else 0,
         training=read_if_there(path / "training.json", TrainingReport),
         sampled_tokens=sum(stage.sampled_tokens for stage in stages),
         trained_tokens=sum(stage.trained_tokens for stage in stages),
@@ -155,14 +159,14 @@ def _samples(path: Path, folder: Path) -> Iterator[SampleView]:
     sampled = path / "sampling"
     if not sampled.exists():
         sampled = path.with_name(path.name.removesuffix(CONTROL)) / "sampling"  # a control draws from the real arm's tries
-    for place in (folder / "demonstrations", sampled) if selection else (path / "dev",):
+    for place in (folder / "demonstrations", sampled, path / HINTS) if selection else (path / "dev",):
         verdicts = Segments(place / "verdicts", Verdict).records
         for key, trajectory in Segments(place / "trajectories", Trajectory).records.items():
             row = rows.get(key)
             yield SampleView(
                 trajectory=trajectory,
                 verdict=verdicts.get(key),
-                why=_why(key, kept, reasons, control=path.name.endswith(CONTROL) and sampled.parent != path),
+                why=_why(trajectory, kept, reasons, control=path.name.endswith(CONTROL) and sampled.parent != path),
                 pieces=pieces(row, template) if row is not None and template is not None else (),
             )
 
@@ -174,13 +178,16 @@ def _work(folder: Path) -> Iterator[SampleView]:
     kept = set(selection.kept) if selection else set()
     verdicts = Segments(folder / "verdicts", Verdict).records
     for key, trajectory in Segments(folder / "trajectories", Trajectory).records.items():
-        why = _why(key, kept, reasons, control=False) if selection else "nothing has been selected here yet"
+        why = _why(trajectory, kept, reasons, control=False) if selection else "nothing has been selected here yet"
         yield SampleView(trajectory=trajectory, verdict=verdicts.get(key), why=why, pieces=())
 
 
-def _why(key: SampleKey, kept: set[SampleKey], reasons: dict[SampleKey, str], *, control: bool) -> str:
+def _why(trajectory: Trajectory, kept: set[SampleKey], reasons: dict[SampleKey, str], *, control: bool) -> str:
+    key = trajectory.key
     if key in kept and control and key.sampling != RECORDED:
         return "drawn for the control: its verdict was ignored"
+    if key in kept and trajectory.hint is not None:
+        return "kept: it passed with the reference shown, which no row holds, and nothing had passed without"
     if key in kept:
         return "kept: it passed, within the cap, no duplicate"
     return f"left out: {reasons[key]}" if key in reasons else "evaluation only: never trains"

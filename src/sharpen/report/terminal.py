@@ -109,6 +109,8 @@ def trajectory_text(sample: SampleView) -> RenderableType:
         parts.append(_plain(f"error: {trajectory.error}"))
     if trajectory.choice:
         parts.append(_plain(chosen(trajectory.choice)))
+    if trajectory.hint is not None:
+        parts += [Text("\nhint: it stood behind the task and trains nothing", style="bold cyan"), _plain(trajectory.hint)]
     for message in trajectory.messages:
         parts += _message(message)
     for thread in trajectory.threads:

@@ -1,7 +1,7 @@
 """Negatives: pairs of tries of one task, one that passed and one that failed, so that fails teach too.
 
 A pair is two rows, made as selection makes them: the ids that were sampled, with labels on what the policy said. What is learnt from them:
-``training/preference.py``.
+``training/preference.py``. A right try that the verifier fails is rejected too: purity is of passes and says nothing of these (``Confusion.false_fails`` does).
 """
 
 from __future__ import annotations

@@ -226,7 +226,17 @@ def test_what_says_how_a_task_is_judged_is_never_shown(tmp_path: Path) -> None:
 
 
 # share, own tries that train, hinted ones mixed back from earlier rounds, hinted ones that train
-SHARES = [(0.2, 8, 0, 2), (0.2, 7, 0, 1), (0.5, 4, 0, 4), (0.2, 8, 1, 1), (0.2, 8, 9, 0), (0.2, 0, 0, 0), (0, 8, 0, 0), (1, 0, 0, 6)]
+SHARES = [
+    (0.2, 8, 0, 2),
+    (0.2, 7, 0, 1),
+    (0.5, 4, 0, 4),
+    (0.2, 8, 1, 1),
+    (0.2, 8, 9, 0),
+    (0, 8, 0, 0),
+    (1, 0, 0, 6),
+    (0.2, 0, 0, 6),
+    (0, 0, 0, 0),
+]
 
 
 def test_hinted_tries_are_at_most_their_share_of_what_trains(tmp_path: Path) -> None:

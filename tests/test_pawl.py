@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from sharpen.advice import advise
+from sharpen.pairs import REJECTED
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Decision, Selection
+from sharpen.records import Decision, Pairing, Selection
 from sharpen.report.read import read_run
 from sharpen.run import climb
 from sharpen.settings import load_settings
@@ -21,6 +22,7 @@ HARD = {
     "ladder.rungs": "[rejection-sampling]",
     "ladder.alpha": "0.01",
     "ladder.control": "false",
+    "ladder.ways": "[more-samples, temperature, continue]",
     "sampling.n": "2",
     "tasks.splits": "{demo: 1, train: 24, dev: 20}",
 }
@@ -88,6 +90,32 @@ def test_a_round_that_was_refused_is_not_made_again(scripted: Path, tmp_path: Pa
     climb(load_settings(scripted, HARD), tmp_path / "runs")
     made = rungs(tmp_path / "runs/ladder")
     assert list(made) == ["000-base", "001-rejection-sampling"] and made["001-rejection-sampling"].outcome == "refuse"
+
+
+def test_hints_add_what_nothing_solved(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {**HARD, "ladder.ways": "[hints]", "ladder.alpha": "0.0001"}), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder/rungs"
+    again = "001-rejection-sampling-retry-1-hints"
+    before, after = (read_json(folder / name / "selection.json", Selection) for name in ("001-rejection-sampling", again))
+    assert (
+        set(before.kept) < set(after.kept) and after.rows is not None and after.rows.sources["hinted"] == len(after.kept) - len(before.kept)
+    )
+    more = {key.task for key in after.kept} - {key.task for key in before.kept}
+    assert more and not more & {key.task for key in before.kept}
+    calls = {name: spent.calls for name, spent in read_json(tmp_path / "runs/ladder/spent.json", Bill).stages.items()}
+    assert calls[f"rungs/{again}/hints"] > 0 and not calls.get(f"rungs/{again}/sampling")
+
+
+def test_negatives_teach_the_standing_model_from_both(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, {**HARD, "ladder.ways": "[negatives]", "ladder.alpha": "0.0001", "sampling.n": "4"}), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder/rungs/001-rejection-sampling-retry-1-negatives"
+    selection, pairing = read_json(folder / "selection.json", Selection), read_json(folder / "pairing.json", Pairing)
+    assert pairing.pairs and {good for good, _ in pairing.pairs} == set(selection.kept)
+    assert {item.key for item in selection.left_out if item.reason == REJECTED} == {bad for _, bad in pairing.pairs}
+    tries = set(read_json(folder.with_name("001-rejection-sampling") / "selection.json", Selection).kept)
+    assert set(selection.kept) < tries
+    said = [why for rung in read_run(folder.parents[1], samples=1000).rungs for why in (one.why for one in rung.samples)]
+    assert any(why.startswith("left out: rejected") for why in said)
 
 
 def test_going_on_trains_what_stands_on_the_tries_there_are(scripted: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sharpen.diversity import WRITTEN, Drops, diversity, off_task
 from sharpen.errors import Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, succeeded, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
-from sharpen.methods.base import Attempt, Bench, Prompted
+from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
 from sharpen.methods.distillation import (
     Measured,
     check_way,
@@ -30,10 +30,11 @@ from sharpen.methods.distillation import (
     uncontrolled,
 )
 from sharpen.methods.expert_iteration import expert_iteration
+from sharpen.methods.hints import hintable
 from sharpen.methods.prompt import few_shot
-from sharpen.methods.rejection_sampling import Round, Sourced, as_set, more_samples, rejection_sampling, sample, solutions
+from sharpen.methods.rejection_sampling import Gathered, Round, as_set, gather, more_samples, rejection_sampling, solutions
 from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, Selection, Tried
+from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
 from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, shared_level, smallest_effect
@@ -53,8 +54,8 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     ladder and all looks at each. ``panel`` are tasks outside the run's own, all of whose splits every rung is also evaluated on: a rung that is
     surely worse there than the bare model, by more than ``panel_drop``, has forgotten too much and is rolled back.
 
-    A round of self-training that is rolled back is made again, in the ways that the advisor names, at most ``retries`` times in all, before a
-    plateau is called. ``retry_temperature`` is what the way "temperature" samples at.
+    A round of self-training that is rolled back, or finds nothing to keep, is made again in those of the ``ways`` that the advisor names, at most ``retries``
+    times in all, before a plateau is called. ``retry_temperature`` is what the way "temperature" samples at.
 
     A round may buy pass@1 with pass@k, with distinct solutions or with entropy (``diversity.diversity``). Such a round is shown, and with ``collapse: refuse``
     rolled back, where it surely loses more than ``pass_k_drop`` of pass@k (0: METHODS calls any sure fall a collapse, and positives alone bring it about,
@@ -71,6 +72,7 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     rounds: int = 3
     control: bool = True
     retries: int = 2
+    ways: tuple[advisor.Variant, ...] = ("hints", "more-samples", "temperature", "negatives", "continue")
     retry_temperature: float = 1.3
     delta: float = 0.03
     alpha: float = 0.05
@@ -250,10 +252,14 @@ class Ladder:
         return rung
 
     def _retry(self, method: advisor.Method) -> bool:
-        """The pawl: make the round that was rolled back in the other ways that the advisor names, until one is kept. Whether one was."""
+        """The pawl: make the round that was rolled back in the other ways that the advisor names, until one is kept. Whether one was.
+
+        A round that was refused is made again only where it was for want of any success: with hints.
+        """
         while method in advisor.ROUNDS and not self.waiting and self._retried < self.settings.retries:
-            refused = [rung for rung in self.rungs if not rung.control][-1].decision.gain is None
+            last = [rung for rung in self.rungs if not rung.control][-1]
             ways = [(way, why) for way, why in advisor.variants(self.seen, self.advice) if self._differs(way)]
+            refused = last.decision.gain is None and (last.variant or self.seen.tasks_solved or self.seen.solved_later)
             if refused or not ways or advisor.ended(self.seen, self.advice, self.settings.delta) == "plateau":
                 break
             self._retried += 1
@@ -266,14 +272,16 @@ class Ladder:
         return False
 
     def _differs(self, way: advisor.Variant) -> bool:
-        """Whether a round made that way would be another one."""
+        """Whether a round made that way is wanted, and would be another one."""
+        if way not in self.settings.ways:
+            return False
         match way:
             case "continue":
                 standing = self.standing.agent
                 return self.bench.training.start == "base" and standing is not None and standing.model != self.bench.base
             case "temperature":
                 return self.bench.sampling.temperature != self.settings.retry_temperature
-        return way == "more-samples"
+        return True
 
     def _round(self, way: advisor.Variant | None) -> Round:
         """How a round is made."""
@@ -285,6 +293,10 @@ class Ladder:
                 return dataclasses.replace(usual, sampling=replace(usual.sampling, temperature=self.settings.retry_temperature))
             case "continue":
                 return dataclasses.replace(usual, start="current", had=self._had)
+            case "hints":
+                return dataclasses.replace(usual, hints=True, had=self._had)
+            case "negatives":
+                return dataclasses.replace(usual, negatives=True, had=self._had)
         return usual
 
     def _do(self, method: advisor.Method, name: str, how: Round) -> Attempt:
@@ -296,10 +308,12 @@ class Ladder:
             return sft(bench, name, standing)
         if method == "distillation":
             return self._distil(name, standing)
-        self._had = sample(bench, name, standing, self.survivors, how)
+        found = gather(bench, name, standing, self.survivors, how)
+        self._had = found.pool
         assert self.standing.dev is not None
-        self.seen = replace(self._succeeded(self._had), rate=pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed))
-        self._worth(method, name, self._had)
+        rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
+        self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=hintable(bench, found.pool))
+        self._worth(method, name, found)
         if method == "rejection-sampling":
             control = self.settings.control and how == as_set(bench)
             if control and bench.grader_chooses:
@@ -326,25 +340,27 @@ class Ladder:
                 "student's environment (of recorded trajectories: replay: true)"
             )
         if bench.distillation.way == "trajectories":
-            self._worth("distillation", name, teach(bench, name, standing, self.survivors))
+            pool = teach(bench, name, standing, self.survivors)
+            kept = select(pool, bench.selection, bench.seed, solutions(self.survivors))
+            self._worth("distillation", name, Gathered(pool, kept, (), {key: pool.trajectories[key] for key in kept.kept}))
         if self.settings.control and (why := uncontrolled(bench.teacher, bench.distillation)):
             bench.say(f"{name.removeprefix('rungs/')}: no self-trained control, since {why}")
         control = self.settings.control and not uncontrolled(bench.teacher, bench.distillation)
         return distillation(bench, name, standing, self.survivors, control=control)
 
-    def _worth(self, method: advisor.Method, name: str, pool: Pool) -> None:
+    def _worth(self, method: advisor.Method, name: str, found: Gathered) -> None:
         """Ask the advisor whether a round's tries hold anything to keep, and whether what is kept may be trusted."""
-        decision = advisor.after_sampling(method, self._succeeded(pool))
-        if decision.outcome == "refuse":
+        decision = advisor.after_sampling(method, self._succeeded(found.pool))
+        if decision.outcome == "refuse" and not found.selection.kept:  # where hints brought some there is something to keep
             raise Refused(decision.reasons[0])
-        self._gate(method, name, pool, select(pool, self.bench.selection, self.bench.seed, solutions(self.survivors)))
+        self._gate(method, name, found)
 
     def _succeeded(self, pool: Pool) -> Measurements:
         """What is seen with how often the tries of ``pool`` solve its tasks."""
         solved = {key.task for key in pool.wanted if pool.verdicts[key]}
         return succeeded(replace(self.seen, tasks_sampled=None), pool.first_wave, solved, self.bench.seed)
 
-    def _gate(self, method: advisor.Method, name: str, pool: Pool, kept: Selection) -> None:
+    def _gate(self, method: advisor.Method, name: str, found: Gathered) -> None:
         """Measure the purity of what is kept by the labels there are, and refuse what neither they nor the verifier's exactness vouch for.
 
         A rung that was once trained on trust keeps its banner: labels that come later do not change how it was made.
@@ -352,8 +368,9 @@ class Ladder:
         run = self.bench.run
         trusted = any(line.get("event") == "trusted" and line.get("rung") == name for line in run.ledger())
         labels = read_labels(self.labels) if self.labels is not None else Labels()
-        purity = measure({key: content(pool.trajectories[key]) for key in kept.kept}, labels, self.settings.purity)
-        write_json(run.folder / name / "purity.json", RoundPurity(purity=purity, kept=tuple(shuffled(kept.kept))))
+        kept = found.selection.kept
+        purity = measure({key: content(found.tries[key]) for key in kept}, labels, self.settings.purity)
+        write_json(run.folder / name / "purity.json", RoundPurity(purity=purity, kept=tuple(shuffled(kept))))
         seen = replace(self.seen, purity=purity, trusted_unaudited=self.trust or self.settings.trust_unaudited_verifier or trusted)
         decision = advisor.gate(method, seen, f"sharpen label {run.folder} --rung {name.removeprefix('rungs/')}")
         if not seen.verifier_exact or purity.share.n:

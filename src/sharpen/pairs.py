@@ -14,13 +14,14 @@ from itertools import product
 from statistics import fmean
 
 import msgspec
+from msgspec.structs import replace
 
 from sharpen.agents.base import without_shots
 from sharpen.chat.base import Template
 from sharpen.errors import SettingsError
-from sharpen.records import LeftOut, Message, Pairing, PreferencePair, Record, Row, SampleKey, Stop, Trajectory, Verdict
+from sharpen.records import LeftOut, Message, Pairing, PreferencePair, Record, Row, SampleKey, Selection, Stop, Trajectory, Verdict
 from sharpen.sampling import Pool
-from sharpen.selection import rows_of
+from sharpen.selection import merge, rows_of
 from sharpen.store.segments import order
 
 # The policy was stopped in the middle of a turn, or before one.
@@ -33,6 +34,7 @@ DUPLICATE = "duplicate"
 SEVERAL = "several rows, and a pair compares two"
 ALONE = "nothing to compare it with"
 SURPLUS = "over per_task"
+REJECTED = "rejected: the other one of a pair, which teaches what not to do"
 
 
 class PairSettings(Record, frozen=True, kw_only=True):
@@ -116,6 +118,20 @@ def pair(
         chosen_tokens=fmean(len(said(one.chosen)) for one in pairs) if pairs else math.nan,
         rejected_tokens=fmean(len(said(one.rejected)) for one in pairs) if pairs else math.nan,
         settings=msgspec.to_builtins(settings),
+    )
+
+
+def preferred(selection: Selection, pairing: Pairing) -> Selection:
+    """What trains of ``selection`` where its ``pairing`` does: the chosen ones are kept; rejected ones train too, as what not to do."""
+    chosen, rejected = (set(side) for side in zip(*pairing.pairs, strict=True))
+    why = {item.key: item.reason for item in pairing.left_out} | dict.fromkeys(rejected, REJECTED)
+    left = {item.key: item.reason for item in selection.left_out} | {
+        key: why.get(key, ALONE) for key in selection.kept if key not in chosen
+    }
+    left |= dict.fromkeys(rejected, REJECTED)
+    items = tuple(LeftOut(key=key, reason=reason) for key, reason in left.items())
+    return merge(
+        [replace(selection, kept=tuple(key for key in selection.kept if key in chosen), left_out=items, settings=pairing.settings)]
     )
 
 

@@ -101,7 +101,8 @@ def open_bench(settings: RunSettings, run: Run, tasks: TaskSet, model: Model, li
         run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
         selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
         harness=settings.harness, several=settings.agent, teacher=settings.teacher, distillation=settings.distillation,
-        permissions=settings.terms, meter=Meter(settings.spending, run.folder / SPENT, asked), listen=live, say=live.say,
+        hints=settings.hints, preference=settings.preference, permissions=settings.terms,
+        meter=Meter(settings.spending, run.folder / SPENT, asked), listen=live, say=live.say,
     )  # fmt: skip
 
 

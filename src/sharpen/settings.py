@@ -17,7 +17,7 @@ from sharpen.agents.teacher import Teacher, in_words
 from sharpen.errors import SettingsError, nearest
 from sharpen.evaluation import EvaluationSettings
 from sharpen.ladder import LadderSettings
-from sharpen.methods.base import Distillation, FewShot
+from sharpen.methods.base import Distillation, FewShot, Hints
 from sharpen.policies.choose import Auto, Engine
 from sharpen.policies.meter import Spending
 from sharpen.records import Goal, Record
@@ -27,6 +27,7 @@ from sharpen.tasks.load import TaskSource
 from sharpen.tasks.recorded import Demonstrations
 from sharpen.terms import TermsSettings
 from sharpen.training.base import Training
+from sharpen.training.preference import Preference
 
 
 class RunSettings(Record, frozen=True, kw_only=True):
@@ -57,6 +58,8 @@ class RunSettings(Record, frozen=True, kw_only=True):
     training: Training = Training()
     evaluation: EvaluationSettings = EvaluationSettings()
     few_shot: FewShot = FewShot()
+    hints: Hints = Hints()
+    preference: Preference = Preference()
     ladder: LadderSettings = LadderSettings()
     labels: str = ""
     terms: tuple[TermsSettings, ...] = ()

@@ -21,7 +21,8 @@ from sharpen.agents.choose import CONSIDERED, Several, check_turns, load_members
 from sharpen.agents.harness import Harness
 from sharpen.agents.recorded import RecordedAgent, replay, said
 from sharpen.agents.teacher import Teacher
-from sharpen.budget import Adaptive, Terms, Uniform, terms
+from sharpen.budget import Adaptive, Uniform, terms
+from sharpen.budget import Terms as Bound
 from sharpen.environments.base import Environment
 from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
@@ -37,11 +38,14 @@ from sharpen.records import (
     Maker,
     Message,
     Model,
+    Pairing,
+    PreferencePair,
     Record,
     Row,
     SampleKey,
     Selection,
     Task,
+    Terms,
     TrainingReport,
     Trajectory,
     Verdict,
@@ -56,12 +60,14 @@ from sharpen.tasks.recorded import recorded
 from sharpen.terms import EXPERT, TermsSettings, gate, maker_of, settled, vouch, whose, with_terms
 from sharpen.training.base import Progress as TrainingProgress
 from sharpen.training.base import Training, unmarked
-from sharpen.training.load import trainer_for
+from sharpen.training.load import preference_trainer_for, trainer_for
 from sharpen.training.on_policy import OnPolicy, Prompt, train_on_policy
+from sharpen.training.preference import Preference
 from sharpen.verifiers.base import Verifier, close
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
 
+Sourced = tuple[str, Trajectory]  # where it came from, as in Row
 S = TypeVar("S", SamplingSettings, EvaluationSettings)
 
 
@@ -112,7 +118,7 @@ class Attempt:
     selection: Selection | None = None
     training: TrainingReport | None = None
     pool: Pool | None = None
-    survivors: tuple[tuple[str, Trajectory], ...] = ()
+    survivors: tuple[Sourced, ...] = ()
     control: Attempt | None = None
 
 
@@ -136,6 +142,35 @@ class Distillation(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.n < 1:
             raise SettingsError(f"n is {self.n}, but must be at least 1")
+
+
+HERE = "{reference}"
+
+
+class Hints(Record, frozen=True, kw_only=True):
+    """How tasks that were never solved are tried with a hint.
+
+    ``n`` tries of each (4; ours: fewer than without a hint, since the solution is in view), of which at most one trains. ``share``, in [0, 1], bounds the
+    hinted ones among all tries that train, demonstrations aside (0.2, ours: twice STaR's, whose last set on CommonsenseQA solved 78.2 % of the questions
+    without and another 8.5 % with a hint); 1 is no bound, nor is there one where nothing else trains. ``wording`` is what stands behind the task, with
+    ``{reference}`` for the solution.
+    """
+
+    n: int = 4
+    share: float = 0.2
+    wording: str = (
+        "For this try only, here is a solution that is known to be right:\n"
+        f"{HERE}\n"
+        "Now do the task in the form that it asks for, as if you had not seen that solution."
+    )
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise SettingsError(f"n is {self.n}, but must be at least 1")
+        if not 0 <= self.share <= 1:
+            raise SettingsError(f"share is {self.share}, but is a share of the tries that train: 0 to 1")
+        if HERE not in self.wording:
+            raise SettingsError(f"wording does not say where the solution goes; write {HERE} in it")
 
 
 @dataclass
@@ -166,6 +201,8 @@ class Bench(AbstractContextManager["Bench"]):
     permissions: tuple[TermsSettings, ...] = ()
     teacher: Teacher | None = None
     distillation: Distillation = field(default_factory=Distillation)
+    hints: Hints = field(default_factory=Hints)
+    preference: Preference = field(default_factory=Preference)
     _taught: tuple[Model | None, Cast] = (None, Cast())
     _policy: tuple[str, Policy] | None = None
     _engine: str = ""
@@ -427,7 +464,7 @@ class Bench(AbstractContextManager["Bench"]):
             check_turns(engine, of.environment, cast.harness)
         return engines
 
-    def _terms(self, tasks: Sequence[Task], of: TaskSet, settings: SamplingSettings | EvaluationSettings, cast: Cast) -> Terms | None:
+    def _terms(self, tasks: Sequence[Task], of: TaskSet, settings: SamplingSettings | EvaluationSettings, cast: Cast) -> Bound | None:
         """What an adaptive budget is held to on ``tasks``; None where the budget is uniform. SettingsError where it cannot be kept to."""
         if not isinstance(settings, SamplingSettings) or not isinstance(settings.budget, Adaptive):
             return None
@@ -528,58 +565,67 @@ class Bench(AbstractContextManager["Bench"]):
         if not rows:
             raise Refused(f"{name}: nothing was selected, so there is nothing to train on; see {name}/selection.json for the reasons")
         # Where to start is said by ``start``, the model, so the setting of that name changes nothing from here on.
-        settings = replace(self.training, seed=self.training.seed + self.seed, start="base")
         inputs = {"model": start.fingerprint, "rows": digest(unmarked(rows))}
-        stage = self.run.stage(name, inputs, [settings, token_budget])
-        folder = stage.folder
+        stage = self.run.stage(name, inputs, [self._how, token_budget])
         if stage.done():
-            return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
+            return _made(stage)
         self.meter.check()
         rows = with_terms(rows, self.permissions)
         terms = gate(rows, start)
         stage.begin()
-        banners = tuple(dict.fromkeys((*self.banners, *selection.banners)))
-        write_json(folder / "selection.json", replace(selection, banners=banners, terms=terms))
-        write_rows(folder, rows)
-        self._rest()
-        train, short = trainer_for(start), name.removeprefix("rungs/")
-        model, report = train(
-            rows,
-            start,
-            settings,
-            folder / "model",
-            token_budget=token_budget,
-            on_progress=heard(self.listen, f"{short}/training"),
-        )
-        model = inherit(model, start, self.banners, teacher)
-        write_blob(folder / "training.json", report)
-        self._commit_model(stage, report, [folder / "selection.json", folder / "training_set" / "rows.jsonl"])
-        return model, report
+        files = [self._write_selection(stage.folder, selection, terms), write_rows(stage.folder, rows)]
+        train = partial(trainer_for(start), rows, start, self._how, token_budget=token_budget)
+        return self._train(stage, start, train, files, teacher)
 
     def train_on_policy(self, name: str, start: Model, teacher: Model, prompts: Sequence[Prompt]) -> tuple[Model, TrainingReport]:
         """Train ``start`` on its own answers to ``prompts``, scored by ``teacher``: the stage ``name``."""
-        settings = replace(self.training, seed=self.training.seed + self.seed, start="base")
         inputs = {"model": start.fingerprint, "teacher": teacher.fingerprint, "prompts": digest(prompts)}
-        stage = self.run.stage(name, inputs, [settings, self.distillation.on_policy])
-        folder = stage.folder
+        stage = self.run.stage(name, inputs, [self._how, self.distillation.on_policy])
         if stage.done():
-            return load_model(str(folder / "model")), stage.read("training.json", TrainingReport)
+            return _made(stage)
         self.meter.check()
         stage.begin()
+        train = partial(train_on_policy, start, teacher, prompts, self.distillation.on_policy, training=self._how, terms=self.permissions)
+        return self._train(stage, start, train)
+
+    def prefer(
+        self, name: str, start: Model, pairs: Sequence[PreferencePair], pairing: Pairing, selection: Selection
+    ) -> tuple[Model, TrainingReport]:
+        """Train ``start`` to prefer the chosen of ``pairs`` to the rejected: the stage ``name``. ``pairing.json`` says which they are."""
+        rows = [row for one in pairs for row in (one.chosen, one.rejected)]
+        inputs = {"model": start.fingerprint, "pairs": digest(unmarked(rows))}
+        stage = self.run.stage(name, inputs, [self._how, self.preference])
+        if stage.done():
+            return _made(stage)
+        self.meter.check()
+        mine = with_terms(rows, self.permissions)
+        terms = gate(mine, start)
+        stage.begin()
+        write_json(stage.folder / "pairing.json", pairing)
+        files = [self._write_selection(stage.folder, selection, terms), stage.folder / "pairing.json", write_rows(stage.folder, mine[::2])]
+        vouched = [PreferencePair(chosen=good, rejected=bad) for good, bad in zip(mine[::2], mine[1::2], strict=True)]
+        train = partial(preference_trainer_for(start), vouched, start, self.preference, training=self._how)
+        return self._train(stage, start, train, files)
+
+    @property
+    def _how(self) -> Training:
+        # Where to start is said by the model that is trained, so the setting of that name changes nothing from here on.
+        return replace(self.training, seed=self.training.seed + self.seed, start="base")
+
+    def _write_selection(self, folder: Path, selection: Selection, terms: tuple[Terms, ...]) -> Path:
+        banners = tuple(dict.fromkeys((*self.banners, *selection.banners)))
+        write_json(folder / "selection.json", replace(selection, banners=banners, terms=terms))
+        return folder / "selection.json"
+
+    def _train(
+        self, stage: Stage, start: Model, train: Callable[..., tuple[Model, TrainingReport]], made: Sequence[Path] = (), teacher: str = ""
+    ) -> tuple[Model, TrainingReport]:
+        """Give memory back, train, and commit the stage with ``made``, the files that say on what."""
         self._rest()
-        model, report = train_on_policy(
-            start,
-            teacher,
-            prompts,
-            self.distillation.on_policy,
-            folder / "model",
-            training=settings,
-            terms=self.permissions,
-            on_progress=heard(self.listen, f"{name.removeprefix('rungs/')}/training"),
-        )
-        model = inherit(model, start, self.banners)
-        write_blob(folder / "training.json", report)
-        self._commit_model(stage, report, [])
+        model, report = train(stage.folder / "model", on_progress=heard(self.listen, f"{stage.name.removeprefix('rungs/')}/training"))
+        model = inherit(model, start, self.banners, teacher)
+        write_blob(stage.folder / "training.json", report)
+        self._commit_model(stage, report, made)
         return model, report
 
     def _commit_model(self, stage: Stage, report: TrainingReport, made: Sequence[Path]) -> None:
@@ -616,9 +662,15 @@ def inherit(model: Model, start: Model, banners: Sequence[str], teacher: str = "
     return replace(model, lineage=lineage)
 
 
-def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+def write_rows(folder: Path, rows: Sequence[Row]) -> Path:
     """The training set, one row a line, beside the selection it comes from."""
-    write_atomic(folder / "training_set" / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    path = folder / "training_set" / "rows.jsonl"
+    write_atomic(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def _made(stage: Stage) -> tuple[Model, TrainingReport]:
+    return load_model(str(stage.folder / "model")), stage.read("training.json", TrainingReport)
 
 
 def heard(listen: Listener, what: str) -> Callable[[TrainingProgress], None]:

@@ -24,8 +24,8 @@ from sharpen.chat.load import load_template
 from sharpen.chat.masks import without_ids
 from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused
 from sharpen.evaluation import evaluate
-from sharpen.methods.base import Attempt, Bench, Cast, Distillation, Prompted
-from sharpen.methods.rejection_sampling import Sourced, as_set, solutions
+from sharpen.methods.base import Attempt, Bench, Cast, Distillation, Prompted, Sourced
+from sharpen.methods.rejection_sampling import as_set, solutions
 from sharpen.methods.sft import demonstrations
 from sharpen.policies.meter import total
 from sharpen.records import Distilled, Evaluation, Selection, Teaching, Trajectory, Worked

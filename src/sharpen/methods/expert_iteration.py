@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sharpen.methods.base import Attempt, Bench, Prompted
-from sharpen.methods.rejection_sampling import Round, Sourced, rejection_sampling
+from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
+from sharpen.methods.rejection_sampling import Round, rejection_sampling
 
 
 def expert_iteration(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced], how: Round | None = None) -> Attempt:

@@ -20,10 +20,9 @@ from sharpen.agents.base import without_shots
 from sharpen.agents.checks import played
 from sharpen.budget import Uniform
 from sharpen.chat.base import said
-from sharpen.errors import Refused, SettingsError, SharpenError
-from sharpen.methods.base import Bench, Cast, Prompted
-from sharpen.methods.rejection_sampling import Sourced
-from sharpen.records import LeftOut, Record, Selection, Task, Trajectory
+from sharpen.errors import Refused, SharpenError
+from sharpen.methods.base import HERE, Bench, Cast, Hints, Prompted, Sourced
+from sharpen.records import LeftOut, Selection, Task, Trajectory
 from sharpen.sampling import HINTS, Pool
 from sharpen.selection import among, merge, select
 from sharpen.tasks.base import TaskSet
@@ -31,32 +30,6 @@ from sharpen.terms import EXPERT, settled, vouch
 
 SPEAKS_OF_IT = "it speaks of the hint, which it will not see"
 OVER_SHARE = "over hints.share"
-HERE = "{reference}"
-
-
-class Hints(Record, frozen=True, kw_only=True):
-    """How tasks that were never solved are tried with a hint.
-
-    ``n`` tries of each (4; ours: fewer than without a hint, since the solution is in view), of which at most one trains. ``share``, in [0, 1], bounds the
-    hinted ones among all tries that train, demonstrations aside (0.2, ours: twice STaR's, whose last set on CommonsenseQA solved 78.2 % of the questions
-    without and another 8.5 % with a hint); 1 is no bound. ``wording`` is what stands behind the task, with ``{reference}`` for the solution.
-    """
-
-    n: int = 4
-    share: float = 0.2
-    wording: str = (
-        "For this try only, here is a solution that is known to be right:\n"
-        f"{HERE}\n"
-        "Now do the task in the form that it asks for, as if you had not seen that solution."
-    )
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise SettingsError(f"n is {self.n}, but must be at least 1")
-        if not 0 <= self.share <= 1:
-            raise SettingsError(f"share is {self.share}, but is a share of the tries that train: 0 to 1")
-        if HERE not in self.wording:
-            raise SettingsError(f"wording does not say where the solution goes; write {HERE} in it")
 
 
 @dataclass(frozen=True)
@@ -93,7 +66,7 @@ def hinted(bench: Bench, rung: str, standing: Prompted, pool: Pool, beside: Sequ
     one_each = msgspec.structs.replace(bench.selection, weighting="log_pass_rate")  # the more tasks, the better: it is one way in
     chosen = select(silent, one_each, bench.seed)
     drawn = [key.task for key in chosen.kept]
-    most = len(drawn) if settings.share == 1 else _most(settings.share, [one for _, one in beside])
+    most = len(drawn) if settings.share == 1 or (settings.share and not beside) else _most(settings.share, [one for _, one in beside])
     random.Random(f"{bench.seed}/hints").shuffle(drawn)
     chosen = among(chosen, set(drawn[:most]), OVER_SHARE)
     left = [LeftOut(key=key, reason=SPEAKS_OF_IT) for key in spoken]

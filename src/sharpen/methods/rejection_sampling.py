@@ -7,7 +7,7 @@ tokens. What the control gains is what more text of one's own is worth; what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,22 +16,29 @@ from msgspec.structs import replace
 from sharpen.agents.base import without_shots
 from sharpen.budget import Adaptive
 from sharpen.chat.load import load_template
-from sharpen.methods.base import Attempt, Bench, Prompted
+from sharpen.errors import Refused
+from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
+from sharpen.methods.hints import hinted
 from sharpen.methods.sft import demonstrations
-from sharpen.records import Model, Selection, Trajectory
+from sharpen.pairs import pair, preferred
+from sharpen.records import Model, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool, SamplingSettings
 from sharpen.selection import build_rows, ignore_verdicts, merge, select
-
-Sourced = tuple[str, Trajectory]
 
 
 @dataclass(frozen=True)
 class Round:
-    """How one round is made: how it samples, and where its training starts (``training.start``). ``had`` are tries that need not be made again."""
+    """How one round is made: how it samples, and where its training starts (``training.start``). ``had`` are tries that need not be made again.
+
+    ``hints``: tasks that nothing solves are tried with their solution shown. ``negatives``: the standing model learns from passes and fails, not the base
+    from passes.
+    """
 
     sampling: SamplingSettings
     start: Literal["base", "current"]
     had: Pool | None = None
+    hints: bool = False
+    negatives: bool = False
 
     def begins(self, bench: Bench, standing: Prompted) -> Model:
         """The model that training starts from."""
@@ -66,31 +73,66 @@ def rejection_sampling(
     ``earlier`` are survivors of rounds before, mixed back in. Training starts from the base over everything (``training.start: base``, same gain
     in domain and better transfer: ReST-EM) or goes on from the standing model over the new survivors and the demonstrations (``current``).
     """
-    how, known = how or as_set(bench), solutions(earlier)
-    cands = sample(bench, rung, standing, earlier, how)
-    good = select(cands, bench.selection, bench.seed, known)
-
+    how = how or as_set(bench)
+    found = gather(bench, rung, standing, earlier, how)
+    if how.negatives:
+        return _prefer(bench, rung, standing, found)
     taught, demos = demonstrations(bench, bench.demonstrations())
     start, mixed = how.begins(bench, standing), [*demos, *how.mixed_back(earlier)]
 
-    def imitate(name: str, chosen: Selection, token_budget: int | None = None) -> Attempt:
-        own = [("sampled", without_shots(cands.trajectories[key], standing.shots)) for key in chosen.kept]
+    def imitate(name: str, chosen: Selection, own: Sequence[Sourced], token_budget: int | None = None) -> Attempt:
         rows, selection = build_rows(merge([taught, chosen]), [*mixed, *own], load_template(bench.base), bench.training.max_length)
         model, report = bench.train(name, start, rows, selection, token_budget=token_budget)
-        return Attempt(Prompted(model), selection, report, cands, survivors=tuple(own))
+        return Attempt(Prompted(model), selection, report, found.pool, survivors=tuple(own))
 
-    attempt = imitate(rung, good)
+    attempt = imitate(rung, found.selection, found.survivors)
     if not control or attempt.training is None:
         return attempt
-    indifferent = ignore_verdicts(cands, good, bench.seed)
-    beside = imitate(f"{rung}-control", indifferent, attempt.training.trained_tokens)
+    indifferent = ignore_verdicts(found.pool, found.selection, bench.seed)
+    drawn = _sourced(found.pool, indifferent, standing)
+    beside = imitate(f"{rung}-control", indifferent, drawn, attempt.training.trained_tokens)
     return Attempt(attempt.proposal, attempt.selection, attempt.training, attempt.pool, attempt.survivors, beside)
 
 
-def sample(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced], how: Round) -> Pool:
-    """A round's judged tries of every training task."""
-    tasks = bench.tasks.split("train").tasks
-    return bench.sample(f"{rung}/sampling", standing, tasks, how.sampling, known=solutions(earlier), had=how.had)
+@dataclass(frozen=True)
+class Gathered:
+    """What a round has to train on: its tries, and which of them are kept, as they train (``survivors``) and as they were made (``tries``)."""
+
+    pool: Pool
+    selection: Selection
+    survivors: tuple[Sourced, ...]
+    tries: Mapping[SampleKey, Trajectory]
+
+
+def gather(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced], how: Round) -> Gathered:
+    """A round's judged tries of every training task, and what is kept of them; with hints, of those that saw one too."""
+    tasks, known = bench.tasks.split("train").tasks, solutions(earlier)
+    pool = bench.sample(f"{rung}/sampling", standing, tasks, how.sampling, known=known, had=how.had)
+    good = select(pool, bench.selection, bench.seed, known)
+    own = _sourced(pool, good, standing)
+    tries = {key: pool.trajectories[key] for key in good.kept}
+    if not how.hints:
+        return Gathered(pool, good, own, tries)
+    more = hinted(bench, rung, standing, pool, [*own, *how.mixed_back(earlier)], bench.hints)
+    tries |= {key: more.pool.trajectories[key] for key in more.selection.kept}
+    return Gathered(pool, merge([good, more.selection]), (*own, *more.survivors), tries)
+
+
+def _sourced(pool: Pool, chosen: Selection, standing: Prompted) -> tuple[Sourced, ...]:
+    return tuple(("sampled", without_shots(pool.trajectories[key], standing.shots)) for key in chosen.kept)
+
+
+def _prefer(bench: Bench, rung: str, standing: Prompted, found: Gathered) -> Attempt:
+    """Learn from passes and fails of the same tasks (Iterative RPO): the standing model goes on, and is held against itself."""
+    template, shots = load_template(bench.base), standing.shots
+    pairs, pairing = pair(found.pool, found.selection.kept, template, bench.training.max_length, bench.preference.pairs, bench.seed, shots)
+    if not pairs:
+        raise Refused("no task has both a pass that is kept and a fail to compare it with; make more tries of each task")
+    selection = preferred(found.selection, pairing)
+    model, report = bench.prefer(rung, standing.model, pairs, pairing, selection)
+    chosen = set(selection.kept)
+    survivors = tuple(one for one in found.survivors if one[1].key in chosen)
+    return Attempt(Prompted(model), selection, report, found.pool, survivors=survivors)
 
 
 def solutions(earlier: Sequence[Sourced]) -> frozenset[tuple[str, tuple[str, ...]]]:

@@ -162,7 +162,7 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
             yield Ahead(f"{name}-control", rows=demonstrations + earlier)
             yield from (stage for stage in evaluated(f"{name}-control", "dev") if not stage.name.endswith("panel"))
     if again := settings.ladder.judged - max(len(settings.ladder.climbs), 1):
-        yield Ahead("rounds made again/sampling", more=again * sampling.n * sizes["train"])
+        yield Ahead("rounds made again/sampling", more=again * max(sampling.n, settings.hints.n) * sizes["train"])
         yield Ahead("rounds made again/dev", more=again * looks[-1] * sizes["dev"], more_rows=again * (demonstrations + earlier))
     if sizes["test"]:
         yield from evaluated("rungs/000-base", "test")

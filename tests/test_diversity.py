@@ -140,6 +140,14 @@ def test_k_is_what_nine_tasks_in_ten_have_on_both_sides() -> None:
     assert by_facet(seen(pool(40, 8, broken), pool(40, [16] * 35 + [4] * 5, diverse)))["pass@k"].words == "pass@4"
 
 
+def test_more_tries_on_one_side_alone_change_no_pass_at_k() -> None:
+    """Once seen in a simulation: 16 tries beside 8 at the same rate gave intervals of a hair's breadth that left 0 out."""
+    many, few = pool(24, 16, diverse), pool(24, 8, diverse)
+    for before, after in ((many, few), (few, many)):
+        change = by_facet(seen(before, after))["pass@k"]
+        assert (change.words, change.printed.value) == ("pass@8", 0.0) and change.printed.low < 0 < change.printed.high
+
+
 def test_more_passes_of_the_same_ways_are_not_more_diverse() -> None:
     """Four ways, equally likely; one side passes always, the other one time in four, with twice the tries."""
     draw = random.Random(5)

@@ -45,11 +45,10 @@ class Drops(Record, frozen=True, kw_only=True):
 
 @dataclass
 class _Tries:
-    """What was done at one task: ``tries`` in all, the ``passes`` by their actions, and how improbable its ``tokens`` were where that is known.
+    """What was done at one task: whether each try passed, the ``passes`` by their actions, how improbable the ``tokens`` were where that is known, and
+    whether tries were ``chosen`` from several."""
 
-    ``chosen``: tries were chosen from several."""
-
-    tries: int = 0
+    passed: list[bool] = field(default_factory=list)
     passes: Counter[tuple[str, ...]] = field(default_factory=Counter)
     nats: float = 0.0
     tokens: int = 0
@@ -67,7 +66,8 @@ def diversity(
 ) -> Diversity:
     """``after`` beside ``before``, both sampled as ``settings`` say. ``names`` are what they are called, ``level`` is that of the intervals that decide.
 
-    - ``pass@k``: the largest k for which nine tasks in ten have tries on both sides.
+    - ``pass@k``: the largest k for which nine tasks in ten have tries on both sides. Of a task that one side tried more often the first tries count, as many
+      as the other's: of rates near 1, more tries on one side alone make an interval that is too sure.
     - ``distinct``: different solutions (sequences of actions) in as many passing tries of both sides, so that whoever passes more often is not
       credited for it (rarefaction, ``stats.expected_distinct``). On the tasks that both passed twice or more: of one pass there is nothing to tell.
     - ``solutions``: the entropy over these sequences, as far as so many passes can see it (``stats.expected_entropy``).
@@ -77,7 +77,7 @@ def diversity(
     drops = drops or Drops()
     was, now = _see(before), _see(after)
     families = {task: after.tasks[task].family for task in now if task in was}
-    tries = {task: min(was[task].tries, now[task].tries) for task in families}
+    tries = {task: min(len(was[task].passed), len(now[task].passed)) for task in families}
     passes = {task: m for task in families if (m := min(was[task].passes.total(), now[task].passes.total())) > 1}
     k = sorted(tries.values())[int((1 - MOST) * len(tries) + 1e-9)] if tries else 0
     many = f"{sum(passes.values()) / len(passes):.1f} passing tries" if passes else "as many passing tries"
@@ -91,8 +91,8 @@ def diversity(
 
     changes = (
         change(
-            "pass@k", f"pass@{k}" if k > 1 else "pass@k", {task: k for task, n in tries.items() if n >= k > 1},
-            lambda one, k: pass_at_k(one.tries, one.passes.total(), k), drops.pass_k, "one try of a task: pass@k is pass@1", most=1.0,
+            "pass@k", f"pass@{k}" if k > 1 else "pass@k", {task: n for task, n in tries.items() if n >= k > 1},
+            lambda one, n: pass_at_k(n, sum(one.passed[:n]), k), drops.pass_k, "one try of a task: pass@k is pass@1", most=1.0,
         ),
         change(
             "distinct", f"distinct solutions in {many}", passes,
@@ -131,7 +131,7 @@ def _see(pool: Pool) -> dict[str, _Tries]:
         if verdict.outcome == "error" or trajectory.stop in ("error", "cancelled"):
             continue
         one = found[key.task]
-        one.tries += 1
+        one.passed.append(bool(verdict))
         if verdict:
             one.passes[trajectory.actions] += 1
         turns = [*trajectory.turns, *(turn for thread in trajectory.threads for turn in thread.turns)]

@@ -23,14 +23,16 @@ from msgspec.structs import replace
 
 from conftest import LADDER
 from sharpen.chat.scripted import END_ID, ScriptedTemplate
+from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
-from sharpen.errors import Refused, RunError
-from sharpen.handoff.folder import KINDS, Counted, choose, given, hand_over
+from sharpen.environments.tools import Functions, ToolProblem
+from sharpen.errors import Refused, RunError, SettingsError
+from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over
 from sharpen.handoff.grpo import Scores, _Played, _reward, parts
 from sharpen.handoff.justify import Headroom, justify
 from sharpen.handoff.taskset import play, rows
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Decision, Evaluation, Interval, Purity, SampleKey, Task, TaskResult, Verdict
+from sharpen.records import Decision, Evaluation, Interval, Message, Purity, SampleKey, Task, TaskResult, Verdict
 from sharpen.report.page import RungView
 from sharpen.run import climb
 from sharpen.settings import load_settings
@@ -322,7 +324,7 @@ def test_a_rollout_plays_the_game_and_masks_what_the_game_says(tmp_path: Path, m
 OBJECT = """
 class Sum:
     def reset(self, reference: str, **row: object) -> str:
-        self.total, self.wanted = 0, reference
+        self.total, self.wanted, self.seen = 0, reference, []
         return " Begin."
 
     def add(self, number: int) -> int:
@@ -334,26 +336,61 @@ class Sum:
         self.total += number
         return self.total
 
+    async def past(self) -> list[int]:
+        \"\"\"All totals so far.\"\"\"
+        return [self.total] * 9
+
     def get_reward(self) -> float:
+        if self.total < 0:
+            raise RuntimeError("overdrawn")
         return float(str(self.total) == self.wanted)
 """
 
 
-def test_an_object_becomes_what_trl_calls_without_a_reward_of_its_own(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "things.py").write_text(OBJECT)
-    hand = given(run / "rl")
+def with_tools(hand: Given, tools: Any) -> Given:
+    """The hand-over as if its tasks had been played with ``tools``."""
     tasks: Any = hand.settings.tasks
-    tools = Object(factory=f"{tmp_path / 'things.py'}:Sum")
-    hand = dataclasses.replace(hand, settings=replace(hand.settings, tasks=replace(tasks, environment=tools)))
+    settings = replace(hand.settings, tasks=replace(tasks, environment=tools))
+    return dataclasses.replace(hand, settings=settings, tasks=dataclasses.replace(hand.tasks, environment=load_environment(tools)))
+
+
+def test_an_object_becomes_what_trl_calls_as_the_run_calls_it(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "things.py").write_text(OBJECT)
+    hand = with_tools(given(run / "rl"), Object(factory=f"{tmp_path / 'things.py'}:Sum", max_chars=10, system="Be brief."))
     line = hand.lines(["all"])[0]
-    made = _Played(hand, [line], ScriptedTemplate(), "pass").factory()
+    played = _Played(hand, [line], ScriptedTemplate(), "pass")
+    made = played.factory()
     thing, other = made(), made()
     public = [name for name, _ in inspect.getmembers(type(thing), inspect.isfunction) if not name.startswith("_")]
-    assert public == ["add", "reset"]  # get_reward would be added to the verdict
+    assert public == ["add", "past", "reset"]  # get_reward would be added to the verdict
     assert thing.reset(task=line.task, prompt=[]) == " Begin." and other.reset(task=line.task, prompt=[]) == " Begin."
     assert str(inspect.signature(thing.add)) == "(number: int) -> int" and "what to add" in thing.add.__doc__
-    assert thing.add(int(line.reference)) == int(line.reference)
-    assert thing._outcome() == {"score": 1.0, "success": True} and other._outcome() == {"score": 0.0, "success": False}
+    get_json_schema = pytest.importorskip("transformers.utils.chat_template_utils").get_json_schema
+    assert get_json_schema(thing.past)["function"]["name"] == "past"
+    assert thing.add(number=int(line.reference)) == line.reference, "text, as the run has it"
+    assert thing.past().startswith("[") and thing.past().endswith("more characters cut]"), "TRL would take a list for pictures"
+    with pytest.raises(ToolProblem, match="it takes number"):
+        thing.add(numbr=1)
+    opened = played.openings[line.task]
+    assert opened[0] == Message(role="system", content="Be brief.") and "Begin" not in opened[-1].content
+    task, said = played.tasks[line.task], [{"role": "assistant", "content": "done"}]
+    right = played.as_trajectory(task, said, [END_ID], thing)
+    assert right.messages[1].content.endswith(" Begin.") and right.outcome == {"tool_calls": 4, "tool_errors": 1, "score": 1.0, "success": True}
+    assert played.as_trajectory(task, said, [END_ID], other).outcome["success"] is False
+    thing.reset(task=line.task)
+    thing.add(number=-1)
+    broken = played.as_trajectory(task, said, [END_ID], thing)
+    assert broken.stop == "error" and broken.error == "RuntimeError: overdrawn"
+    assert played.judged([task], [broken])[0].outcome == "error", "what broke is no fail"
+
+
+def test_tools_that_trl_would_hide_are_played_by_the_rollout(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text('def reset() -> str:\n    """Begin again."""\n    return "done"\n')
+    hand = with_tools(given(run / "rl"), Functions(functions=(f"{tmp_path / 'tools.py'}:reset",)))
+    played = _Played(hand, hand.lines(["all"])[:1], ScriptedTemplate(), "pass")
+    assert played.form == "rollout_func"
+    with pytest.raises(SettingsError, match="does not show the model a tool called reset"):
+        played.factory()
 
 
 def test_a_trainer_that_breaks_ends_the_rollout(run: Path) -> None:

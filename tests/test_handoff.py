@@ -26,7 +26,7 @@ from sharpen.chat.scripted import END_ID, ScriptedTemplate
 from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
 from sharpen.environments.tools import Functions, ToolProblem
-from sharpen.errors import Refused, RunError, SettingsError
+from sharpen.errors import ModelError, Refused, RunError, SettingsError
 from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over
 from sharpen.handoff.grpo import Scores, _Played, _reward, parts
 from sharpen.handoff.justify import Headroom, justify
@@ -74,8 +74,9 @@ def run(ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lines(run: Path, kind: str) -> list[Counted]:
-    decode = msgspec.json.Decoder(Counted).decode
-    return [decode(line) for line in (run / "rl" / "tasks" / f"{kind}.jsonl").read_bytes().splitlines()]
+    path = run / "rl" / "tasks" / f"{kind}.jsonl"
+    assert not path.exists() or path.stat().st_size, "datasets cannot read an empty file"
+    return [msgspec.json.decode(line, type=Counted) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 # ---------------------------------------------------------------- the folder
@@ -106,12 +107,58 @@ def test_a_run_that_ends_is_handed_over(ended: Path) -> None:
 def test_a_hand_over_leaves_what_the_script_made(run: Path) -> None:
     (run / "rl" / "out").mkdir()
     (run / "rl" / "out" / "curve.json").write_text("[]")
-    (run / "rl" / "tasks" / "mixed.jsonl").write_text("half a li")
-    kinds = {kind: len(lines(run, kind)) for kind in KINDS if kind != "mixed"}
-    handoff = hand_over(run)
+    kinds = {kind: len(lines(run, kind)) for kind in KINDS}
+    (run / "rl" / "tasks" / "mixed.jsonl").unlink()
+    assert hand_over(run).tasks == kinds == {kind: len(lines(run, kind)) for kind in KINDS}
     assert (run / "rl" / "out" / "curve.json").exists()
-    assert {**handoff.tasks, **kinds} == handoff.tasks
-    assert len(lines(run, "mixed")) == handoff.tasks["mixed"]
+
+
+@pytest.mark.parametrize("name", ["train_grpo.py", "tasks/mixed.jsonl", "README.md", "handoff.json"])
+def test_what_was_changed_by_hand_is_not_overwritten(name: str, run: Path) -> None:
+    path = run / "rl" / name
+    made = path.read_bytes()
+    path.write_bytes(made + b"# mine\n")
+    before = {one: one.read_bytes() for one in (run / "rl").rglob("*") if one.is_file()}
+    with pytest.raises(RunError, match=r"was changed by hand, and would be overwritten; rename it to keep it, or delete it") as caught:
+        hand_over(run)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert before == {one: one.read_bytes() for one in (run / "rl").rglob("*") if one.is_file()}, "nothing at all was written"
+    path.rename(path.with_name("mine"))
+    hand_over(run)
+    assert not path.read_bytes().endswith(b"# mine\n") and path.with_name("mine").read_bytes() == before[path]
+
+
+def test_an_older_hand_over_of_the_same_run_is_no_edit(run: Path) -> None:
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling")
+    fewer = hand_over(run)
+    assert fewer.tasks["unmeasured"] == TRAIN and not (run / "rl" / "tasks" / "mixed.jsonl").exists()
+    hand_over(run)
+
+
+def test_a_line_changed_by_hand_is_named(run: Path) -> None:
+    path = run / "rl" / "tasks" / "mixed.jsonl"
+    path.write_text(path.read_text() + '{"task": 7}\n')
+    with pytest.raises(RunError, match=rf"mixed.jsonl, line {len(path.read_text().splitlines())}, is no task of a hand-over"):
+        given(run / "rl").lines(["mixed"])
+    path.write_bytes((run / "rl" / "tasks" / "dev.jsonl").read_bytes())
+    with pytest.raises(Refused, match="dev decides"):
+        parts(run / "rl")
+
+
+def test_weights_that_are_gone_are_not_handed_over_as_another_models(run: Path) -> None:
+    shutil.rmtree(run / "rungs" / "002-sft" / "model")
+    handoff = hand_over(run)
+    assert "002-sft" not in [one.rung for one in handoff.start.candidates]
+    assert any(limit.startswith("002-sft: its weights are gone") for limit in handoff.limits)
+    path = run / "rungs" / "002-sft" / "decision.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "outcome": "keep"}))
+    with pytest.raises(RunError, match="002-sft, which the run ships, cannot be handed over: its weights are gone") as caught:
+        hand_over(run)
+    assert "\n" not in str(caught.value)
+    hand = given(run / "rl")
+    hand = dataclasses.replace(hand, handoff=replace(hand.handoff, start=replace(hand.handoff.start, path="deleted")))
+    with pytest.raises(ModelError, match="deleted is not a folder"):
+        _ = hand.prompted
 
 
 def test_a_run_half_done_is_handed_over_as_far_as_it_is_and_says_so(run: Path) -> None:
@@ -375,7 +422,12 @@ def test_an_object_becomes_what_trl_calls_as_the_run_calls_it(run: Path, tmp_pat
     assert opened[0] == Message(role="system", content="Be brief.") and "Begin" not in opened[-1].content
     task, said = played.tasks[line.task], [{"role": "assistant", "content": "done"}]
     right = played.as_trajectory(task, said, [END_ID], thing)
-    assert right.messages[1].content.endswith(" Begin.") and right.outcome == {"tool_calls": 4, "tool_errors": 1, "score": 1.0, "success": True}
+    assert right.messages[1].content.endswith(" Begin.") and right.outcome == {
+        "tool_calls": 4,
+        "tool_errors": 1,
+        "score": 1.0,
+        "success": True,
+    }
     assert played.as_trajectory(task, said, [END_ID], other).outcome["success"] is False
     thing.reset(task=line.task)
     thing.add(number=-1)
@@ -433,6 +485,7 @@ class Talk:
     """In the place of verifiers' interaction: says one thing."""
 
     says: Reply
+    trace: Any = field(default_factory=lambda: SimpleNamespace(errors=[], is_timeout=False, is_truncated=False))
 
     async def turn(self, message: Any = None) -> Reply:
         return self.says
@@ -446,6 +499,16 @@ def test_the_taskset_has_the_tasks_and_judges_them_alike(run: Path) -> None:
     assert asyncio.run(play(hand, row["id"], Talk(Reply(str(row["reference"]))))).outcome == "pass"
     assert asyncio.run(play(hand, row["id"], Talk(Reply("nonsense")))).outcome == "fail"
     assert asyncio.run(play(hand, row["id"], Talk(Reply("", terminated=True)))).outcome == "fail"
+    cut = SimpleNamespace(errors=[], is_timeout=False, is_truncated=True)
+    assert asyncio.run(play(hand, row["id"], Talk(Reply(str(row["reference"])), cut))).outcome == "fail", (
+        "a turn that was cut is not what was meant"
+    )
+    for trace in (SimpleNamespace(errors=[SimpleNamespace(message="503")], is_timeout=False), SimpleNamespace(errors=[], is_timeout=True)):
+        with pytest.raises(RunError, match=r"was not played to its end: (503|it took too long)"):
+            asyncio.run(play(hand, row["id"], Talk(Reply("", terminated=True), trace)))
+    (run / "rl" / "tasks" / "solved.jsonl").unlink(missing_ok=True)
+    with pytest.raises(Refused, match="has no solved tasks"):
+        list(rows(hand, ["solved"]))
 
 
 @pytest.mark.real

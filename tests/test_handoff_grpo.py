@@ -32,34 +32,35 @@ PROJECTS = Path(sharpen.__file__).parent / "projects"
 HERMES = (Path(__file__).parent.parent / "src/sharpen/chat/templates/hermes.jinja").read_text()
 Ways = Callable[[TaskSet, Task], Sequence[Any]]  # the ways to play a task that the model is to know, each as likely
 
-# Runs a script with TRL's loss watched: what each completion was, and at which of its tokens the loss had a gradient.
+# Runs a script with TRL's loss watched: what each completion was, and at how many of its tokens, own and told, the loss has a gradient.
 WATCH = """
 import json, runpy, sys
 from trl import GRPOTrainer
 script, out = sys.argv[1], open(sys.argv[2], "w")
-loss = GRPOTrainer._compute_loss
+loss, scored = GRPOTrainer._compute_loss, GRPOTrainer._get_per_token_logps_and_entropies
 
 def watched(self, model, inputs):
-    logits = []
-    hook = model.lm_head.register_forward_hook(lambda module, given, made: logits.append(made))
-    value = loss(self, model, inputs)
-    hook.remove()
-    [made] = logits
-    tokens, there = inputs["completion_ids"], inputs["completion_mask"]
-
     def learned(gradient):
-        sloped = gradient[:, -tokens.size(1) - 1 : -1].abs().sum(-1) > 0  # the logits before a token are those of it
-        for ids, mask, own, at, prompt in zip(tokens, there, inputs["tool_mask"], sloped, inputs["prompt_ids"]):
-            kept = [(int(i), int(o), bool(s)) for i, m, o, s in zip(ids, mask, own, at) if m]
-            parts = {}
-            for name, chosen in {"own": [i for i, o, _ in kept if o], "told": [i for i, o, _ in kept if not o]}.items():
-                parts[name] = self.processing_class.decode(chosen)
-            parts["sloped"] = [sum(s for _, o, s in kept if o), sum(s for _, o, s in kept if not o)]
-            parts["prompt"] = self.processing_class.decode(prompt)
-            print(json.dumps(parts), file=out, flush=True)
+        batch = zip(*(inputs[name] for name in ("completion_ids", "completion_mask", "tool_mask", "prompt_ids")), gradient != 0)
+        for ids, there, own, prompt, sloped in batch:
+            kept = {True: [], False: []}
+            for token, mine, slope in zip(ids[there.bool()], own[there.bool()].bool().tolist(), sloped[there.bool()].tolist()):
+                kept[mine].append((int(token), slope))
+            own, told = ([token for token, _ in kept[mine]] for mine in (True, False))
+            counts = [sum(slope for _, slope in kept[mine]) for mine in (True, False)]
+            texts = dict(zip(("own", "told", "prompt"), map(self.processing_class.decode, (own, told, prompt))))
+            print(json.dumps({**texts, "sloped": counts}), file=out, flush=True)
 
-    made.register_hook(learned)
-    return value
+    def watch(*given, **more):
+        logps, *rest = scored(self, *given, **more)
+        logps.register_hook(learned)
+        return logps, *rest
+
+    self._get_per_token_logps_and_entropies = watch
+    try:
+        return loss(self, model, inputs)
+    finally:
+        del self._get_per_token_logps_and_entropies
 
 GRPOTrainer._compute_loss = watched
 sys.argv = [script, *sys.argv[3:]]
@@ -74,7 +75,9 @@ def taught(folder: Path, model: Model, tasks: TaskSet, ways: Ways, steps: int) -
 
     template = ChatTemplate.load(model.path)
     played = [
-        loop.run(replay(task, tasks.environment, assistant_turns(turns, "way"))) for task in tasks.split("train").tasks for turns in ways(tasks, task)
+        loop.run(replay(task, tasks.environment, assistant_turns(turns, "way")))
+        for task in tasks.split("train").tasks
+        for turns in ways(tasks, task)
     ]
     made = [row for one in played for row in rows(one, template, "test", 1 << 20)[0]]
     assert len(made) == len(played)
@@ -143,7 +146,9 @@ def agrees(log: list[dict[str, Any]], tries: list[dict[str, Any]]) -> None:
 
 
 def test_tools_are_called_by_trl_and_their_results_have_no_gradient(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Model]  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., Model],  # noqa: F811
 ) -> None:
     shutil.copytree(PROJECTS / "tools", tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -166,16 +171,29 @@ def test_tools_are_called_by_trl_and_their_results_have_no_gradient(
         assert one["sloped"][1] == 0 and "tool_response" not in one["own"]
         assert "Be brief." in one["prompt"] and '"name": "calculator"' in one["prompt"]
     for one in answered:
-        assert re.fullmatch(r"\n<\|im_start\|>user\n<tool_response>\n.*\n</tool_response><\|im_end\|>\n<\|im_start\|>assistant\n", one["told"], re.S)
+        assert re.fullmatch(
+            r"\n<\|im_start\|>user\n<tool_response>\n.*\n</tool_response><\|im_end\|>\n<\|im_start\|>assistant\n", one["told"], re.S
+        )
     assert any(one["sloped"][0] for one in answered)
 
 
 def test_a_text_game_is_played_by_the_rollout_and_what_it_says_has_no_gradient(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Model]  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., Model],  # noqa: F811
 ) -> None:
     pytest.importorskip("textworld")
     monkeypatch.chdir(tmp_path)
-    games = {"source": "textworld", "seed": 5, "rooms": 1, "objects": 2, "shortest": 2, "longest": 2, "max_turns": 3, "splits": {"train": 2, "dev": 2}}
+    games = {
+        "source": "textworld",
+        "seed": 5,
+        "rooms": 1,
+        "objects": 2,
+        "shortest": 2,
+        "longest": 2,
+        "max_turns": 3,
+        "splits": {"train": 2, "dev": 2},
+    }
 
     def ways(known: TaskSet, task: Task) -> list[Any]:
         return [known.environment.expert(task), ["look"] * 3]
@@ -194,5 +212,7 @@ def test_a_text_game_is_played_by_the_rollout_and_what_it_says_has_no_gradient(
         )
     assert len(seen) == 16 and all(one["sloped"][1] == 0 for one in seen)
     won = [one for one in seen if one["own"] in whole]
-    assert won and all(one["told"] == whole[one["own"]] for one in won), "word for word what the environment says, and nothing behind the last turn"
+    assert won and all(one["told"] == whole[one["own"]] for one in won), (
+        "word for word what the environment says, and nothing behind the last turn"
+    )
     assert any(one["sloped"][0] for one in won)

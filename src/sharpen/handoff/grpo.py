@@ -35,7 +35,7 @@ from sharpen.chat.template import ChatTemplate
 from sharpen.environments.object import Object
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.environments.tools import Functions, ToolEpisode, opening
-from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused, SettingsError
+from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused, SettingsError, TooManyErrors
 from sharpen.handoff.folder import Counted, Given, given, templates
 from sharpen.models import save_pretrained
 from sharpen.plugins import load
@@ -137,9 +137,10 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
 
     Refused where there is no such task. ModelError where the model cannot be trained here. SettingsError where the environment has not the ``form``.
     """
+    out = (out or place / "out").resolve()  # before the working directory changes
     hand = given(place)
     lines = hand.lines(kinds)
-    if "dev" in kinds:
+    if any(line.split != "train" for line in lines):
         raise Refused("dev decides which model is kept, so its tasks must not train; choose mixed, never-solved, unmeasured or all")
     if not lines:
         why = (
@@ -158,7 +159,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
     template = ChatTemplate.load(prompted.model.path)
     played = _Played(hand, lines, template, pay)
     chosen = form or played.form
-    scores = Scores((out or hand.place / "out").resolve())
+    scores = Scores(out)
 
     def reward(
         completions: list[Any], completion_ids: list[list[int]], task: list[str], trainer_state: Any, **rest: Any
@@ -172,6 +173,10 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
             made = zip(tasks, completions, completion_ids, environments, strict=True)
             verdicts = played.judged(tasks, [played.as_trajectory(*one) for one in made])
         rewards = [_reward(one, pay) for one in verdicts]
+        if not scores.given and all(one is None for one in rewards):
+            raise TooManyErrors(
+                f"none of the first {len(rewards)} tries could be judged, so there is nothing to learn from: {verdicts[0].reason}"
+            )
         scores.add(trainer_state.global_step, list(zip(tasks, rewards, strict=True)), write=trainer_state.is_world_process_zero)
         return rewards
 
@@ -317,7 +322,9 @@ class _Played:
             case Object(factory=factory):
                 methods = inspect.getmembers(load(factory, "environment"), inspect.isfunction)
                 return {
-                    name: (method, True) for name, method in methods if not name.startswith("_") and name not in ("reset", "get_reward", "close")
+                    name: (method, True)
+                    for name, method in methods
+                    if not name.startswith("_") and name not in ("reset", "get_reward", "close")
                 }
         return {}
 

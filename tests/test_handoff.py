@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,22 +24,27 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+import sharpen
 from conftest import LADDER
+from sharpen.agents.base import PolicyAgent
+from sharpen.agents.proxy import Calls, serve
 from sharpen.chat.scripted import END_ID, ScriptedTemplate
 from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
 from sharpen.environments.tools import Functions, ToolProblem
-from sharpen.errors import ModelError, Refused, RunError, SettingsError
+from sharpen.errors import ModelError, PolicyError, Refused, RunError, SettingsError
 from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over
 from sharpen.handoff.grpo import Scores, _Played, _reward, parts
 from sharpen.handoff.justify import Headroom, justify
 from sharpen.handoff.taskset import play, rows
-from sharpen.policies.scripted import scripted_model
+from sharpen.policies.base import Conversation, Sampling
+from sharpen.policies.scripted import ScriptedPolicy, scripted_model
 from sharpen.records import Decision, Evaluation, Interval, Message, Purity, SampleKey, Task, TaskResult, Verdict
 from sharpen.report.page import RungView
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.stats import pass_interval
+from sharpen.verifiers.run import judge
 
 
 def interval(value: float, low: float, high: float) -> Interval:
@@ -511,14 +519,107 @@ def test_the_taskset_has_the_tasks_and_judges_them_alike(run: Path) -> None:
         list(rows(hand, ["solved"]))
 
 
+GUESS = """
+from sharpen.environments.base import Step
+from sharpen.records import Message
+
+class Guess:
+    name, max_turns, tools = "guess-1", 4, ()
+
+    def __init__(self, wanted: int = 0) -> None:
+        self.wanted = wanted
+
+    async def start(self, task):
+        return Guess(int(task.reference)), task.prompt
+
+    async def step(self, message):
+        said = message.content.strip()
+        if said == str(self.wanted):
+            return Step(action=said, done=True)
+        told = "more" if int(said) < self.wanted else "less"
+        return Step(action=said, messages=(Message(role="user", content=told),))
+
+    def expert(self, task):
+        return (task.reference,)
+
+    async def close(self):
+        pass
+"""
+
+
+def count_up(conversation: Conversation, random: Random) -> str:
+    """A player that says one more each time: right within four turns up to 4, and broken at once where the task names a broken server."""
+    if "broken" in conversation.messages[0].content:
+        raise PolicyError("the server is down")
+    return str(sum(message.role == "user" for message in conversation.messages))
+
+
 @pytest.mark.real
-def test_the_taskset_loads_with_verifiers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vf = pytest.importorskip("verifiers.v1")
-    monkeypatch.syspath_prepend(str(run / "rl" / "taskset"))
-    config = vf.taskset_config_type("ladder_tasks").model_validate({"id": "ladder_tasks", "kinds": ["all"]})
-    assert len(list(vf.load_taskset(config))) == TRAIN
-    environment = vf.load_environment(vf.env_config_type("ladder_tasks").model_validate({"taskset": {"id": "ladder_tasks"}}))
-    assert type(environment).__name__ == "RunEnv"
+async def test_verifiers_plays_whole_episodes_and_gives_the_reward_that_sharpen_gives(tmp_path: Path) -> None:
+    """With verifiers' own command, in its own environment, against an OpenAI-compatible server: episodes of several turns, won, lost and broken."""
+    python = Path(__file__).parent.parent / ".venv-verifiers" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("there is no .venv-verifiers; bash scripts/verifiers.sh makes it")
+    (tmp_path / "guess.py").write_text(GUESS)
+    (tmp_path / "verifier.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
+    asked = {"Guess.": "1", "Guess again.": "3", "Guess high.": "9", "Guess on a broken server.": "2", "For dev.": "1"}
+    data = "".join(
+        json.dumps({"prompt": prompt, "reference": wanted, "split": "dev" if "dev" in prompt else "train"}) + "\n"
+        for prompt, wanted in asked.items()
+    )
+    (tmp_path / "tasks.jsonl").write_text(data)
+    scripted_model(tmp_path / "base", skill=0.0)
+    tasks = {
+        "source": "jsonl",
+        "path": str(tmp_path / "tasks.jsonl"),
+        "verifier": f"{tmp_path / 'verifier.py'}:verify",
+        "environment": {"environment": "plugin", "name": f"{tmp_path / 'guess.py'}:Guess"},
+        "max_overlap": 1.0,
+    }
+    (tmp_path / "guess.yaml").write_text(yaml.safe_dump({"model": str(tmp_path / "base"), "tasks": tasks, "ladder": {"rungs": []}}))
+    climb(load_settings(tmp_path / "guess.yaml", {}), tmp_path / "runs")
+    rl = tmp_path / "runs" / "guess" / "rl"
+
+    policy, sampling = ScriptedPolicy(count_up), Sampling(temperature=1.0, top_p=1.0, max_tokens=64)
+    known = given(rl).tasks
+    assert known.verifier is not None
+    wanted: dict[str, float] = {}
+    for task in known.split("train").tasks:
+        with contextlib.suppress(PolicyError):
+            tried = await PolicyAgent("player", policy, "player", known.environment, sampling).run(task, 0)
+            wanted[task.key] = float(judge(task, tried, known.verifier).outcome == "pass")
+    async with serve(Calls(policy, sampling, 100)) as url:
+        flags = [
+            "--client.base_url",
+            url,
+            "--model",
+            "player",
+            "--env.taskset.kinds",
+            '["unmeasured"]',
+            "--no-push",
+            "--no-rich",
+            "-o",
+            str(tmp_path / "out"),
+        ]
+        paths = [str(Path(sharpen.__file__).parent.parent), str(rl / "taskset")]
+        environment = {
+            **os.environ,
+            "PRIME_API_KEY": "none",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        command = [str(python.parent / "vf-eval"), "guess_tasks", *flags]
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        _, said = await process.communicate()
+    assert process.returncode == 0, said.decode()[-4000:]
+    [traces] = (tmp_path / "out").glob("*/traces.jsonl")
+    episodes = {one["task"]["data"]["id"]: one for one in map(json.loads, traces.read_text().splitlines())}
+    given_rewards = {key: one["traces"][0]["rewards"]["passed"]["score"] for key, one in episodes.items() if one["traces"][0]["rewards"]}
+    assert given_rewards == wanted and sorted(wanted.values()) == [0.0, 1.0, 1.0]
+    [broken] = episodes.keys() - wanted.keys()
+    assert not episodes[broken]["ok"] and "was not played to its end" in episodes[broken]["errors"][0]["message"]
+    turns = {key: sum(node.get("sampled", False) for node in one["traces"][0]["nodes"]) for key, one in episodes.items()}
+    assert sorted(turns.values()) == [0, 1, 3, 4]
 
 
 # ---------------------------------------------------------------- the script, for real

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,18 @@ def test_an_older_hand_over_of_the_same_run_is_no_edit(run: Path) -> None:
     fewer = hand_over(run)
     assert fewer.tasks["unmeasured"] == TRAIN and not (run / "rl" / "tasks" / "mixed.jsonl").exists()
     hand_over(run)
+
+
+@pytest.mark.real
+def test_the_tasks_are_plain_jsonl_with_the_columns_that_the_page_names(run: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = {path.stem.replace("-", "_"): str(path) for path in (run / "rl" / "tasks").glob("*.jsonl")}
+    loaded = datasets.load_dataset("json", data_files=files, cache_dir=str(run / "cache"))
+    assert {len(loaded[split]) for split in loaded} == {len(lines(run, split.replace("_", "-"))) for split in loaded}
+    page = (Path(__file__).parent.parent / "docs" / "handoff.md").read_text()
+    rows = page[page.index("| column |") :].split("\n\n")[0]
+    named = re.findall(r"`([\w-]+)`", " ".join(row.split("|")[1] for row in rows.splitlines()))
+    assert set(named) == set(loaded["dev"].column_names) == set(Counted.__struct_fields__)
 
 
 def test_a_line_changed_by_hand_is_named(run: Path) -> None:
@@ -536,7 +549,7 @@ class Guess:
         said = message.content.strip()
         if said == str(self.wanted):
             return Step(action=said, done=True)
-        told = "more" if int(said) < self.wanted else "less"
+        told = "more" if said.isdigit() and int(said) < self.wanted else "less"
         return Step(action=said, messages=(Message(role="user", content=told),))
 
     def expert(self, task):

@@ -519,7 +519,7 @@ def _write(place: Path, handoff: Handoff, counted: Sequence[Counted], dev: Seque
                 f"{path} was changed by hand, and would be overwritten; rename it to keep it, or delete it, and give sharpen handoff again"
             )
     # Before the files themselves: what a kill leaves behind is ours too.
-    write_json(place / WRITTEN, {name: tuple({*known.get(name, ()), sha256(data).hexdigest()}) for name, data in files.items()})
+    write_json(place / WRITTEN, {name: tuple(sorted({*known.get(name, ()), sha256(data).hexdigest()})) for name, data in files.items()})
     with writing(place):
         for name, data in files.items():
             path = place / name

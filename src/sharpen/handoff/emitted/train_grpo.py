@@ -1,7 +1,8 @@
 """GRPO with TRL from where this run's ladder ended: python rl/train_grpo.py --steps 20
 
 It trains all weights of the model in model.json on the tasks in tasks/mixed.jsonl, with the run's own environment and verifier. The reward curve
-is out/curve.svg (and .json, with intervals), every try's reward out/episodes.jsonl, the model out/model. Short on purpose: make it yours.
+is out/curve.svg (and .json, with intervals), every try's reward out/episodes.jsonl, what TRL logged out/log.json, the model out/model. Short on
+purpose: copy it under another name, in this folder, and make it yours; sharpen handoff does not overwrite what was changed by hand.
 """
 
 import argparse

@@ -33,9 +33,9 @@ from sharpen.chat.scripted import END_ID, ScriptedTemplate
 from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
 from sharpen.environments.tools import Functions, ToolProblem
-from sharpen.errors import ModelError, PolicyError, Refused, RunError, SettingsError
+from sharpen.errors import ModelError, PolicyError, Refused, RunError, SettingsError, TooManyErrors
 from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over
-from sharpen.handoff.grpo import Scores, _Played, _reward, parts
+from sharpen.handoff.grpo import Scores, _Played, _reward, _rewards, parts
 from sharpen.handoff.justify import Headroom, justify
 from sharpen.handoff.taskset import play, rows
 from sharpen.policies.base import Conversation, Sampling
@@ -321,6 +321,18 @@ def test_a_reward_is_the_verdict_and_an_error_is_none() -> None:
     assert _reward(verdict, "pass") == 0.0 and _reward(verdict, "score") == 0.3
     assert _reward(replace(verdict, outcome="pass", score=None), "score") == 1.0
     assert _reward(replace(verdict, outcome="error"), "pass") is None and _reward(replace(verdict, outcome="error"), "score") is None
+
+
+def test_a_verifier_without_its_sandbox_ends_the_script_at_once_and_in_one_line() -> None:
+    key = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
+    broken = Verdict(key=key, outcome="error", reason="the verifier raised SandboxError: the sandbox needs bubblewrap")
+    with pytest.raises(
+        TooManyErrors, match=r"none of the first 2 tries could be judged.*: the verifier raised SandboxError: the sandbox needs"
+    ) as caught:
+        _rewards([broken, broken], "pass", first=True)
+    assert "\n" not in str(caught.value)
+    assert _rewards([broken, broken], "pass", first=False) == [None, None], "what breaks for a while does not lose the updates made before"
+    assert _rewards([broken, replace(broken, outcome="fail")], "pass", first=True) == [None, 0.0]
 
 
 def test_what_trl_samples_is_judged_as_the_run_judged(run: Path) -> None:

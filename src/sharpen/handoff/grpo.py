@@ -172,11 +172,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
             environments = rest.get("environments") or [None] * len(tasks)
             made = zip(tasks, completions, completion_ids, environments, strict=True)
             verdicts = played.judged(tasks, [played.as_trajectory(*one) for one in made])
-        rewards = [_reward(one, pay) for one in verdicts]
-        if not scores.given and all(one is None for one in rewards):
-            raise TooManyErrors(
-                f"none of the first {len(rewards)} tries could be judged, so there is nothing to learn from: {verdicts[0].reason}"
-            )
+        rewards = _rewards(verdicts, pay, first=not scores.given)
         scores.add(trainer_state.global_step, list(zip(tasks, rewards, strict=True)), write=trainer_state.is_world_process_zero)
         return rewards
 
@@ -210,6 +206,16 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
     elif not isinstance(hand.tasks.environment, SingleTurn):
         raise SettingsError(f"the form reward is for one prompt and one answer; {hand.tasks.environment.name} takes rollout_func")
     return made
+
+
+def _rewards(verdicts: Sequence[Verdict], pay: Pay, *, first: bool) -> list[float | None]:
+    """The reward of each try. TooManyErrors where none of the ``first`` tries can be judged: no later one would be."""
+    rewards = [_reward(one, pay) for one in verdicts]
+    if first and all(one is None for one in rewards):
+        raise TooManyErrors(
+            f"none of the first {len(rewards)} tries could be judged, so there is nothing to learn from: {verdicts[0].reason}"
+        )
+    return rewards
 
 
 def _reward(verdict: Verdict, pay: Pay) -> float | None:

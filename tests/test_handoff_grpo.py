@@ -152,6 +152,9 @@ def test_tools_are_called_by_trl_and_their_results_have_no_gradient(
 ) -> None:
     shutil.copytree(PROJECTS / "tools", tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    tools = (tmp_path / "tools.py").read_text().replace("return str(eval(expression))", "return f'{eval(expression)} {[*range(100, 200)]}'")
+    assert "range" in tools
+    (tmp_path / "tools.py").write_text(tools)  # a result longer than all that the model may sample
     tasks = yaml.safe_load((tmp_path / "run.yaml").read_text())["tasks"]
     tasks["environment"] |= {"system": "Be brief.", "max_turns": 2}
     tasks["splits"] = {"train": 2, "dev": 2}

@@ -112,7 +112,9 @@ class Parts:
     rollout_func: Callable[..., dict[str, Any]] | None = None
     environment_factory: Callable[[], Any] | None = None
     max_tokens: int = 256
-    """What one call of generation may sample."""
+    """What one turn may sample."""
+    most_tokens: int = 256
+    """What TRL lets a try hold after its prompt. Where it calls tools that is all turns and results, and a result that does not fit ends the try."""
     turns: int | None = None
     """How often TRL may call tools and go on."""
     temperature: float = 1.0
@@ -191,6 +193,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
         form=chosen,
         scores=scores,
         max_tokens=sampling.max_tokens,
+        most_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         _played=played,
     )
@@ -200,7 +203,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
     elif chosen == "environment_factory":
         made.environment_factory = played.factory()
         made.turns = hand.tasks.environment.max_turns - 1
-        made.max_tokens *= hand.tasks.environment.max_turns  # TRL's limit is on all turns and results together
+        made.most_tokens = model.config.max_position_embeddings  # so that a long result, which nobody samples, is no overflow
         if getattr(template.tokenizer, "response_template", None) is None:  # else TRL knows only the templates of its list
             template.tokenizer.response_template = {"defaults": {"role": "assistant"}, **(template.calls or {})}
     elif not isinstance(hand.tasks.environment, SingleTurn):

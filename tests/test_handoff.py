@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import json
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,20 +25,27 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+import sharpen
 from conftest import LADDER
+from sharpen.agents.base import PolicyAgent
+from sharpen.agents.proxy import Calls, serve
 from sharpen.chat.scripted import END_ID, ScriptedTemplate
+from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
-from sharpen.errors import Refused, RunError
-from sharpen.handoff.folder import KINDS, Counted, choose, given, hand_over
-from sharpen.handoff.grpo import Scores, _Played, _reward, parts
+from sharpen.environments.tools import Functions, ToolProblem
+from sharpen.errors import ModelError, PolicyError, Refused, RunError, SettingsError, TooManyErrors
+from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over
+from sharpen.handoff.grpo import Scores, _Played, _reward, _rewards, parts
 from sharpen.handoff.justify import Headroom, justify
 from sharpen.handoff.taskset import play, rows
-from sharpen.policies.scripted import scripted_model
-from sharpen.records import Decision, Evaluation, Interval, Purity, SampleKey, Task, TaskResult, Verdict
+from sharpen.policies.base import Conversation, Sampling
+from sharpen.policies.scripted import ScriptedPolicy, scripted_model
+from sharpen.records import Decision, Evaluation, Interval, Message, Purity, SampleKey, Task, TaskResult, Verdict
 from sharpen.report.page import RungView
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.stats import pass_interval
+from sharpen.verifiers.run import judge
 
 
 def interval(value: float, low: float, high: float) -> Interval:
@@ -72,8 +83,9 @@ def run(ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lines(run: Path, kind: str) -> list[Counted]:
-    decode = msgspec.json.Decoder(Counted).decode
-    return [decode(line) for line in (run / "rl" / "tasks" / f"{kind}.jsonl").read_bytes().splitlines()]
+    path = run / "rl" / "tasks" / f"{kind}.jsonl"
+    assert not path.exists() or path.stat().st_size, "datasets cannot read an empty file"
+    return [msgspec.json.decode(line, type=Counted) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 # ---------------------------------------------------------------- the folder
@@ -104,12 +116,70 @@ def test_a_run_that_ends_is_handed_over(ended: Path) -> None:
 def test_a_hand_over_leaves_what_the_script_made(run: Path) -> None:
     (run / "rl" / "out").mkdir()
     (run / "rl" / "out" / "curve.json").write_text("[]")
-    (run / "rl" / "tasks" / "mixed.jsonl").write_text("half a li")
-    kinds = {kind: len(lines(run, kind)) for kind in KINDS if kind != "mixed"}
-    handoff = hand_over(run)
+    kinds = {kind: len(lines(run, kind)) for kind in KINDS}
+    (run / "rl" / "tasks" / "mixed.jsonl").unlink()
+    assert hand_over(run).tasks == kinds == {kind: len(lines(run, kind)) for kind in KINDS}
     assert (run / "rl" / "out" / "curve.json").exists()
-    assert {**handoff.tasks, **kinds} == handoff.tasks
-    assert len(lines(run, "mixed")) == handoff.tasks["mixed"]
+
+
+@pytest.mark.parametrize("name", ["train_grpo.py", "tasks/mixed.jsonl", "README.md", "handoff.json"])
+def test_what_was_changed_by_hand_is_not_overwritten(name: str, run: Path) -> None:
+    path = run / "rl" / name
+    made = path.read_bytes()
+    path.write_bytes(made + b"# mine\n")
+    before = {one: one.read_bytes() for one in (run / "rl").rglob("*") if one.is_file()}
+    with pytest.raises(RunError, match=r"was changed by hand, and would be overwritten; rename it to keep it, or delete it") as caught:
+        hand_over(run)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert before == {one: one.read_bytes() for one in (run / "rl").rglob("*") if one.is_file()}, "nothing at all was written"
+    path.rename(path.with_name("mine"))
+    hand_over(run)
+    assert not path.read_bytes().endswith(b"# mine\n") and path.with_name("mine").read_bytes() == before[path]
+
+
+def test_an_older_hand_over_of_the_same_run_is_no_edit(run: Path) -> None:
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling")
+    fewer = hand_over(run)
+    assert fewer.tasks["unmeasured"] == TRAIN and not (run / "rl" / "tasks" / "mixed.jsonl").exists()
+    hand_over(run)
+
+
+@pytest.mark.real
+def test_the_tasks_are_plain_jsonl_with_the_columns_that_the_page_names(run: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = {path.stem.replace("-", "_"): str(path) for path in (run / "rl" / "tasks").glob("*.jsonl")}
+    loaded = datasets.load_dataset("json", data_files=files, cache_dir=str(run / "cache"))
+    assert {len(loaded[split]) for split in loaded} == {len(lines(run, split.replace("_", "-"))) for split in loaded}
+    page = (Path(__file__).parent.parent / "docs" / "handoff.md").read_text()
+    rows = page[page.index("| column |") :].split("\n\n")[0]
+    named = re.findall(r"`([\w-]+)`", " ".join(row.split("|")[1] for row in rows.splitlines()))
+    assert set(named) == set(loaded["dev"].column_names) == set(Counted.__struct_fields__)
+
+
+def test_a_line_changed_by_hand_is_named(run: Path) -> None:
+    path = run / "rl" / "tasks" / "mixed.jsonl"
+    path.write_text(path.read_text() + '{"task": 7}\n')
+    with pytest.raises(RunError, match=rf"mixed.jsonl, line {len(path.read_text().splitlines())}, is no task of a hand-over"):
+        given(run / "rl").lines(["mixed"])
+    path.write_bytes((run / "rl" / "tasks" / "dev.jsonl").read_bytes())
+    with pytest.raises(Refused, match="dev decides"):
+        parts(run / "rl")
+
+
+def test_weights_that_are_gone_are_not_handed_over_as_another_models(run: Path) -> None:
+    shutil.rmtree(run / "rungs" / "002-sft" / "model")
+    handoff = hand_over(run)
+    assert "002-sft" not in [one.rung for one in handoff.start.candidates]
+    assert any(limit.startswith("002-sft: its weights are gone") for limit in handoff.limits)
+    path = run / "rungs" / "002-sft" / "decision.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "outcome": "keep"}))
+    with pytest.raises(RunError, match="002-sft, which the run ships, cannot be handed over: its weights are gone") as caught:
+        hand_over(run)
+    assert "\n" not in str(caught.value)
+    hand = given(run / "rl")
+    hand = dataclasses.replace(hand, handoff=replace(hand.handoff, start=replace(hand.handoff.start, path="deleted")))
+    with pytest.raises(ModelError, match="deleted is not a folder"):
+        _ = hand.prompted
 
 
 def test_a_run_half_done_is_handed_over_as_far_as_it_is_and_says_so(run: Path) -> None:
@@ -253,6 +323,18 @@ def test_a_reward_is_the_verdict_and_an_error_is_none() -> None:
     assert _reward(replace(verdict, outcome="error"), "pass") is None and _reward(replace(verdict, outcome="error"), "score") is None
 
 
+def test_a_verifier_without_its_sandbox_ends_the_script_at_once_and_in_one_line() -> None:
+    key = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
+    broken = Verdict(key=key, outcome="error", reason="the verifier raised SandboxError: the sandbox needs bubblewrap")
+    with pytest.raises(
+        TooManyErrors, match=r"none of the first 2 tries could be judged.*: the verifier raised SandboxError: the sandbox needs"
+    ) as caught:
+        _rewards([broken, broken], "pass", first=True)
+    assert "\n" not in str(caught.value)
+    assert _rewards([broken, broken], "pass", first=False) == [None, None], "what breaks for a while does not lose the updates made before"
+    assert _rewards([broken, replace(broken, outcome="fail")], "pass", first=True) == [None, 0.0]
+
+
 def test_what_trl_samples_is_judged_as_the_run_judged(run: Path) -> None:
     hand = given(run / "rl")
     some = hand.lines(["all"])[:1]
@@ -322,7 +404,7 @@ def test_a_rollout_plays_the_game_and_masks_what_the_game_says(tmp_path: Path, m
 OBJECT = """
 class Sum:
     def reset(self, reference: str, **row: object) -> str:
-        self.total, self.wanted = 0, reference
+        self.total, self.wanted, self.seen = 0, reference, []
         return " Begin."
 
     def add(self, number: int) -> int:
@@ -334,26 +416,66 @@ class Sum:
         self.total += number
         return self.total
 
+    async def past(self) -> list[int]:
+        \"\"\"All totals so far.\"\"\"
+        return [self.total] * 9
+
     def get_reward(self) -> float:
+        if self.total < 0:
+            raise RuntimeError("overdrawn")
         return float(str(self.total) == self.wanted)
 """
 
 
-def test_an_object_becomes_what_trl_calls_without_a_reward_of_its_own(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "things.py").write_text(OBJECT)
-    hand = given(run / "rl")
+def with_tools(hand: Given, tools: Any) -> Given:
+    """The hand-over as if its tasks had been played with ``tools``."""
     tasks: Any = hand.settings.tasks
-    tools = Object(factory=f"{tmp_path / 'things.py'}:Sum")
-    hand = dataclasses.replace(hand, settings=replace(hand.settings, tasks=replace(tasks, environment=tools)))
+    settings = replace(hand.settings, tasks=replace(tasks, environment=tools))
+    return dataclasses.replace(hand, settings=settings, tasks=dataclasses.replace(hand.tasks, environment=load_environment(tools)))
+
+
+def test_an_object_becomes_what_trl_calls_as_the_run_calls_it(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "things.py").write_text(OBJECT)
+    hand = with_tools(given(run / "rl"), Object(factory=f"{tmp_path / 'things.py'}:Sum", max_chars=10, system="Be brief."))
     line = hand.lines(["all"])[0]
-    made = _Played(hand, [line], ScriptedTemplate(), "pass").factory()
+    played = _Played(hand, [line], ScriptedTemplate(), "pass")
+    made = played.factory()
     thing, other = made(), made()
     public = [name for name, _ in inspect.getmembers(type(thing), inspect.isfunction) if not name.startswith("_")]
-    assert public == ["add", "reset"]  # get_reward would be added to the verdict
+    assert public == ["add", "past", "reset"]  # get_reward would be added to the verdict
     assert thing.reset(task=line.task, prompt=[]) == " Begin." and other.reset(task=line.task, prompt=[]) == " Begin."
     assert str(inspect.signature(thing.add)) == "(number: int) -> int" and "what to add" in thing.add.__doc__
-    assert thing.add(int(line.reference)) == int(line.reference)
-    assert thing._outcome() == {"score": 1.0, "success": True} and other._outcome() == {"score": 0.0, "success": False}
+    get_json_schema = pytest.importorskip("transformers.utils.chat_template_utils").get_json_schema
+    assert get_json_schema(thing.past)["function"]["name"] == "past"
+    assert thing.add(number=int(line.reference)) == line.reference, "text, as the run has it"
+    assert thing.past().startswith("[") and thing.past().endswith("more characters cut]"), "TRL would take a list for pictures"
+    with pytest.raises(ToolProblem, match="it takes number"):
+        thing.add(numbr=1)
+    opened = played.openings[line.task]
+    assert opened[0] == Message(role="system", content="Be brief.") and "Begin" not in opened[-1].content
+    task, said = played.tasks[line.task], [{"role": "assistant", "content": "done"}]
+    right = played.as_trajectory(task, said, [END_ID], thing)
+    assert right.messages[1].content.endswith(" Begin.") and right.outcome == {
+        "tool_calls": 4,
+        "tool_errors": 1,
+        "score": 1.0,
+        "success": True,
+    }
+    assert played.as_trajectory(task, said, [END_ID], other).outcome["success"] is False
+    thing.reset(task=line.task)
+    thing.add(number=-1)
+    broken = played.as_trajectory(task, said, [END_ID], thing)
+    assert broken.stop == "error" and broken.error == "RuntimeError: overdrawn"
+    assert played.judged([task], [broken])[0].outcome == "error", "what broke is no fail"
+
+
+def test_tools_that_trl_would_hide_are_played_by_the_rollout(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text('def reset() -> str:\n    """Begin again."""\n    return "done"\n')
+    hand = with_tools(given(run / "rl"), Functions(functions=(f"{tmp_path / 'tools.py'}:reset",)))
+    played = _Played(hand, hand.lines(["all"])[:1], ScriptedTemplate(), "pass")
+    assert played.form == "rollout_func"
+    with pytest.raises(SettingsError, match="does not show the model a tool called reset"):
+        played.factory()
 
 
 def test_a_trainer_that_breaks_ends_the_rollout(run: Path) -> None:
@@ -396,6 +518,7 @@ class Talk:
     """In the place of verifiers' interaction: says one thing."""
 
     says: Reply
+    trace: Any = field(default_factory=lambda: SimpleNamespace(errors=[], is_timeout=False, is_truncated=False))
 
     async def turn(self, message: Any = None) -> Reply:
         return self.says
@@ -409,16 +532,119 @@ def test_the_taskset_has_the_tasks_and_judges_them_alike(run: Path) -> None:
     assert asyncio.run(play(hand, row["id"], Talk(Reply(str(row["reference"]))))).outcome == "pass"
     assert asyncio.run(play(hand, row["id"], Talk(Reply("nonsense")))).outcome == "fail"
     assert asyncio.run(play(hand, row["id"], Talk(Reply("", terminated=True)))).outcome == "fail"
+    cut = SimpleNamespace(errors=[], is_timeout=False, is_truncated=True)
+    assert asyncio.run(play(hand, row["id"], Talk(Reply(str(row["reference"])), cut))).outcome == "fail", (
+        "a turn that was cut is not what was meant"
+    )
+    for trace in (SimpleNamespace(errors=[SimpleNamespace(message="503")], is_timeout=False), SimpleNamespace(errors=[], is_timeout=True)):
+        with pytest.raises(RunError, match=r"was not played to its end: (503|it took too long)"):
+            asyncio.run(play(hand, row["id"], Talk(Reply("", terminated=True), trace)))
+    (run / "rl" / "tasks" / "solved.jsonl").unlink(missing_ok=True)
+    with pytest.raises(Refused, match="has no solved tasks"):
+        list(rows(hand, ["solved"]))
+
+
+GUESS = """
+from sharpen.environments.base import Step
+from sharpen.records import Message
+
+class Guess:
+    name, max_turns, tools = "guess-1", 4, ()
+
+    def __init__(self, wanted: int = 0) -> None:
+        self.wanted = wanted
+
+    async def start(self, task):
+        return Guess(int(task.reference)), task.prompt
+
+    async def step(self, message):
+        said = message.content.strip()
+        if said == str(self.wanted):
+            return Step(action=said, done=True)
+        told = "more" if said.isdigit() and int(said) < self.wanted else "less"
+        return Step(action=said, messages=(Message(role="user", content=told),))
+
+    def expert(self, task):
+        return (task.reference,)
+
+    async def close(self):
+        pass
+"""
+
+
+def count_up(conversation: Conversation, random: Random) -> str:
+    """A player that says one more each time: right within four turns up to 4, and broken at once where the task names a broken server."""
+    if "broken" in conversation.messages[0].content:
+        raise PolicyError("the server is down")
+    return str(sum(message.role == "user" for message in conversation.messages))
 
 
 @pytest.mark.real
-def test_the_taskset_loads_with_verifiers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vf = pytest.importorskip("verifiers.v1")
-    monkeypatch.syspath_prepend(str(run / "rl" / "taskset"))
-    config = vf.taskset_config_type("ladder_tasks").model_validate({"id": "ladder_tasks", "kinds": ["all"]})
-    assert len(list(vf.load_taskset(config))) == TRAIN
-    environment = vf.load_environment(vf.env_config_type("ladder_tasks").model_validate({"taskset": {"id": "ladder_tasks"}}))
-    assert type(environment).__name__ == "RunEnv"
+async def test_verifiers_plays_whole_episodes_and_gives_the_reward_that_sharpen_gives(tmp_path: Path) -> None:
+    """With verifiers' own command, in its own environment, against an OpenAI-compatible server: episodes of several turns, won, lost and broken."""
+    python = Path(__file__).parent.parent / ".venv-verifiers" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("there is no .venv-verifiers; bash scripts/verifiers.sh makes it")
+    (tmp_path / "guess.py").write_text(GUESS)
+    (tmp_path / "verifier.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
+    asked = {"Guess.": "1", "Guess again.": "3", "Guess high.": "9", "Guess on a broken server.": "2", "For dev.": "1"}
+    data = "".join(
+        json.dumps({"prompt": prompt, "reference": wanted, "split": "dev" if "dev" in prompt else "train"}) + "\n"
+        for prompt, wanted in asked.items()
+    )
+    (tmp_path / "tasks.jsonl").write_text(data)
+    scripted_model(tmp_path / "base", skill=0.0)
+    tasks = {
+        "source": "jsonl",
+        "path": str(tmp_path / "tasks.jsonl"),
+        "verifier": f"{tmp_path / 'verifier.py'}:verify",
+        "environment": {"environment": "plugin", "name": f"{tmp_path / 'guess.py'}:Guess"},
+        "max_overlap": 1.0,
+    }
+    (tmp_path / "guess.yaml").write_text(yaml.safe_dump({"model": str(tmp_path / "base"), "tasks": tasks, "ladder": {"rungs": []}}))
+    climb(load_settings(tmp_path / "guess.yaml", {}), tmp_path / "runs")
+    rl = tmp_path / "runs" / "guess" / "rl"
+
+    policy, sampling = ScriptedPolicy(count_up), Sampling(temperature=1.0, top_p=1.0, max_tokens=64)
+    known = given(rl).tasks
+    assert known.verifier is not None
+    wanted: dict[str, float] = {}
+    for task in known.split("train").tasks:
+        with contextlib.suppress(PolicyError):
+            tried = await PolicyAgent("player", policy, "player", known.environment, sampling).run(task, 0)
+            wanted[task.key] = float(judge(task, tried, known.verifier).outcome == "pass")
+    async with serve(Calls(policy, sampling, 100)) as url:
+        flags = [
+            "--client.base_url",
+            url,
+            "--model",
+            "player",
+            "--env.taskset.kinds",
+            '["unmeasured"]',
+            "--no-push",
+            "--no-rich",
+            "-o",
+            str(tmp_path / "out"),
+        ]
+        paths = [str(Path(sharpen.__file__).parent.parent), str(rl / "taskset")]
+        environment = {
+            **os.environ,
+            "PRIME_API_KEY": "none",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        command = [str(python.parent / "vf-eval"), "guess_tasks", *flags]
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        _, said = await process.communicate()
+    assert process.returncode == 0, said.decode()[-4000:]
+    [traces] = (tmp_path / "out").glob("*/traces.jsonl")
+    episodes = {one["task"]["data"]["id"]: one for one in map(json.loads, traces.read_text().splitlines())}
+    given_rewards = {key: one["traces"][0]["rewards"]["passed"]["score"] for key, one in episodes.items() if one["traces"][0]["rewards"]}
+    assert given_rewards == wanted and sorted(wanted.values()) == [0.0, 1.0, 1.0]
+    [broken] = episodes.keys() - wanted.keys()
+    assert not episodes[broken]["ok"] and "was not played to its end" in episodes[broken]["errors"][0]["message"]
+    turns = {key: sum(node.get("sampled", False) for node in one["traces"][0]["nodes"]) for key, one in episodes.items()}
+    assert sorted(turns.values()) == [0, 1, 3, 4]
 
 
 # ---------------------------------------------------------------- the script, for real

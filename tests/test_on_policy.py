@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
         rows: int | None = None,
         byte_level: bool = True,
         positions: int = 128,
+        texts: Sequence[str] = TEXT,
+        width: int = 32,
     ) -> Model:
         backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None if byte_level else "<unk>"))
         alphabet = []
@@ -66,7 +68,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
             alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
         special = ["<|im_start|>", "<|im_end|>", *([] if byte_level else ["<unk>"])]
         backend.train_from_iterator(
-            TEXT, tokenizers.trainers.BpeTrainer(vocab_size=words, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+            texts, tokenizers.trainers.BpeTrainer(vocab_size=words, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
         )
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend,
@@ -78,7 +80,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
         tokenizer.add_tokens(list(added))
         tokenizer.chat_template = template
         torch.manual_seed(seed)
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
         end = tokenizer.eos_token_id
         config = transformers.LlamaConfig(
             vocab_size=rows or len(tokenizer),

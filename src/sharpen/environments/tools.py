@@ -80,7 +80,7 @@ class ToolEnvironment:
         stack = AsyncExitStack()
         try:
             box = await stack.enter_async_context(self._open(task))
-            messages = _opening(task, self.limits.system, box.opening)
+            messages = opening(task, self.limits.system, box.opening)
         except EnvironmentFault:
             await stack.aclose()
             raise
@@ -116,7 +116,7 @@ class ToolEpisode:
                 messages=(Message(role="user", content=f"error: {message.problem}"),), action=message.content, outcome=self._outcome()
             )
         if not message.tool_calls:
-            return Step(action=message.content.strip(), done=True, outcome={**self._outcome(), **await _resolve(self._box.outcome)})
+            return Step(action=message.content.strip(), done=True, outcome=await self.outcome())
         results = [await self._answer(call, at) for at, call in enumerate(message.tool_calls)]
         action = json.dumps([[call.name, _canonical(call.arguments)] for call in message.tool_calls], sort_keys=True)
         return Step(messages=tuple(results), action=action, outcome=self._outcome())
@@ -130,15 +130,31 @@ class ToolEpisode:
         except Exception as error:
             raise EnvironmentFault(f"the tools broke: {_what(error)}") from error
 
+    @property
+    def said(self) -> str:
+        """What the tools had to say first, which stands at the end of the task's last user message."""
+        return self._box.opening
+
+    async def outcome(self) -> dict[str, Any]:
+        """What came of it all, asked once, after the answer."""
+        return {**self._outcome(), **await _resolve(self._box.outcome)}
+
+    async def call(self, call: ToolCall, at: int = 0) -> str:
+        """The result of the call with index ``at`` of a turn, as the policy reads it. ToolProblem where it has none: what the policy is told instead."""
+        self._calls += 1
+        try:
+            return as_text(await self._call(call, at), self._limits.max_chars)
+        except ToolProblem:
+            self._errors += 1
+            raise
+
     def _outcome(self) -> dict[str, Any]:
         return {"tool_calls": self._calls, "tool_errors": self._errors}
 
     async def _answer(self, call: ToolCall, at: int) -> Message:
-        self._calls += 1
         try:
-            text = as_text(await self._call(call, at), self._limits.max_chars)
+            text = await self.call(call, at)
         except ToolProblem as wrong:
-            self._errors += 1
             text = as_text(f"error: {wrong}", self._limits.max_chars)
         return Message(role="tool", content=text, tool_call_id=call.id or None, name=call.name)
 
@@ -286,7 +302,8 @@ def as_text(result: Any, limit: int) -> str:
     return result if len(result) <= limit else f"{result[:limit]}\n[{len(result) - limit} more characters cut]"
 
 
-def _opening(task: Task, system: str, said: str) -> tuple[Message, ...]:
+def opening(task: Task, system: str, said: str) -> tuple[Message, ...]:
+    """How a task opens: the system message where its prompt has none, and what the tools say first at the end of its last user message."""
     messages = list(task.prompt)
     if system and not (messages and messages[0].role == "system"):
         messages.insert(0, Message(role="system", content=system))

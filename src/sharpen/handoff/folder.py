@@ -8,7 +8,7 @@
     rl/train_grpo.py         GRPO with TRL, as it stands
     rl/taskset/              the same tasks for the package verifiers
 
-``out/`` is the script's own, and stays when the hand-over is written again.
+``out/`` is the script's own, and stays when the hand-over is written again. A file that was changed by hand is never overwritten.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from msgspec.structs import replace
 from sharpen.advisor import purity_line
 from sharpen.agents.base import with_shots
 from sharpen.audit import AUDIT
-from sharpen.errors import RunError, SharpenError
+from sharpen.errors import ModelError, RunError, SharpenError
 from sharpen.handoff.justify import Headroom, Justification, justify
 from sharpen.methods.base import Prompted, required
 from sharpen.models import load_model, open_folder
@@ -53,7 +54,7 @@ from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Waves
 from sharpen.settings import RunSettings, load_settings
 from sharpen.stats import clopper_pearson, cluster_bootstrap_mean, pass_at_k, pass_interval
-from sharpen.store.files import make_folder, read_if_there, read_json, write_atomic, write_json, writing
+from sharpen.store.files import as_json, file_digest, read_if_there, read_json, write_atomic, write_json, writing
 from sharpen.store.run import MANIFEST, SETTINGS, Manifest, Run
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
@@ -61,6 +62,7 @@ from sharpen.tasks.load import load_tasks
 
 FOLDER = "rl"
 HANDOFF = "handoff.json"
+WRITTEN = ".written.json"  # the sha256 of every file that a hand-over wrote here, so that one changed by hand is told from it
 Kind = Literal["solved", "mixed", "never-solved", "unmeasured"]
 KINDS: tuple[Kind, ...] = ("solved", "mixed", "never-solved", "unmeasured")
 _HERE = Path(__file__).parent / "emitted"
@@ -70,8 +72,9 @@ class Counted(Record, frozen=True, kw_only=True):
     """A line of ``rl/tasks/*.jsonl``: a task and how often it was solved.
 
     ``passes`` of ``tries`` are of tries fixed beforehand, without the ``errors``; ``later`` are passes that an adaptive budget's later waves found.
-    ``at_most`` bounds the pass rate of a task without a success (Clopper-Pearson, one-sided, 95 %, over all tries there were); ``graded``: its score differs
-    between tries. ``prompt`` is how it opens, empty where only its environment knows.
+    ``at_most`` bounds the pass rate from above (Clopper-Pearson, one-sided, 95 %, for a task without a success over all tries there were); ``graded``: its
+    score differs between tries, though none passed. ``prompt`` is how it opened in those tries, without few-shot examples; of a task that was not tried,
+    its own prompt, empty where only its environment knows. ``params`` is what the environment is made from, ``gold`` in it a solution that came with the task.
     """
 
     task: str
@@ -82,7 +85,7 @@ class Counted(Record, frozen=True, kw_only=True):
     passes: int = 0
     errors: int = 0
     later: int = 0
-    at_most: float | None = None
+    at_most: float = 1.0
     graded: bool = False
     prompt: tuple[Message, ...] = ()
     reference: Any = None
@@ -272,7 +275,10 @@ def _why(rung: str, candidates: Sequence[Candidate], k: int) -> str:
 
 
 def _proposals(folder: Path, settings: RunSettings, rungs: Sequence[RungView], limits: list[str]) -> dict[str, Prompted]:
-    """What each rung proposed: its own weights, or those it stood on with a few-shot prompt. Controls and refused rungs propose nothing."""
+    """What each rung proposed: its own weights, or those it stood on with a few-shot prompt. Controls and refused rungs propose nothing.
+
+    RunError where that of the rung that ships is gone.
+    """
     standing = Prompted(load_model(settings.model, settings.template))
     found: dict[str, Prompted] = {}
     for rung in rungs:
@@ -280,12 +286,18 @@ def _proposals(folder: Path, settings: RunSettings, rungs: Sequence[RungView], l
             continue
         path = folder / "rungs" / rung.name
         proposal: Prompted | None = standing
-        if (path / "model").is_dir():
-            proposal = Prompted(open_folder(path / "model"))
-        elif rung.method == "few shot":
+        gone = "its few-shot prompt cannot be read back"
+        if rung.method == "few shot":
             proposal = _with_prompt(path, folder / "rungs" / rungs[0].name, standing)
+        elif rung.method != "base":
+            try:
+                proposal = Prompted(open_folder(path / "model"))
+            except ModelError as error:
+                proposal, gone = None, f"its weights are gone ({error})"
         if proposal is None:
-            limits.append(f"{rung.name}: its few-shot prompt cannot be read back, so it was no candidate")
+            if rung.shipped:
+                raise RunError(f"{rung.name}, which the run ships, cannot be handed over: {gone}; sharpen run makes it again")
+            limits.append(f"{rung.name}: {gone}, so it was no candidate")
             continue
         found[rung.name] = proposal
         if rung.decision.outcome in ("baseline", "keep"):
@@ -364,7 +376,7 @@ def _counted(task: Task, made: _Measured | None) -> Counted:
         return replace(line, errors=first.count("error"))
     kind: Kind = "mixed" if fails and (passes or later) else "solved" if passes else "never-solved"
     never = kind == "never-solved"
-    played = () if task.prompt or made.shots is None else (one for key in keys if (one := made.trajectories[key]).stop != "error")
+    played = () if made.shots is None else (one for key in keys if (one := made.trajectories[key]).stop != "error")
     opened = next((_opening(one, made.shots or ()) for one in played), task.prompt)
     return replace(
         line,
@@ -373,7 +385,7 @@ def _counted(task: Task, made: _Measured | None) -> Counted:
         passes=passes,
         errors=first.count("error"),
         later=later,
-        at_most=clopper_pearson(0, len(judged), 0.95, "upper").high if never else None,
+        at_most=clopper_pearson(passes, len(judged) if never else passes + fails, 0.95, "upper").high,
         graded=never and len({one.score for one in judged}) > 1,
         prompt=opened,
     )
@@ -384,7 +396,8 @@ def _opening(trajectory: Trajectory, shots: Sequence[Message] = ()) -> tuple[Mes
     messages, shown = trajectory.messages, len(shots)
     lead = 1 if messages and messages[0].role == "system" else 0
     bare = (*messages[:lead], *messages[lead + shown :])
-    return bare[: next((at for at, message in enumerate(bare) if message.role == "assistant"), len(bare))]
+    answers = [at for at, message in enumerate(bare) if message.role == "assistant"]  # the prompt may hold some, too
+    return bare[: answers[-len(trajectory.turns)] if trajectory.turns else answers[0] if answers else len(bare)]
 
 
 def _dev_lines(folder: Path, rung: RungView, tasks: TaskSet) -> list[Counted]:
@@ -405,7 +418,7 @@ def _dev_lines(folder: Path, rung: RungView, tasks: TaskSet) -> list[Counted]:
                 tries=tried,
                 passes=result.passes,
                 errors=result.errors,
-                at_most=clopper_pearson(0, tried, 0.95, "upper").high if kind == "never-solved" else None,
+                at_most=clopper_pearson(result.passes, tried, 0.95, "upper").high if tried else 1.0,
                 prompt=task.prompt if task is not None else (),
                 reference=task.reference if task is not None else None,
                 params=task.params if task is not None else {},
@@ -469,7 +482,7 @@ def _headroom(
         never=number["never-solved"],
         graded=sum(line.graded for line in counted),
         unmeasured=number["unmeasured"],
-        bound=max((line.at_most or 0.0 for line in counted if not line.graded), default=0.0),
+        bound=max((line.at_most for line in counted if line.kind == "never-solved" and not line.graded), default=0.0),
         climb=_last_climb(rungs),
         verifier=verifier.name,
         exact=verifier.exact,
@@ -489,26 +502,37 @@ def _last_climb(rungs: Sequence[RungView]) -> Literal["better", "plateau", "unde
 
 
 def _write(place: Path, handoff: Handoff, counted: Sequence[Counted], dev: Sequence[Counted]) -> None:
+    """Write the folder. RunError, and nothing written, where a file in it was changed by hand."""
     package = re.sub(r"\W+", "_", handoff.run).strip("_").lower() + "_tasks"
     said = {"handoff": handoff, "package": package, "kinds": KINDS, "here": os.path.relpath(place.parent)}
+    files = {f"tasks/{kind}.jsonl": _lines(line for line in counted if line.kind == kind) for kind in KINDS}
+    files["tasks/dev.jsonl"] = _lines(dev)
+    files["model.json"], files["verifier.json"] = as_json(handoff.start), as_json(handoff.verifier)
+    files["train_grpo.py"] = (_HERE / "train_grpo.py").read_bytes()
+    files[f"taskset/{package}/__init__.py"] = (_HERE / "taskset.py").read_bytes()
+    for name, out in {"pyproject.toml.j2": "taskset/pyproject.toml", "README.md.j2": "README.md"}.items():
+        files[out] = templates().get_template(name).render(said).encode()
+    files[HANDOFF] = as_json(handoff)  # last: what reads the folder begins with it
+    known = read_if_there(place / WRITTEN, dict[str, tuple[str, ...]]) or {}
+    for name, data in files.items():
+        path = place / name
+        if path.exists() and path.read_bytes() != data and file_digest(path) not in known.get(name, ()):
+            raise RunError(
+                f"{path} was changed by hand, and would be overwritten; rename it to keep it, or delete it, and give sharpen handoff again"
+            )
+    # Before the files themselves: what a kill leaves behind is ours too.
+    write_json(place / WRITTEN, {name: tuple(sorted({*known.get(name, ()), sha256(data).hexdigest()})) for name, data in files.items()})
     with writing(place):
-        make_folder(place)
-        for kind in KINDS:
-            _lines(place / "tasks" / f"{kind}.jsonl", (line for line in counted if line.kind == kind))
-        _lines(place / "tasks" / "dev.jsonl", dev)
-        write_json(place / "model.json", handoff.start)
-        write_json(place / "verifier.json", handoff.verifier)
-        write_atomic(place / "train_grpo.py", (_HERE / "train_grpo.py").read_bytes())
-        write_atomic(place / "taskset" / package / "__init__.py", (_HERE / "taskset.py").read_bytes())
-        for name, out in {"pyproject.toml.j2": place / "taskset" / "pyproject.toml", "README.md.j2": place / "README.md"}.items():
-            write_atomic(out, templates().get_template(name).render(said).encode())
-        write_json(place / HANDOFF, handoff)  # last: what reads the folder begins with it
+        for name, data in files.items():
+            path = place / name
+            if not data:  # datasets cannot read an empty file
+                path.unlink(missing_ok=True)
+            elif not path.exists() or path.read_bytes() != data:  # a finished run given again changes nothing
+                write_atomic(path, data)
 
 
-def _lines(path: Path, records: Iterable[Record]) -> None:
-    data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
-    if not path.exists() or path.read_bytes() != data:  # a finished run given again changes nothing
-        write_atomic(path, data)
+def _lines(records: Iterable[Record]) -> bytes:
+    return b"".join(msgspec.json.encode(record) + b"\n" for record in records)
 
 
 def templates() -> Environment:
@@ -550,12 +574,22 @@ class Given:
         if wrong := [kind for kind in kinds if kind not in (*KINDS, "dev", "all")]:
             raise RunError(f"there are no {wrong[0]!r} tasks; there are {', '.join(KINDS)}, dev and all")
         chosen = KINDS if "all" in kinds else kinds
-        decode = msgspec.json.Decoder(Counted).decode
-        return [decode(line) for kind in chosen for line in (self.place / "tasks" / f"{kind}.jsonl").read_bytes().splitlines()]
+        return [line for kind in chosen for line in _read(self.place / "tasks" / f"{kind}.jsonl")]
 
     def opening(self, line: Counted) -> tuple[Message, ...]:
         """How a task opens, few-shot examples included."""
         return with_shots(line.prompt, self.handoff.start.shots)
+
+
+def _read(path: Path) -> Iterator[Counted]:
+    """The tasks in a file; none where there is no file."""
+    for at, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
+        try:
+            yield msgspec.json.decode(line, type=Counted)
+        except msgspec.MsgspecError as error:
+            raise RunError(
+                f"{path}, line {at}, is no task of a hand-over ({error}); mend it, or delete the file and give sharpen handoff again"
+            ) from error
 
 
 def given(place: Path) -> Given:

@@ -21,6 +21,7 @@ import queue
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +29,13 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.base import PolicyAgent
+from sharpen.agents.base import PolicyAgent, with_shots
 from sharpen.chat.masks import rows
 from sharpen.chat.template import ChatTemplate
-from sharpen.environments.object import Object, row
+from sharpen.environments.object import Object
 from sharpen.environments.single_turn import SingleTurn
-from sharpen.environments.tools import Functions
-from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused, SettingsError
+from sharpen.environments.tools import Functions, ToolEpisode, opening
+from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused, SettingsError, TooManyErrors
 from sharpen.handoff.folder import Counted, Given, given, templates
 from sharpen.models import save_pretrained
 from sharpen.plugins import load
@@ -111,15 +112,18 @@ class Parts:
     rollout_func: Callable[..., dict[str, Any]] | None = None
     environment_factory: Callable[[], Any] | None = None
     max_tokens: int = 256
-    """What one call of generation may sample."""
+    """What one turn may sample."""
+    most_tokens: int = 256
+    """What TRL lets a try hold after its prompt. Where it calls tools that is all turns and results, and a result that does not fit ends the try."""
     turns: int | None = None
     """How often TRL may call tools and go on."""
     temperature: float = 1.0
     _played: _Played | None = None
 
     def save(self, trainer: Any) -> Path:
-        """Save the trained weights to ``out/model``, with the lineage of what they were trained from."""
+        """Save the trained weights to ``out/model``, with the lineage of what they were trained from, and what TRL logged to ``out/log.json``."""
         assert self._played is not None
+        write_json(self.scores.out / "log.json", trainer.state.log_history)
         start = self._played.prompted.model
         settings = {"method": "grpo", "steps": trainer.state.global_step, "learning_rate": trainer.args.learning_rate}
         lineage = replace(
@@ -135,9 +139,10 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
 
     Refused where there is no such task. ModelError where the model cannot be trained here. SettingsError where the environment has not the ``form``.
     """
+    out = (out or place / "out").resolve()  # before the working directory changes
     hand = given(place)
     lines = hand.lines(kinds)
-    if "dev" in kinds:
+    if any(line.split != "train" for line in lines):
         raise Refused("dev decides which model is kept, so its tasks must not train; choose mixed, never-solved, unmeasured or all")
     if not lines:
         why = (
@@ -156,7 +161,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
     template = ChatTemplate.load(prompted.model.path)
     played = _Played(hand, lines, template, pay)
     chosen = form or played.form
-    scores = Scores((out or hand.place / "out").resolve())
+    scores = Scores(out)
 
     def reward(
         completions: list[Any], completion_ids: list[list[int]], task: list[str], trainer_state: Any, **rest: Any
@@ -169,7 +174,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
             environments = rest.get("environments") or [None] * len(tasks)
             made = zip(tasks, completions, completion_ids, environments, strict=True)
             verdicts = played.judged(tasks, [played.as_trajectory(*one) for one in made])
-        rewards = [_reward(one, pay) for one in verdicts]
+        rewards = _rewards(verdicts, pay, first=not scores.given)
         scores.add(trainer_state.global_step, list(zip(tasks, rewards, strict=True)), write=trainer_state.is_world_process_zero)
         return rewards
 
@@ -188,6 +193,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
         form=chosen,
         scores=scores,
         max_tokens=sampling.max_tokens,
+        most_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         _played=played,
     )
@@ -197,12 +203,22 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
     elif chosen == "environment_factory":
         made.environment_factory = played.factory()
         made.turns = hand.tasks.environment.max_turns - 1
-        made.max_tokens *= hand.tasks.environment.max_turns  # TRL's limit is on all turns and results together
+        made.most_tokens = model.config.max_position_embeddings  # so that a long result, which nobody samples, is no overflow
         if getattr(template.tokenizer, "response_template", None) is None:  # else TRL knows only the templates of its list
-            template.tokenizer.response_template = template.calls
+            template.tokenizer.response_template = {"defaults": {"role": "assistant"}, **(template.calls or {})}
     elif not isinstance(hand.tasks.environment, SingleTurn):
         raise SettingsError(f"the form reward is for one prompt and one answer; {hand.tasks.environment.name} takes rollout_func")
     return made
+
+
+def _rewards(verdicts: Sequence[Verdict], pay: Pay, *, first: bool) -> list[float | None]:
+    """The reward of each try. TooManyErrors where none of the ``first`` tries can be judged: no later one would be."""
+    rewards = [_reward(one, pay) for one in verdicts]
+    if first and all(one is None for one in rewards):
+        raise TooManyErrors(
+            f"none of the first {len(rewards)} tries could be judged, so there is nothing to learn from: {verdicts[0].reason}"
+        )
+    return rewards
 
 
 def _reward(verdict: Verdict, pay: Pay) -> float | None:
@@ -228,11 +244,20 @@ class _Played:
         self.timeout_s = self.hand.settings.sampling.verifier_timeout_s
         self.prompted = self.hand.prompted
         self.tasks = {task.key: task for task in taskset.tasks}
-        self.openings = {line.task: self.hand.opening(line) or (Message(role="user", content=line.task),) for line in self.lines}
         if gone := [line.task for line in self.lines if line.task not in self.tasks]:
             raise SettingsError(
                 f"the run's tasks have no {gone[0]!r} any more ({len(gone)} are gone); give sharpen handoff {self.hand.place.parent} again"
             )
+
+        self.openings = {line.task: self._opening(line) for line in self.lines}
+
+    def _opening(self, line: Counted) -> tuple[Message, ...]:
+        """How a task opens, but for what its tools say first: TRL puts that at the end of its last message."""
+        source, task = self._source, self.tasks[line.task]
+        if not isinstance(source, Functions | Object):
+            return self.hand.opening(line) or (Message(role="user", content=line.task),)
+        last = () if task.prompt and task.prompt[-1].role == "user" else (Message(role="user", content=""),)
+        return with_shots(opening(replace(task, prompt=(*task.prompt, *last)), source.system, ""), self.prompted.shots)
 
     @property
     def form(self) -> Form:
@@ -240,7 +265,7 @@ class _Played:
         if isinstance(self.environment, SingleTurn):
             return "reward"
         shots_call = any(message.tool_calls for message in self.prompted.shots)
-        return "environment_factory" if isinstance(self._source, Functions | Object) and not shots_call else "rollout_func"
+        return "environment_factory" if self._tools and all(map(_free, self._tools)) and not shots_call else "rollout_func"
 
     @property
     def _source(self) -> Any:
@@ -261,15 +286,20 @@ class _Played:
         last = messages[-1] if messages else None
         ended = bool(ids) and ids[-1] in self.template.end_ids
         stop: Stop = "token_limit" if not ended else "turn_limit" if last is None or last.role == "tool" or last.tool_calls else "done"
-        if environment is None and last is not None:  # TRL decodes without special tokens, and strips
+        opened, outcome, error = self.openings[task.key], {}, ""
+        if environment is not None:
+            opened = (*opened[:-1], replace(opened[-1], content=f"{opened[-1].content}{environment._said}"))
+            outcome, error = environment._came_of_it()
+        elif last is not None:  # TRL decodes without special tokens, and strips
             messages = (*messages[:-1], replace(last, content=self.template.answer(ids)))
         return Trajectory(
             key=self._key(task, 0),
             agent=self.prompted.name,
-            messages=(*self.openings[task.key], *messages),
+            messages=(*opened, *messages),
             actions=tuple(message.content.strip() for message in messages if message.role == "assistant"),
-            stop=stop,
-            outcome=environment._outcome() if environment is not None else {},
+            stop="error" if error else stop,
+            error=error or None,
+            outcome=outcome,
         )
 
     def _key(self, task: Task, index: int) -> SampleKey:
@@ -279,36 +309,33 @@ class _Played:
 
     # ------------------------------------------------------------ tools that TRL calls
 
-    def factory(self) -> Callable[[], Any]:
-        """A class for ``environment_factory``: public methods are the tools, and ``_outcome`` is what the environment says of the episode.
+    def factory(self) -> Callable[[], type[_Tools]]:
+        """A class for ``environment_factory``: its public methods are the tools, as the run calls them.
 
-        It has no ``get_reward``, since TRL would add that to what the verifier says. SettingsError where the tools are no Python functions.
+        It has no ``get_reward``, since TRL would add that to what the verifier says. SettingsError where the tools are no Python functions, or
+        TRL would take one of them for something else.
         """
-        source, tasks = self._source, self.tasks
-        if not isinstance(source, Functions | Object):
+        if not (tools := self._tools):
             raise SettingsError(f"the form environment_factory is for tools that are Python; {self.environment.name} takes rollout_func")
-        members: dict[str, Any] = {}
-        if isinstance(source, Functions):
-            members |= {tool.__name__: staticmethod(tool) for tool in (load(spec, "tool") for spec in source.functions)}
-            members |= {"reset": lambda self, **row: None, "_outcome": lambda self: {}}
-            return type("Tools", (), members)
-        inner = load(source.factory, "environment")
-        for name, method in inspect.getmembers(inner, inspect.isfunction):
-            if not name.startswith("_") and name not in ("reset", "get_reward", "close"):
-                members[name] = _passed_on(method)
+        if taken := sorted(name for name in tools if not _free(name)):
+            raise SettingsError(f"TRL does not show the model a tool called {taken[0]}; rename it, or give --form rollout_func")
+        members: dict[str, Any] = {name: _method(name, *described) for name, described in tools.items()}
+        return type("Tools", (_Tools,), {**members, "_played": self})
 
-        def reset(self: Any, *, task: str, **_: Any) -> str | None:
-            self._inner = inner()
-            said: str | None = self._inner.reset(**row(self._inner.reset, tasks[task]))
-            return said
-
-        def outcome(self: Any) -> dict[str, Any]:
-            if not hasattr(self._inner, "get_reward"):
-                return {}
-            value = self._inner.get_reward()
-            return {"score": float(value), "success": value >= source.success}
-
-        return type(inner.__name__, (), {**members, "reset": reset, "_outcome": outcome})
+    @cached_property
+    def _tools(self) -> dict[str, tuple[Callable[..., Any], bool]]:
+        """The tools that are Python, by name, and whether they are methods."""
+        match self._source:
+            case Functions(functions=functions):
+                return {tool.__name__: (tool, False) for tool in (load(spec, "tool") for spec in functions)}
+            case Object(factory=factory):
+                methods = inspect.getmembers(load(factory, "environment"), inspect.isfunction)
+                return {
+                    name: (method, True)
+                    for name, method in methods
+                    if not name.startswith("_") and name not in ("reset", "get_reward", "close")
+                }
+        return {}
 
     # ------------------------------------------------------------ episodes of our own
 
@@ -424,13 +451,72 @@ class _Seat:
         """Nothing to give back: the weights are the trainer's."""
 
 
-def _passed_on(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of the inner object as one of its wrapper, with the same signature and docstring."""
+class _Tools:
+    """The episode of one try, as TRL wants it: ``reset`` begins it, and the tools of a class made from this are methods (``_Played.factory``).
 
-    @functools.wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._inner, method.__name__)(*args, **kwargs)
+    What breaks in it is kept: that try is then an error, and the others go on.
+    """
 
+    _played: _Played
+    _episode: ToolEpisode | None = None
+    _said = _broken = ""
+
+    def reset(self, *, task: str, **_: Any) -> str | None:
+        self._leave()
+        self._said = self._broken = ""
+        environment = self._played.environment
+        try:
+            self._episode, _opened = loop.run(environment.start(self._played.tasks[task]))  # type: ignore[assignment]
+        except EnvironmentFault as fault:
+            self._broken = str(fault)
+            return None
+        self._said = self._episode.said  # type: ignore[union-attr]
+        return self._said or None
+
+    def _ask(self, name: str, arguments: dict[str, Any]) -> str:
+        if self._episode is None:
+            raise EnvironmentFault(self._broken)
+        try:
+            return loop.run(self._episode.call(ToolCall(name=name, arguments=json.dumps(arguments))))
+        except EnvironmentFault as fault:
+            self._broken = str(fault)
+            raise
+
+    def _came_of_it(self) -> tuple[dict[str, Any], str]:
+        """What the environment says of the episode, which is then over, and what broke in it."""
+        outcome: dict[str, Any] = {}
+        try:
+            if self._episode is not None and not self._broken:
+                outcome = loop.run(self._episode.outcome())
+        except Exception as fault:  # whatever a user's get_reward raises
+            self._broken = f"{type(fault).__name__}: {fault}"
+        self._leave()
+        return outcome, self._broken
+
+    def _leave(self) -> None:
+        episode, self._episode = self._episode, None
+        try:
+            if episode is not None:
+                loop.run(episode.close())
+        except EnvironmentFault as fault:
+            self._broken = str(fault)
+
+
+def _free(name: str) -> bool:
+    """Whether TRL takes a method of this name for a tool."""
+    return not name.startswith("_") and name not in ("reset", "get_reward")
+
+
+def _method(name: str, tool: Callable[..., Any], bound: bool) -> Callable[..., Any]:
+    """A tool as a method with its signature and docstring, from which TRL makes the schema."""
+
+    @functools.wraps(tool)
+    def call(self: _Tools, **arguments: Any) -> str:
+        return self._ask(name, arguments)
+
+    signature = inspect.signature(tool)
+    this = [] if bound else [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    call.__signature__ = signature.replace(parameters=[*this, *signature.parameters.values()])  # type: ignore[attr-defined]
     return call
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from sharpen import loop
 from sharpen.agents.base import with_shots
-from sharpen.errors import RunError, SettingsError
+from sharpen.errors import Refused, RunError, SettingsError
 from sharpen.handoff.folder import Given
 from sharpen.records import Message, SampleKey, Stop, Task, Trajectory, Verdict
 from sharpen.verifiers.run import judge
@@ -26,16 +26,33 @@ class Segment(Protocol):
     def last_reply(self) -> str: ...
 
 
+class Trace(Protocol):
+    """verifiers' record of the rollout: what broke in it, and whether a limit cut it, or its last reply, short."""
+
+    errors: Sequence[Any]
+    is_timeout: bool
+
+    @property
+    def is_truncated(self) -> bool: ...
+
+
 class Interaction(Protocol):
     """verifiers' ``Interaction``: the first turn is the reply to the task's prompt, each later one to what is said."""
+
+    @property
+    def trace(self) -> Trace: ...
 
     async def turn(self, message: Any = None) -> Segment: ...
 
 
 def rows(hand: Given, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The fields of each task of some ``kinds``. The system message, where there is one, goes where verifiers wants it."""
-    known = _known(hand)
-    for line in hand.lines(kinds):
+    known, lines = _known(hand), hand.lines(kinds)
+    if not lines:
+        raise Refused(
+            f"{hand.place} has no {', '.join(kinds)} tasks; choose others with --env.taskset.kinds, or read {hand.place / 'README.md'}"
+        )
+    for line in lines:
         opening = hand.opening(line) if line.prompt else with_shots(loop.run(_opens(hand, known[line.task])), hand.handoff.start.shots)
         system = opening[0].content if opening[0].role == "system" else None
         yield {
@@ -52,7 +69,7 @@ def rows(hand: Given, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 async def play(hand: Given, key: str | None, interaction: Interaction) -> Verdict:
-    """Play a task to its end and judge it. RunError where the verdict is an error: then nothing is known of the try."""
+    """Play a task to its end and judge it. RunError where the player broke or the verdict is an error: then nothing is known of the try."""
     tasks = hand.tasks
     task, environment, verifier = _known(hand)[key or ""], tasks.environment, tasks.verifier
     assert verifier is not None
@@ -67,7 +84,12 @@ async def play(hand: Given, key: str | None, interaction: Interaction) -> Verdic
             raise SettingsError(f"task {task.key!r} has tools, which this taskset cannot serve; train on it with train_grpo.py")
         for _ in range(environment.max_turns):
             segment = await interaction.turn(heard)
-            if segment.terminated:
+            if interaction.trace.errors or interaction.trace.is_timeout:
+                said = getattr(interaction.trace.errors[-1], "message", "") if interaction.trace.errors else "it took too long"
+                raise RunError(f"task {task.key!r} was not played to its end: {said}")
+            if interaction.trace.is_truncated:
+                stop = "token_limit"
+            if segment.terminated or interaction.trace.is_truncated:
                 break
             reply = Message(role="assistant", content=segment.last_reply)
             step = await episode.step(reply)

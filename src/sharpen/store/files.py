@@ -103,9 +103,14 @@ def append(handle: int, data: bytes) -> int:
     return start
 
 
-def write_json(path: Path, value: Any) -> None:
+def as_json(value: Any) -> bytes:
     """A record as JSON that a person can read."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``as_json`` in a file."""
+    write_atomic(path, as_json(value))
 
 
 def read_if_there(path: Path, record: type[T]) -> T | None:

@@ -1,7 +1,8 @@
 """GRPO with TRL from where this run's ladder ended: python rl/train_grpo.py --steps 20
 
 It trains all weights of the model in model.json on the tasks in tasks/mixed.jsonl, with the run's own environment and verifier. The reward curve
-is out/curve.svg (and .json, with intervals), every try's reward out/episodes.jsonl, the model out/model. Short on purpose: make it yours.
+is out/curve.svg (and .json, with intervals), every try's reward out/episodes.jsonl, what TRL logged out/log.json, the model out/model. Short on
+purpose: copy it under another name, in this folder, and make it yours; sharpen handoff does not overwrite what was changed by hand.
 """
 
 import argparse
@@ -38,7 +39,8 @@ def main() -> None:
         per_device_train_batch_size=asked.generations,
         gradient_accumulation_steps=asked.prompts,
         num_generations=asked.generations,
-        max_completion_length=given.max_tokens,
+        max_completion_length=given.most_tokens,
+        generation_kwargs={"max_new_tokens": given.max_tokens},
         max_tool_calling_iterations=given.turns,
         temperature=given.temperature,
         learning_rate=asked.learning_rate,

@@ -246,7 +246,8 @@ async def collect(
         if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name and known.outcome != "error":
             return known
         loop = asyncio.get_running_loop()
-        verdict = await loop.run_in_executor(threads, judge, task, trajectory, verifier, verifier_timeout_s)
+        with verdicts.coming:
+            verdict = await loop.run_in_executor(threads, judge, task, trajectory, verifier, verifier_timeout_s)
         await verdicts.add(verdict)
         return verdict
 
@@ -254,7 +255,8 @@ async def collect(
         stored = trajectories.records.get(agent.key(task, index))
         if stored is None or stored.stop == "error":
             async with slots, launches.room() as ended:
-                trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
+                with trajectories.coming:
+                    trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
                 await trajectories.add(trajectory)
                 ended(trajectory.cost)
         else:

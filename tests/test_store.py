@@ -438,15 +438,23 @@ async def test_what_nobody_waits_for_any_more_is_written_before_the_journal_clos
 async def test_what_ends_while_more_is_coming_waits_and_is_synced_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no longer: with the last that was coming the clock no longer counts."""
     monkeypatch.setattr("sharpen.store.segments.TOGETHER_S", 3600.0)
-    segments, held = Segments(tmp_path, Trajectory), Held(monkeypatch)
+    segments, held, waited = Segments(tmp_path, Trajectory), Held(monkeypatch), threading.Event()
     held.go.set()
+
+    class Hurry(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.set()
+            return super().wait(timeout)
+
+    segments._hurry = Hurry()
     with segments.coming:
         await segments.add(trajectory(0))  # the first after a rest is on disk at once
+        waited.clear()
         with segments.coming:
             first = asyncio.create_task(segments.add(trajectory(1)))
             await asyncio.sleep(0)
         second = asyncio.create_task(segments.add(trajectory(2)))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(waited.wait)
         assert len(held.sizes) == 1 and not first.done() and not second.done()
     await asyncio.gather(first, second, segments.add(trajectory(3)))
     assert len(held.sizes) == 2 and [key.index for key in segments.records] == [0, 1, 2, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -47,8 +48,11 @@ class PolicyAgent:
     maker: Maker | None = None
 
     def key(self, task: Task, index: int) -> SampleKey:
-        settings = digest([self.sampling, self.shots, self.environment.max_turns])
-        return SampleKey(model=self.fingerprint, task=task.key, environment=self.environment.name, sampling=settings, index=index)
+        return SampleKey(model=self.fingerprint, task=task.key, environment=self.environment.name, sampling=self._settings, index=index)
+
+    @cached_property
+    def _settings(self) -> str:
+        return digest([self.sampling, self.shots, self.environment.max_turns])
 
     async def run(self, task: Task, index: int) -> Trajectory:
         started = time.monotonic()

@@ -30,6 +30,7 @@ from sharpen.verifiers.run import judge
 
 ATTEMPTS = 2  # a try is made again once where infrastructure broke, then recorded as an error
 WAVES = "waves.json"
+BESIDE = 256  # tries at most that are written and judged while others run
 BROKEN = 8  # tries in a row that end in an error before the whole stage is called broken
 
 
@@ -223,11 +224,11 @@ async def collect(
 ) -> AsyncIterator[tuple[Trajectory, Verdict | None]]:
     """Make the ``wanted`` tries (task, index) that are not on disk yet, judge each, and yield them as they finish, the stored ones first.
 
-    A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given; verdicts as many, or as the verifier
-    wants (``at_once``). Closing the
-    iterator cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where
-    that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the
-    share ``max_errors`` of all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
+    A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given. Beside them as many, at most
+    ``BESIDE``, are written and judged, or as many as the verifier wants (``at_once``), so that the engine need not wait. Closing the iterator
+    cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where that happens to ``BROKEN``
+    tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the share ``max_errors`` of
+    all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
 
     Where the meter of ``account`` has no room for another try none is begun; those under way end and are yielded, then Stopped is raised.
     """
@@ -257,8 +258,8 @@ async def collect(
             async with slots, launches.room() as ended:
                 with trajectories.coming:
                     trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
-                await trajectories.add(trajectory)
                 ended(trajectory.cost)
+            await trajectories.add(trajectory)
         else:
             trajectory = stored
         verdict = await judged(task, trajectory)
@@ -276,7 +277,8 @@ async def collect(
             await queue.put(error)
         await queue.put(None)
 
-    workers = [asyncio.create_task(worker()) for _ in range(min(max(concurrency, at_once), len(wanted)))]
+    most = max(concurrency + min(concurrency, BESIDE), at_once)
+    workers = [asyncio.create_task(worker()) for _ in range(min(most, len(wanted)))]
     at_work, stopped = len(workers), None
     try:
         while at_work:

@@ -32,7 +32,7 @@ T = TypeVar("T", Trajectory, Verdict)
 Place = tuple[int, int, int]  # the number of a file, where the line starts in it, how long it is: bytes
 Waiting = tuple[SampleKey, bytes, asyncio.Future[None]]  # a record's key and line, and who waits until it is on disk
 JOURNAL = "journal.jsonl"
-TOGETHER_S = 0.02  # one sync in so many seconds while more is coming: it costs what encoding a hundred records does
+TOGETHER_S = 0.05  # one sync in so many seconds while more is coming: it costs the processor what encoding a hundred records does
 D = TypeVar("D")
 
 
@@ -158,12 +158,12 @@ class Segments(Generic[T]):
         line = self._encode(record)
         with self._lock:
             self._waiting.append((record.key, line, done))
-            if not self.coming.count:
-                self._hurry.set()
             if not self._draining:
                 self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="store")
                 self._writer.submit(self._drain)
                 self._draining = True
+            elif not self.coming.count:
+                self._hurry.set()
         await done
 
     def _drain(self) -> None:

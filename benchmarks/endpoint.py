@@ -274,18 +274,19 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
             watch(done)
         took = began.since()
         trajectories.close()
+        store = sum(spent)
         together = done / trajectories.groups
         least = floor(trajectories.records.values(), round(together), Path(folder) / "floor")
     limit = policy._balancer.servers[0].limit.value
     await policy.close()
-    store = {
-        "store_share": round(sum(spent) / took.wall, 4),
+    about = {
+        "store_share": round(store / took.wall, 4),
         "store_floor": round(least / took.wall, 4),
-        "store_us": round(sum(spent) / done * 1e6, 1),
+        "store_us": round(store / done * 1e6, 1),
         "floor_us": round(least / done * 1e6, 1),
         "synced_together": round(together, 1),
     }
-    return took, {**store, "errors": errors, "limit": round(limit), **policy.counts}
+    return took, {**about, "errors": errors, "limit": round(limit), **policy.counts}
 
 
 async def sharpen_policy(url: str, number: int, turns: int, watch: Callable[[int], None]) -> tuple[Spent, dict[str, Any]]:

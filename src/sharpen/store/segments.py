@@ -103,7 +103,9 @@ class Segments(Generic[T]):
     def _find(self, key: SampleKey) -> tuple[bytes, T] | None:
         """A record, also as it is written."""
         with self._lock:
-            places = [self._index[row] for row in self._index.rows(_hash(key))]
+            if not (rows := self._index.rows(_hash(key))):
+                return None
+            places = [self._index[row] for row in rows]
         for place in places:
             line = self._line(place)
             try:

@@ -8,7 +8,9 @@
 tool call. The server is a process of its own, so is each arm, in each repeat; the clock runs from the first request to the last answer, without imports.
 Sharpen plays the tasks as a run does (``collect``, an environment, token counts) and has every trajectory synced to disk as it ends; the others keep
 nothing. ``store_share`` is the share of the time in which the store may hold up everything else: looking up, encoding, queueing and telling, by the
-wall, and the processor time of the thread that writes, syncs and keeps where a record lies; what that waits for runs beside the requests. ``cpu_us`` is
+wall, and the processor time of the thread that writes, syncs and keeps where a record lies; what that waits for runs beside the requests.
+``store_floor`` is the least that any store of these records takes, by the processor: encoding them with a bare msgspec, and writing and syncing the lines
+as many at once as the store did (``synced_together``, on average). ``store_us`` and ``floor_us`` are the same for one try, in microseconds. ``cpu_us`` is
 the client's processor time for a request, in microseconds. Arms alternate within a repeat, ratios are taken within a repeat, and medians over repeats are
 printed. Curator and distilabel ask single questions only; they come from interpreters of their own, named with ``--peer``.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import os
 import platform
@@ -27,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,6 +186,8 @@ async def openai_client(url: str, number: int, turns: int, *, transport: bool) -
 async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None] = lambda done: None) -> tuple[Spent, dict[str, Any]]:
     from contextlib import asynccontextmanager
 
+    import msgspec
+
     from sharpen.agents.base import PolicyAgent
     from sharpen.environments.single_turn import SingleTurn
     from sharpen.environments.tools import Limits, Toolbox, ToolEnvironment
@@ -190,7 +195,7 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
     from sharpen.policies.endpoint import Endpoint, EndpointPolicy
     from sharpen.records import Message, Task, Trajectory, Verdict
     from sharpen.sampling import collect
-    from sharpen.store.segments import Segments
+    from sharpen.store.segments import Segments, _Coming
 
     async def look(arguments: dict[str, Any]) -> str:
         return SEEN
@@ -224,12 +229,36 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
             except StopIteration:
                 return
 
+    class Coming(_Coming):
+        __enter__, __exit__ = timed(_Coming.__enter__), timed(_Coming.__exit__)
+
     class Timed(Segments):  # type: ignore[type-arg]
         _find, _tell = timed(Segments._find), staticmethod(timed(Segments._tell))
         _drain = timed(Segments._drain, time.thread_time)
+        groups = 0
+
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.coming = Coming()
+
+        def _write(self, lines: Any) -> Any:
+            self.groups += 1
+            return super()._write(lines)
 
         async def add(self, record: Any) -> None:
             await Step(super().add(record))
+
+    def floor(records: Iterable[Trajectory], together: int, path: Path) -> float:
+        """Seconds of the processor."""
+        encode, took = msgspec.json.Encoder().encode, 0.0
+        handle, left = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), iter(records)
+        while group := list(itertools.islice(left, together)):
+            began = time.thread_time()
+            os.write(handle, b"\n".join(map(encode, group)))
+            os.fdatasync(handle)
+            took += time.thread_time() - began
+        os.close(handle)
+        return took
 
     environment: Any = SingleTurn() if turns == 1 else ToolEnvironment("bench", tools, Limits(max_turns=turns))
     policy = EndpointPolicy(Endpoint(base_url=url, model="m"))
@@ -245,9 +274,19 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
             watch(done)
         took = began.since()
         trajectories.close()
+        store = sum(spent)
+        together = done / trajectories.groups
+        least = floor(trajectories.records.values(), round(together), Path(folder) / "floor")
     limit = policy._balancer.servers[0].limit.value
     await policy.close()
-    return took, {"store_share": round(sum(spent) / took.wall, 4), "errors": errors, "limit": round(limit), **policy.counts}
+    about = {
+        "store_share": round(store / took.wall, 4),
+        "store_floor": round(least / took.wall, 4),
+        "store_us": round(store / done * 1e6, 1),
+        "floor_us": round(least / done * 1e6, 1),
+        "synced_together": round(together, 1),
+    }
+    return took, {**about, "errors": errors, "limit": round(limit), **policy.counts}
 
 
 async def sharpen_policy(url: str, number: int, turns: int, watch: Callable[[int], None]) -> tuple[Spent, dict[str, Any]]:

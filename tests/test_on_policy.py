@@ -80,7 +80,13 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
         tokenizer.add_tokens(list(added))
         tokenizer.chat_template = template
         torch.manual_seed(seed)
-        shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        shape = {
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        }
         end = tokenizer.eos_token_id
         config = transformers.LlamaConfig(
             vocab_size=rows or len(tokenizer),

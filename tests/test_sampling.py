@@ -78,6 +78,14 @@ async def test_a_policy_that_never_stops_fails_and_its_cut_turn_is_no_action(tmp
     assert {verdict.outcome for verdict in made.verdicts.values()} == {"fail"}
 
 
+async def test_a_stage_waits_for_what_is_under_way_and_never_for_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store syncs together what ends together: with a pace of an hour no try may be left waiting when nothing else is coming."""
+    monkeypatch.setattr("sharpen.store.segments.TOGETHER_S", 3600.0)
+    policy = Broken(fail_with(PolicyError("hiccup")), lambda call: call % 5 == 0)
+    made = await pool(tmp_path, agent(policy), 2)
+    assert len(made.trajectories) == len(made.verdicts) == 24
+
+
 async def test_overflow_is_the_policys_failure(tmp_path: Path) -> None:
     made = await pool(tmp_path, agent(Broken(fail_with(ContextOverflow("too long")))))
     assert {trajectory.stop for trajectory in made.trajectories.values()} == {"overflow"}

@@ -152,7 +152,7 @@ def test_where_a_record_lies_takes_little_memory() -> None:
     try:
         index = _Index()
         for row in range(5000):
-            index.append(hash((row,)) % 2**32, (0, 2**33 + row, 2**33))  # past 4 GiB
+            index.put(hash((row,)) % 2**32, (0, 2**33 + row, 2**33), lambda same: False)  # past 4 GiB
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -433,6 +433,55 @@ async def test_what_nobody_waits_for_any_more_is_written_before_the_journal_clos
     held.go.set()
     segments.close()
     assert sorted(key.index for key in Segments(tmp_path, Trajectory).records) == [0, 1, 2]
+
+
+async def test_what_ends_while_more_is_coming_waits_and_is_synced_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer: with the last that was coming the clock no longer counts."""
+    monkeypatch.setattr("sharpen.store.segments.TOGETHER_S", 3600.0)
+    segments, held, waited = Segments(tmp_path, Trajectory), Held(monkeypatch), threading.Event()
+    held.go.set()
+
+    class Hurry(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.set()
+            return super().wait(timeout)
+
+    segments._hurry = Hurry()
+    with segments.coming:
+        await segments.add(trajectory(0))  # the first after a rest is on disk at once
+        waited.clear()
+        with segments.coming:
+            first = asyncio.create_task(segments.add(trajectory(1)))
+            await asyncio.sleep(0)
+        second = asyncio.create_task(segments.add(trajectory(2)))
+        await asyncio.to_thread(waited.wait)
+        assert len(held.sizes) == 1 and not first.done() and not second.done()
+    await asyncio.gather(first, second, segments.add(trajectory(3)))
+    assert len(held.sizes) == 2 and [key.index for key in segments.records] == [0, 1, 2, 3]
+    await segments.add(trajectory(4))  # nothing is coming: nothing to wait for
+    assert len(held.sizes) == 3
+
+
+async def test_what_never_comes_is_not_waited_for(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, Trajectory)
+    with segments.coming:
+        for index in range(3):
+            await asyncio.gather(segments.add(trajectory(index)), segments.add(trajectory(index, "u")))
+    assert len(Segments(tmp_path, Trajectory).records) == 6
+
+
+async def test_closing_does_not_wait_for_what_is_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sharpen.store.segments.TOGETHER_S", 3600.0)
+    segments = Segments(tmp_path, Trajectory)
+    with segments.coming:
+        await segments.add(trajectory(0))
+        waiting = asyncio.create_task(segments.add(trajectory(1)))
+        await asyncio.sleep(0)
+        segments.close()
+        assert len(Segments(tmp_path, Trajectory).records) == 2
+        await waiting
+    await segments.add(trajectory(2))  # and it opens again
+    assert len(Segments(tmp_path, Trajectory).records) == 3
 
 
 def test_a_loop_that_ended_leaves_what_was_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

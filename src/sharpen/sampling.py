@@ -31,6 +31,7 @@ from sharpen.verifiers.run import judge
 ATTEMPTS = 2  # a try is made again once where infrastructure broke, then recorded as an error
 WAVES = "waves.json"
 HINTS = "hints"  # the folder, beside sampling, of tries with the reference shown: in no rate
+BESIDE = 256  # tries at most that are written and judged while others run
 BROKEN = 8  # tries in a row that end in an error before the whole stage is called broken
 
 
@@ -224,11 +225,11 @@ async def collect(
 ) -> AsyncIterator[tuple[Trajectory, Verdict | None]]:
     """Make the ``wanted`` tries (task, index) that are not on disk yet, judge each, and yield them as they finish, the stored ones first.
 
-    A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given; verdicts as many, or as the verifier
-    wants (``at_once``). Closing the
-    iterator cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where
-    that happens to ``BROKEN`` tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the
-    share ``max_errors`` of all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
+    A sample is on disk before it is yielded. At most ``concurrency`` run at once, launched in the order given. Beside them as many, at most
+    ``BESIDE``, are written and judged, or as many as the verifier wants (``at_once``), so that the engine need not wait. Closing the iterator
+    cancels what is in flight. PolicyError or EnvironmentFault become ``stop="error"`` after a second attempt; where that happens to ``BROKEN``
+    tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the share ``max_errors`` of
+    all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
 
     Where the meter of ``account`` has no room for another try none is begun; those under way end and are yielded, then Stopped is raised.
     """
@@ -247,7 +248,8 @@ async def collect(
         if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name and known.outcome != "error":
             return known
         loop = asyncio.get_running_loop()
-        verdict = await loop.run_in_executor(threads, judge, task, trajectory, verifier, verifier_timeout_s)
+        with verdicts.coming:
+            verdict = await loop.run_in_executor(threads, judge, task, trajectory, verifier, verifier_timeout_s)
         await verdicts.add(verdict)
         return verdict
 
@@ -255,9 +257,10 @@ async def collect(
         stored = trajectories.records.get(agent.key(task, index))
         if stored is None or stored.stop == "error":
             async with slots, launches.room() as ended:
-                trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
-                await trajectories.add(trajectory)
+                with trajectories.coming:
+                    trajectory = await _attempt(agent, task, index, episode_timeout_s, streak)
                 ended(trajectory.cost)
+            await trajectories.add(trajectory)
         else:
             trajectory = stored
         verdict = await judged(task, trajectory)
@@ -275,7 +278,8 @@ async def collect(
             await queue.put(error)
         await queue.put(None)
 
-    workers = [asyncio.create_task(worker()) for _ in range(min(max(concurrency, at_once), len(wanted)))]
+    most = max(concurrency + min(concurrency, BESIDE), at_once)
+    workers = [asyncio.create_task(worker()) for _ in range(min(most, len(wanted)))]
     at_work, stopped = len(workers), None
     try:
         while at_work:

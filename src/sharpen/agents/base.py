@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -49,9 +50,15 @@ class PolicyAgent:
     hints: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, task: Task, index: int) -> SampleKey:
-        hint = [self.hints[task.key]] if task.key in self.hints else []
-        settings = digest([self.sampling, self.shots, self.environment.max_turns, *hint])
+        settings = self._digest(self.hints[task.key]) if task.key in self.hints else self._settings
         return SampleKey(model=self.fingerprint, task=task.key, environment=self.environment.name, sampling=settings, index=index)
+
+    @cached_property
+    def _settings(self) -> str:
+        return self._digest()
+
+    def _digest(self, *hint: str) -> str:
+        return digest([self.sampling, self.shots, self.environment.max_turns, *hint])
 
     async def run(self, task: Task, index: int) -> Trajectory:
         started = time.monotonic()

@@ -290,7 +290,8 @@ class BestOfNAgent:
         if trajectory is None:
             try:
                 async with self._slots, asyncio.timeout(self.timeout_s):
-                    trajectory = await self.inner.run(task, index)
+                    with contextlib.nullcontext() if self.kept is None else self.kept.coming:
+                        trajectory = await self.inner.run(task, index)
             except (PolicyError, EnvironmentFault) as error:
                 return _Made(key, error=error)
             except TimeoutError:

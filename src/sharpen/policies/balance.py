@@ -168,7 +168,8 @@ class Balancer:
         while at and self._waiting[at - 1].began > began:
             at -= 1
         self._waiting.insert(at, waiting)
-        self._serve()
+        if at == 0 or self._timer is None:  # else it changes nothing for those before it
+            self._serve()
         try:
             return await waiting.granted
         except asyncio.CancelledError:
@@ -193,7 +194,11 @@ class Balancer:
         server.pauses = server.lost = 0
         server.dead = False
         self.last_answer = self.clock()
-        self.release(server)
+        server.in_flight -= 1
+        if self._timer is None:
+            self._serve()
+        else:  # patience begins anew, which the timer will see
+            self._grant()
 
     def refused(self, server: Server, began: float, problem: PolicyError, *, pause: bool, retry_after: float = 0.0) -> None:
         """The server is there but has no room: its limit shrinks and, with ``pause``, it is left alone, for ``retry_after`` seconds where it said so."""
@@ -225,11 +230,7 @@ class Balancer:
         """Give places to who has waited longest, give up those whose patience is over, and come back when the next server may be asked."""
         if not self._waiting:
             return
-        while self._waiting and (server := self.pick(self._waiting[0].opening, self._waiting[0].avoid)) is not None:
-            waiting = self._waiting.popleft()
-            if not waiting.granted.done():
-                server.in_flight += 1
-                waiting.granted.set_result(server)
+        self._grant()
         now = self.clock()
         soonest = min(self.servers, key=lambda server: server.until)
         over = max(now, soonest.until)
@@ -246,6 +247,14 @@ class Balancer:
                     self._timer.cancel()
                 self._due = wake
                 self._timer = asyncio.get_running_loop().call_later(max(0.0, wake - now) + 0.001, self._wake)
+
+    def _grant(self) -> None:
+        """Give places to who has waited longest, as many as there are."""
+        while self._waiting and (server := self.pick(self._waiting[0].opening, self._waiting[0].avoid)) is not None:
+            waiting = self._waiting.popleft()
+            if not waiting.granted.done():
+                server.in_flight += 1
+                waiting.granted.set_result(server)
 
     def _wake(self) -> None:
         self._timer = None

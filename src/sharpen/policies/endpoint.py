@@ -159,7 +159,8 @@ class EndpointPolicy:
         """
         body = wire.request(self.settings.model, conversation, sampling, self.settings.max_tokens_field, self._extra)
         try:
-            completion = await self._ask(msgspec.json.encode(body), wire.opening(conversation), sampling, conversation.tools)
+            opening = wire.opening(conversation) if len(self._known) > 1 else b""  # one server is no choice
+            completion = await self._ask(msgspec.json.encode(body), opening, sampling, conversation.tools)
             return wire.turn(completion, conversation)
         except PolicyError as error:
             if error.failure == "content_filter" and (conversation.turns or isinstance(error, ContentFiltered)):

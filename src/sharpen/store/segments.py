@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate, groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
@@ -29,6 +32,8 @@ T = TypeVar("T", Trajectory, Verdict)
 Place = tuple[int, int, int]  # the number of a file, where the line starts in it, how long it is: bytes
 Waiting = tuple[SampleKey, bytes, asyncio.Future[None]]  # a record's key and line, and who waits until it is on disk
 JOURNAL = "journal.jsonl"
+TOGETHER_S = 0.05  # one sync in so many seconds while more is coming: it costs the processor what encoding a hundred records does
+D = TypeVar("D")
 
 
 class _Keyed(msgspec.Struct):
@@ -52,8 +57,12 @@ class Segments(Generic[T]):
         self._journal: int | None = None
         self._disk = threading.Lock()  # around writing, which takes long
         self._lock = threading.Lock()  # around what is in memory
+        self.coming = _Coming()
         self._waiting: list[Waiting] = []
         self._draining = False
+        self._writer: ThreadPoolExecutor | None = None
+        self._hurry = threading.Event()
+        self._begun = float("-inf")  # when the last group was
         self._files: list[int] = []
         weakref.finalize(self, _close, self._files)
         self._index = _Index()
@@ -76,7 +85,7 @@ class Segments(Generic[T]):
                         self.torn = len(line)
                     elif line != b"\n":
                         try:
-                            self._keep(self._decode(line).key, (number, start, len(line)))
+                            self._keep([self._decode(line).key], [(number, start, len(line))])
                         except msgspec.MsgspecError as error:
                             raise RunError(f"{path}:{line_number} cannot be read ({error}); delete that line to do it again") from error
                     start += len(line)
@@ -94,7 +103,9 @@ class Segments(Generic[T]):
     def _find(self, key: SampleKey) -> tuple[bytes, T] | None:
         """A record, also as it is written."""
         with self._lock:
-            places = [self._index[row] for row in self._index.rows(_hash(key))]
+            if not (rows := self._index.rows(_hash(key))):
+                return None
+            places = [self._index[row] for row in rows]
         for place in places:
             line = self._line(place)
             try:
@@ -113,14 +124,14 @@ class Segments(Generic[T]):
             yield self._keyed(self._line(place)).key
             row += 1
 
-    def _keep(self, key: SampleKey, place: Place) -> None:
-        """The record of ``key`` lies there from now on."""
+    def _keep(self, keys: Sequence[SampleKey], places: Sequence[Place]) -> None:
+        """The records of ``keys`` lie there from now on."""
         with self._lock:
-            for row in self._index.rows(_hash(key)):
-                if self._keyed(self._line(self._index[row])).key == key:
-                    self._index[row] = place
-                    return
-            self._index.append(_hash(key), place)
+            for key, place in zip(keys, places, strict=True):
+                self._index.put(_hash(key), place, partial(self._is, key))
+
+    def _is(self, key: SampleKey, row: int) -> bool:
+        return self._keyed(self._line(self._index[row])).key == key
 
     # ------------------------------------------------------------ writing
 
@@ -138,30 +149,35 @@ class Segments(Generic[T]):
 
     def append(self, record: T) -> None:
         """On disk, synced, before this returns."""
-        (place,) = self._write([self._encode(record) + b"\n"])
-        self._keep(record.key, place)
+        self._keep([record.key], self._write([self._encode(record)]))
 
     async def add(self, record: T) -> None:
-        """On disk, synced, before this returns. Records that are added meanwhile are written and synced together, by a thread: the loop goes on."""
-        loop = asyncio.get_running_loop()
-        waiting = record.key, self._encode(record) + b"\n", loop.create_future()
+        """On disk, synced, before this returns. A thread writes and syncs what is added meanwhile together: the loop goes on.
+
+        While more is ``coming`` a group is begun at most every ``TOGETHER_S``; one that nothing could join any more is begun at once.
+        """
+        done = asyncio.get_running_loop().create_future()
+        line = self._encode(record)
         with self._lock:
-            self._waiting.append(waiting)
-            idle, self._draining = not self._draining, True
-        if idle:
-            loop.run_in_executor(None, self._drain)
-        await waiting[2]
+            self._waiting.append((record.key, line, done))
+            if not self._draining:
+                self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="store")
+                self._writer.submit(self._drain)
+                self._draining = True
+            elif not self.coming.count:
+                self._hurry.set()
+        await done
 
     def _drain(self) -> None:
         """Write what waits, and what comes meanwhile, one group after the other."""
         while group := self._next_group():
+            keys, lines, waiting = zip(*group, strict=True)
             failed: Exception | None = None
             try:
-                for (key, _, _), place in zip(group, self._write([line for _, line, _ in group]), strict=True):
-                    self._keep(key, place)
+                self._keep(keys, self._write(lines))
             except Exception as error:  # carried to those who wait
                 failed = error
-            for loop, these in groupby((done for _, _, done in group), asyncio.Future.get_loop):
+            for loop, these in groupby(waiting, asyncio.Future.get_loop):
                 with contextlib.suppress(RuntimeError):  # a loop that has ended: nobody waits
                     loop.call_soon_threadsafe(self._tell, list(these), failed)
 
@@ -176,20 +192,25 @@ class Segments(Generic[T]):
                 done.set_exception(failed)
 
     def _next_group(self) -> list[Waiting]:
+        if self._waiting and self.coming.count:
+            self._hurry.wait(max(0.0, self._begun + TOGETHER_S - time.monotonic()))
         with self._lock:
             group, self._waiting = self._waiting, []
             self._draining = bool(group)
-            return group
+            self._hurry.clear()
+        self._begun = time.monotonic() if group else self._begun
+        return group
 
     def _write(self, lines: Sequence[bytes]) -> list[Place]:
-        """All of them or none, at the journal's end, and synced."""
+        """All of them or none, one line each at the journal's end, and synced."""
         with self._disk, writing(self.folder):
             if self._journal is None:
                 self._begin()
             assert self._journal is not None
-            start, number = append(self._journal, b"".join(lines)), self._reading
+            start, number = append(self._journal, b"\n".join((*lines, b""))), self._reading
             os.fdatasync(self._journal)
-        return [(number, at, len(line)) for at, line in zip(accumulate(map(len, lines), initial=start), lines, strict=False)]
+        sizes = [len(line) + 1 for line in lines]
+        return [(number, at, size) for at, size in zip(accumulate(sizes, initial=start), sizes, strict=False)]
 
     def _begin(self) -> None:
         """Open the journal. What a kill tore is cut off first: the next record would join it."""
@@ -202,7 +223,11 @@ class Segments(Generic[T]):
 
     def close(self) -> None:
         """Stop writing. What is there can still be read, and the next record opens the journal again."""
-        self._drain()  # also what nobody waits for any more
+        with self._lock:
+            writer, self._writer = self._writer, None
+            self._hurry.set()
+        if writer is not None:
+            writer.shutdown()  # after it wrote also what nobody waits for any more
         with self._disk:
             if self._journal is not None:
                 os.close(self._journal)
@@ -251,11 +276,36 @@ class _Records(Mapping[SampleKey, T]):
             raise KeyError(key)
         return found[1]
 
+    @overload
+    def get(self, key: SampleKey) -> T | None: ...
+    @overload
+    def get(self, key: SampleKey, default: T | D) -> T | D: ...
+    def get(self, key: SampleKey, default: Any = None) -> Any:
+        """As a mapping's own, which would raise and catch KeyError for each try that is not made yet."""
+        found = self._segments._find(key)
+        return default if found is None else found[1]
+
     def __iter__(self) -> Iterator[SampleKey]:
         return self._segments._keys()
 
     def __len__(self) -> int:
         return len(self._segments._index)
+
+
+class _Coming:
+    """``with`` it a record is made that will be added: others that are added meanwhile may wait for it a little, to be synced together."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.count += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self.count -= 1
 
 
 class _Index:
@@ -274,38 +324,42 @@ class _Index:
     def __getitem__(self, row: int) -> Place:
         return self._numbers[row], self._starts[row], self._sizes[row]
 
-    def __setitem__(self, row: int, place: Place) -> None:
-        self._numbers[row], self._starts[row], self._sizes[row] = place
-
     def rows(self, hashed: int) -> list[int]:
         """All whose key hashes so."""
         found, table, last = [], self._table, len(self._table) - 1
         at = hashed & last
-        while row := table[at]:
-            if self._hashes[row - 1] == hashed:
-                found.append(row - 1)
+        while entry := table[at]:
+            if self._hashes[entry - 1] == hashed:
+                found.append(entry - 1)
             at = (at + 1) & last
         return found
 
-    def append(self, hashed: int, place: Place) -> None:
+    def put(self, hashed: int, place: Place, same: Callable[[int], bool]) -> None:
+        """In the row of those whose key hashes so that is the ``same``, else in a new one."""
+        table, last = self._table, len(self._table) - 1
+        at = hashed & last
+        while entry := table[at]:
+            if self._hashes[entry - 1] == hashed and same(entry - 1):
+                self._numbers[entry - 1], self._starts[entry - 1], self._sizes[entry - 1] = place
+                return
+            at = (at + 1) & last
         number, start, size = place
         self._hashes.append(hashed)
         self._numbers.append(number)
         self._starts.append(start)
         self._sizes.append(size)
-        if 3 * len(self._hashes) < 2 * len(self._table):
-            self._enter(len(self._hashes), hashed)
-        else:
-            self._table = array("I", bytes(2 * self._table.itemsize * len(self._table)))
-            for entry, other in enumerate(self._hashes, 1):
-                self._enter(entry, other)
+        table[at] = len(self._hashes)
+        if 3 * len(self._hashes) >= 2 * len(table):
+            self._grow()
 
-    def _enter(self, entry: int, hashed: int) -> None:
-        table, last = self._table, len(self._table) - 1
-        at = hashed & last
-        while table[at]:
-            at = (at + 1) & last
-        table[at] = entry
+    def _grow(self) -> None:
+        table = self._table = array("I", bytes(2 * self._table.itemsize * len(self._table)))
+        last = len(table) - 1
+        for entry, hashed in enumerate(self._hashes, 1):
+            at = hashed & last
+            while table[at]:
+                at = (at + 1) & last
+            table[at] = entry
 
 
 def _hash(key: SampleKey) -> int:

@@ -19,7 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -509,6 +509,7 @@ def _lines(path: Path, records: Iterable[Record]) -> None:
         write_atomic(path, data)
 
 
+@cache
 def templates() -> Environment:
     """Plain text and Markdown: nothing is escaped. What is said comes from the run's settings and numbers."""
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}

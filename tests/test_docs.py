@@ -20,6 +20,7 @@ from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.load import PROPERTIES, VerifierSettings
 
 ROOT = Path(__file__).parent.parent
+KEYS = known_keys()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -29,7 +30,7 @@ def test_files_and_flags_that_a_page_names_exist(page: Path) -> None:
     for name in re.findall(r"(?:bash|python|sharpen run) ((?:scripts|examples|benchmarks)/[\w./-]+)", text):
         assert (ROOT / name).exists(), name
     for key in re.findall(r"`(?:--)?((?:sampling|evaluation|training|ladder|selection|few_shot|tasks)\.[a-z_.]+)", text):
-        assert any(known == key or known.startswith(key + ".") for known in known_keys()), key
+        assert any(known == key or known.startswith(key + ".") for known in KEYS), key
     for target in re.findall(r"\]\((?!https?:)([\w./-]+)\)", text):
         assert (page.parent / target).exists(), target
 

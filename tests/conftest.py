@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 from sharpen.policies.scripted import scripted_model
+from sharpen.run import climb
 from sharpen.sandbox.box import probe
+from sharpen.settings import load_settings
 
 LADDER = {
     "seed": 3,
@@ -27,6 +31,8 @@ LADDER = {
 }
 
 
+FEW = "{demo: 4, train: 12, dev: 12, test: 4}"  # tasks.splits, where nothing rests on how many there are
+
 SYNC = os.fsync, os.fdatasync
 
 
@@ -39,10 +45,40 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def scripted(tmp_path: Path) -> Path:
     """A settings file for a whole ladder, with a scripted base model that is right one time in five."""
-    scripted_model(tmp_path / "base", skill=0.2)
-    path = tmp_path / "ladder.yaml"
-    path.write_text(yaml.safe_dump({**LADDER, "model": str(tmp_path / "base")}))
+    return _scripted(tmp_path)
+
+
+def _scripted(folder: Path) -> Path:
+    scripted_model(folder / "base", skill=0.2)
+    path = folder / "ladder.yaml"
+    path.write_text(yaml.safe_dump({**LADDER, "model": str(folder / "base")}))
     return path
+
+
+class Ended(NamedTuple):
+    """A run of the whole ladder that has ended, and the settings that it was made with."""
+
+    settings: Path
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / "ladder"
+
+
+@pytest.fixture(scope="session")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Climbed once for all tests. Nobody changes it."""
+    folder = tmp_path_factory.mktemp("climbed")
+    made = Ended(_scripted(folder), folder / "runs")
+    climb(load_settings(made.settings, {}), made.runs)
+    return made
+
+
+@pytest.fixture
+def ended(climbed: Ended, tmp_path: Path) -> Ended:
+    """A copy of it, to be changed and gone on with."""
+    return climbed._replace(runs=Path(shutil.copytree(climbed.runs, tmp_path / "runs")))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -29,6 +32,18 @@ LADDER = {
     "selection": {"cap": 2},
     "ladder": {"rungs": ["few-shot", "sft", "rejection-sampling", "expert-iteration"], "rounds": 2},
 }
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark(name: str) -> ModuleType:
+    """A module of ``benchmarks/``, which is no package: they import each other by their bare names."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
 FEW = "{demo: 4, train: 12, dev: 12, test: 4}"  # tasks.splits, where nothing rests on how many there are

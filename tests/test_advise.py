@@ -10,7 +10,7 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
-from conftest import FEW, Ended
+from conftest import FEW, Ended, benchmark
 from sharpen.advice import ADVICE, TEACHER, Told, advise
 from sharpen.cli import main
 from sharpen.errors import RunError, SettingsError
@@ -22,7 +22,6 @@ from sharpen.settings import load_settings
 from sharpen.store.files import read_json, write_json
 
 SMALL = "{demo: 8, train: 16, dev: 16, test: 4}"
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def calls(folder: Path) -> int:
@@ -170,13 +169,13 @@ def test_contradictions_are_said(scripted: Path, tmp_path: Path) -> None:
 
 def test_goal_and_advice_are_no_part_of_what_a_run_is(scripted: Path, tmp_path: Path) -> None:
     climb(load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW}), tmp_path / "runs")
-    climb(load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW, "goal.value": "0.5", "advice.patience": "3"}), tmp_path / "runs")
+    climb(
+        load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW, "goal.value": "0.5", "advice.patience": "3"}), tmp_path / "runs"
+    )
 
 
-def test_the_worlds_truth_is_what_a_large_sample_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import worlds
-
+def test_the_worlds_truth_is_what_a_large_sample_shows() -> None:
+    worlds = benchmark("worlds")
     off = []
     for seed in range(60):
         world = worlds.draw(seed)

@@ -644,7 +644,7 @@ key = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
 said = (Message(role="user", content="?"), Message(role="assistant", content="4"))
 print(verifier.verify(Task(key="t", family="t"), Trajectory(key=key, agent="m", messages=said, stop="done")).outcome)
 """
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert (shown.stdout, shown.stderr, shown.returncode) == ("pass\nclosed\n", "", 0)
 
 

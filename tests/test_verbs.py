@@ -199,5 +199,5 @@ def test_nobody_reading_does_not_stop_a_run(scripted: Path, tmp_path: Path) -> N
     command = (
         f"{sys.executable} -m sharpen run {scripted} --runs {tmp_path / 'r'} --ladder.rungs '[]' --tasks.splits '{FEW}' 2>&1 | head -1"
     )
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=600)
     assert done.stdout.count("\n") == 1 and (tmp_path / "r/ladder/report.html").exists()

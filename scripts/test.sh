@@ -5,6 +5,6 @@ ruff check .
 mypy
 lint-imports
 fast=; [ "${1:-}" != --fast ] || { fast=1; shift; }
-pytest -m "not real" -n 2 "$@"
+pytest -m "not real" -n 2 --dist worksteal "$@"  # neighbours share what a file sets up
 # One at a time: engines and trainers take every core.
 [ -n "$fast" ] || exec pytest -m real "$@"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 from sharpen.policies.scripted import scripted_model
+from sharpen.run import climb
 from sharpen.sandbox.box import probe
+from sharpen.settings import load_settings
 
 LADDER = {
     "seed": 3,
@@ -27,13 +34,66 @@ LADDER = {
 }
 
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark(name: str) -> ModuleType:
+    """A module of ``benchmarks/``, which is no package: they import each other by their bare names."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+FEW = "{demo: 4, train: 12, dev: 12, test: 4}"  # tasks.splits, where nothing rests on how many there are
+
+SYNC = os.fsync, os.fdatasync
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fast tests do not wait for the disk, since nothing here cuts the power; what is no open file is still refused."""
+    os.fsync, os.fdatasync = SYNC if item.get_closest_marker("real") else (os.fstat, os.fstat)  # type: ignore[assignment]
+
+
 @pytest.fixture
 def scripted(tmp_path: Path) -> Path:
     """A settings file for a whole ladder, with a scripted base model that is right one time in five."""
-    scripted_model(tmp_path / "base", skill=0.2)
-    path = tmp_path / "ladder.yaml"
-    path.write_text(yaml.safe_dump({**LADDER, "model": str(tmp_path / "base")}))
+    return _scripted(tmp_path)
+
+
+def _scripted(folder: Path) -> Path:
+    scripted_model(folder / "base", skill=0.2)
+    path = folder / "ladder.yaml"
+    path.write_text(yaml.safe_dump({**LADDER, "model": str(folder / "base")}))
     return path
+
+
+class Ended(NamedTuple):
+    """A run of the whole ladder that has ended, and the settings that it was made with."""
+
+    settings: Path
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / "ladder"
+
+
+@pytest.fixture(scope="session")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Climbed once for all tests. Nobody changes it."""
+    folder = tmp_path_factory.mktemp("climbed")
+    made = Ended(_scripted(folder), folder / "runs")
+    climb(load_settings(made.settings, {}), made.runs)
+    return made
+
+
+@pytest.fixture
+def ended(climbed: Ended, tmp_path: Path) -> Ended:
+    """A copy of it, to be changed and gone on with."""
+    return climbed._replace(runs=Path(shutil.copytree(climbed.runs, tmp_path / "runs")))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+from conftest import FEW, Ended, benchmark
 from sharpen.advice import ADVICE, Told, advise
 from sharpen.cli import main
 from sharpen.errors import RunError, SettingsError
@@ -21,7 +22,6 @@ from sharpen.settings import load_settings
 from sharpen.store.files import read_json, write_json
 
 SMALL = "{demo: 8, train: 16, dev: 16, test: 4}"
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def calls(folder: Path) -> int:
@@ -55,39 +55,39 @@ def test_it_spends_its_share_and_the_run_finds_it_made(scripted: Path, tmp_path:
         assert ours.tasks == theirs.tasks
 
 
-def test_a_run_that_is_there_is_read_and_nothing_is_bought(scripted: Path, tmp_path: Path) -> None:
-    settings = load_settings(scripted, {"goal.value": "0.99", "ladder.alpha": "0.9999"})
-    climb(load_settings(scripted, {"ladder.alpha": "0.9999"}), tmp_path / "runs")
-    before = calls(tmp_path / "runs/ladder")
-    told = advise(settings, tmp_path / "runs")
-    assert told.bought.tries == 0 and calls(tmp_path / "runs/ladder") == before
+def test_a_run_that_is_there_is_read_and_nothing_is_bought(ended: Ended) -> None:
+    before = calls(ended.folder)
+    told = advise(load_settings(ended.settings, {"goal.value": "0.99"}), ended.runs)
+    assert told.bought.tries == 0 and calls(ended.folder) == before
     assert [one.method for one in told.seen.tried][:3] == ["few-shot", "sft", "rejection-sampling"]
     assert told.seen.tasks_sampled == 40 and told.seen.samples_per_task == 4
     assert standing(told)["sft"] == "done" and standing(told)["few-shot"] == "done"
 
 
 def test_a_rung_that_was_made_by_hand_is_judged_from_what_lies_there(scripted: Path, tmp_path: Path) -> None:
-    climb(load_settings(scripted, {"ladder.rungs": "[sft]"}), tmp_path / "runs")
+    settings = load_settings(scripted, {"ladder.rungs": "[sft]", "tasks.splits": FEW})
+    climb(settings, tmp_path / "runs")
     rung = tmp_path / "runs/ladder/rungs/001-sft"
     (rung / "decision.json").unlink()
     (rung / "stage.json").unlink()
-    told = advise(load_settings(scripted, {"ladder.rungs": "[sft]"}), tmp_path / "runs")
+    told = advise(settings, tmp_path / "runs")
     assert any("001-sft was evaluated but not decided on" in line for line in told.said)
     assert [one.method for one in told.seen.tried] == ["sft"]
     base = read_json(tmp_path / "runs/ladder/rungs/000-base/evaluation.json", Evaluation)
     write_json(rung / "evaluation.json", replace(base, tasks=base.tasks[:3]))
-    told = advise(load_settings(scripted, {"ladder.rungs": "[sft]"}), tmp_path / "runs")
+    told = advise(settings, tmp_path / "runs")
     assert told.seen.tried[0].outcome == "undecided" and "same tasks on both sides" in " ".join(told.said)
     (rung / "evaluation.json").write_text("{")
     with pytest.raises(RunError, match=r"evaluation\.json cannot be read"):
-        advise(load_settings(scripted, {"ladder.rungs": "[sft]"}), tmp_path / "runs")
+        advise(settings, tmp_path / "runs")
 
 
 def test_rungs_without_their_settings_are_refused(scripted: Path, tmp_path: Path) -> None:
-    climb(load_settings(scripted, {"ladder.rungs": "[]"}), tmp_path / "runs")
+    settings = load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW})
+    climb(settings, tmp_path / "runs")
     (tmp_path / "runs/ladder/run.yaml").unlink()
     with pytest.raises(RunError, match=r"holds rungs but no run\.yaml"):
-        advise(load_settings(scripted, {"ladder.rungs": "[]"}), tmp_path / "runs")
+        advise(settings, tmp_path / "runs")
 
 
 def taught(tmp_path: Path, skill: float, training: str | None) -> dict[str, str]:
@@ -199,14 +199,14 @@ def test_contradictions_are_said(scripted: Path, tmp_path: Path) -> None:
 
 
 def test_goal_and_advice_are_no_part_of_what_a_run_is(scripted: Path, tmp_path: Path) -> None:
-    climb(load_settings(scripted, {"ladder.rungs": "[]"}), tmp_path / "runs")
-    climb(load_settings(scripted, {"ladder.rungs": "[]", "goal.value": "0.5", "advice.patience": "3"}), tmp_path / "runs")
+    climb(load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW}), tmp_path / "runs")
+    climb(
+        load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW, "goal.value": "0.5", "advice.patience": "3"}), tmp_path / "runs"
+    )
 
 
-def test_the_worlds_truth_is_what_a_large_sample_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import worlds
-
+def test_the_worlds_truth_is_what_a_large_sample_shows() -> None:
+    worlds = benchmark("worlds")
     off = []
     for seed in range(60):
         world = worlds.draw(seed)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-AUDITS = Path(__file__).parents[1] / "benchmarks" / "audits.py"
+import pytest
+
+from conftest import benchmark
 
 
-def test_a_good_and_a_weak_verifier_and_a_judge_that_cannot_judge(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(AUDITS),
-        str(tmp_path / "work"),
-        "--smoke",
-        "--limit",
-        "2",
-        "--tries",
-        "40",
-        "--out",
-        str(tmp_path / "found.json"),
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+def test_a_good_and_a_weak_verifier_and_a_judge_that_cannot_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--smoke", "--limit", "2", "--tries", "40", "--out", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["audits", str(tmp_path / "work"), *flags])
+    benchmark("audits").main()
+    said = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())["verifiers"]
     assert list(found) == ["math", "regex", "judge"] and all(one["tries"] == 40 for one in found.values())
     for name in ("math", "regex"):
@@ -37,4 +30,4 @@ def test_a_good_and_a_weak_verifier_and_a_judge_that_cannot_judge(tmp_path: Path
     assert (
         found["judge"]["errors"] == 40 and not found["judge"]["kept"] and not found["judge"]["gate"]
     )  # the fake says nothing that is a vote
-    assert "by the verifier reasoning_gym" in ended.stdout and "gate, settled" in ended.stdout
+    assert "by the verifier reasoning_gym" in said and "gate, settled" in said

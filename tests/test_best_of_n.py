@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import LADDER
+from conftest import FEW, LADDER
 from sharpen.agents.base import Agent, PolicyAgent
 from sharpen.agents.best_of_n import STRIDE, BestOfN, BestOfNAgent, ByMajority, ByVerifier, Opinion
 from sharpen.agents.choose import make_several, most_turns
@@ -523,11 +523,11 @@ def pair(scripted: Path, tmp_path: Path) -> tuple[Path, str]:
 
 def test_an_ensemble_is_measured(pair: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings, members = pair
-    ensemble = ["--agent", "ensemble", "--agent.members", members]
+    ensemble = ["--agent", "ensemble", "--agent.members", members, "--tasks.splits", FEW]
     assert main(["eval", str(settings), str(tmp_path / "turns"), *ensemble, "--agent.by", "rotation"]) == 0
     assert "tries made in turn by scripted, other" in capsys.readouterr().out
     made = Segments(tmp_path / "turns/trajectories", Trajectory).records.values()
-    assert [sum(one.agent == name for one in made) for name in ("scripted", "other")] == [80, 80]
+    assert [sum(one.agent == name for one in made) for name in ("scripted", "other")] == [24, 24]
     assert not (tmp_path / "turns/considered").exists()
     assert main(["eval", str(settings), str(tmp_path / "best"), *ensemble, "--agent.n", "2"]) == 0
     made = Segments(tmp_path / "best/trajectories", Trajectory).records.values()
@@ -559,7 +559,7 @@ def test_every_member_is_closed_also_where_one_cannot_be_opened(
     monkeypatch.chdir(tmp_path)
     engine = "{engine: plugin, name: 'engine.py:engine'}"
     other = f"[{{model: {tmp_path / 'other'}, engine: {{engine: plugin, name: 'engine.py:engine', settings: {{fails: {str(fails).lower()}}}}}}}]"
-    flags = {"engine": engine, "agent": "ensemble", "agent.members": other}
+    flags = {"engine": engine, "agent": "ensemble", "agent.members": other, "tasks.splits": FEW}
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
     opened = plugins.load("engine.py:engine", "policy").__globals__["left"]
     assert main(["eval", str(pair[0]), str(tmp_path / "w"), *words]) == (2 if fails else 0)
@@ -581,7 +581,13 @@ def test_every_member_is_closed_also_where_one_cannot_be_opened(
 
 
 def test_a_ladder_distils_the_best_of_four_into_single_tries(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = {"agent": "best-of-n", "agent.n": "4", "agent.plays": "sampling", "ladder.rungs": "[few-shot, rejection-sampling]"}
+    flags = {
+        "agent": "best-of-n",
+        "agent.n": "4",
+        "agent.plays": "sampling",
+        "ladder.rungs": "[few-shot, rejection-sampling]",
+        "tasks.splits": FEW,
+    }
     climb(load_settings(scripted, flags), tmp_path / "runs")
     said = capsys.readouterr().err
     assert "rejection-sampling: no control, since the verifier chose every try" in said
@@ -602,7 +608,7 @@ def test_a_ladder_distils_the_best_of_four_into_single_tries(scripted: Path, tmp
 
 
 def test_a_ladder_whose_every_try_is_a_majority_says_so(scripted: Path, tmp_path: Path) -> None:
-    flags = {"agent": "best-of-n", "agent.n": "3", "agent.by": "majority", "ladder.rungs": "[rejection-sampling]"}
+    flags = {"agent": "best-of-n", "agent.n": "3", "agent.by": "majority", "ladder.rungs": "[rejection-sampling]", "tasks.splits": FEW}
     climb(load_settings(scripted, flags), tmp_path / "runs")
     view = read_run(tmp_path / "runs/ladder")
     assert "each try is one of 3, chosen by majority vote" in view.banners
@@ -615,12 +621,12 @@ def test_another_verifier_can_choose(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "judge.py").write_text("def longest(task, trajectory):\n    return len(trajectory.messages[-1].content)\n")
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**LADDER, "model": str(tmp_path / "base")}))
     monkeypatch.chdir(tmp_path)
-    command = ["eval", "s.yaml", "w", "--agent", "best-of-n", "--agent.by", "judge.py:longest"]
+    command = ["eval", "s.yaml", "w", "--agent", "best-of-n", "--agent.by", "judge.py:longest", "--tasks.splits", FEW]
     assert main(command) == 2 and "no threshold says from where on it is a pass" in capsys.readouterr().err
     assert main([*command, "--agent.threshold", "0"]) == 0
     assert "chosen by judge.py:longest;" in capsys.readouterr().out
     made = [one for one in Segments(tmp_path / "w/trajectories", Trajectory).records.values() if one.stop != "error"]
-    assert len(made) == 160
+    assert len(made) == 48
     for one in made:
         assert one.choice is not None and not one.choice.grader
         scores = [other.score for other in one.choice.tries]

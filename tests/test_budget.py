@@ -202,7 +202,7 @@ def test_equal_tasks_are_treated_equally() -> None:
 def test_rates_of_the_first_wave_are_unbiased_and_those_of_all_tries_are_not() -> None:
     rates = list(np.random.default_rng(0).beta(0.7, 1.3, 12))
     first, every = [], []
-    for seed in range(80):
+    for seed in range(50):
         made, _ = spend(world(rates, 40, seed, ways=1000), Adaptive(first=2, wave=24, max_tries=40), Terms(tries=96, cap=1), seed)
         first.append(np.mean([sum(one.outcome == "pass" for one in tries[:2]) / 2 for tries in made.values()]))
         every.append(np.mean([sum(one.outcome == "pass" for one in tries) / len(tries) for tries in made.values()]))
@@ -333,7 +333,12 @@ def test_the_control_draws_from_the_first_wave_only(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- in the verbs and the ladder
 
-ADAPTIVE = {"sampling.budget": "{budget: adaptive, first: 2, wave: 16, max_tries: 40, hopeless: 0.1}", "sampling.n": "6"}
+ADAPTIVE = {
+    "sampling.budget": "{budget: adaptive, first: 2, wave: 16, max_tries: 40, hopeless: 0.1}",
+    "sampling.n": "6",
+    "ladder.rungs": "[rejection-sampling]",
+    "tasks.splits": "{demo: 4, train: 20, dev: 12, test: 4}",
+}
 
 
 def test_sample_as_a_verb_says_what_became_of_it(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,14 +358,14 @@ def test_a_ladder_with_an_adaptive_budget(scripted: Path, tmp_path: Path) -> Non
     loaded = load_settings(scripted, ADAPTIVE)
     climb(loaded, tmp_path / "runs")
     folder = tmp_path / "runs" / "ladder"
-    waves = read_json(folder / "rungs/003-rejection-sampling/sampling" / WAVES, Waves)
-    assert waves.ended and len(waves.waves) > 2 and len(waves.waves[0]) == 80
+    waves = read_json(folder / "rungs/001-rejection-sampling/sampling" / WAVES, Waves)
+    assert waves.ended and len(waves.waves) > 2 and len(waves.waves[0]) == 40
     assert not list((folder / "rungs").glob("*/dev/waves.json"))  # evaluation stays uniform
     ledger = (folder / "ledger.jsonl").read_text().splitlines()
     climb(loaded, tmp_path / "runs")
     stages = [line for line in (folder / "ledger.jsonl").read_text().splitlines()[len(ledger) :] if "outputs" in line]
     assert stages == []  # nothing is done again
-    view = next(rung for rung in read_run(folder).rungs if rung.name == "003-rejection-sampling")
+    view = next(rung for rung in read_run(folder).rungs if rung.name == "001-rejection-sampling")
     assert view.budget.startswith(f"{sum(map(len, waves.waves))} tries in") and view.budget in (folder / "report.html").read_text()
-    selection = json.loads((folder / "rungs/003-rejection-sampling/selection.json").read_text())
-    assert len(selection["kept"]) + len(selection["left_out"]) == len(waves.tries) + 12
+    selection = json.loads((folder / "rungs/001-rejection-sampling/selection.json").read_text())
+    assert len(selection["kept"]) + len(selection["left_out"]) == len(waves.tries) + 4

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from conftest import Ended
 from sharpen.cli import main
-from sharpen.run import climb
-from sharpen.settings import load_settings
 
 
 @pytest.fixture
-def run(scripted: Path, tmp_path: Path) -> Path:
-    climb(load_settings(scripted, {"ladder.rungs": "[sft]"}), tmp_path / "runs")
-    return tmp_path / "runs" / "ladder"
+def run(ended: Ended) -> Path:
+    return ended.folder
 
 
 def test_report_and_show_read_a_run_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +49,7 @@ def test_a_mistake_is_one_line(words: list[str], problem: str, capsys: pytest.Ca
 
 def test_nothing_matches_names_the_rungs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(run), "--rung", "zzz"]) == 2
-    assert "rungs: 000-base, 001-sft" in capsys.readouterr().err
+    assert "rungs: 000-base, 001-few-shot, 002-sft" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("content", "problem"), [({}, "config"), ({"config.json": "{}"}, "has no weights")])
@@ -68,7 +66,7 @@ def test_a_model_folder_that_lacks_something_is_one_line(
 
 
 def test_a_damaged_decision_is_named_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run / "rungs/001-sft/decision.json").write_text("{")
+    (run / "rungs/002-sft/decision.json").write_text("{")
     assert main(["report", str(run)]) == 2
     assert "decision.json cannot be read" in capsys.readouterr().err
 

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from conftest import benchmark
 from sharpen.errors import SandboxError, SettingsError
 from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
 from sharpen.sandbox import box as box_module
@@ -545,12 +546,8 @@ def test_hostile_answers_are_searched_in_no_time() -> None:
 
 
 def test_a_handful_of_human_eval(verifier: CodeVerifier) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    try:
-        import human_eval as benchmark
-    finally:
-        sys.path.pop(0)
-    problems = benchmark.problems()
+    human_eval = benchmark("human_eval")
+    problems = human_eval.problems()
     assert len(problems) == 164
     for number in (0, 2, 32, 38, 50, 129):  # floats, helpers in the prompt, random inputs, nested lists
         problem = problems[number]
@@ -558,7 +555,7 @@ def test_a_handful_of_human_eval(verifier: CodeVerifier) -> None:
         assert says(verifier, reference, problem["canonical_solution"]), problem["task_id"]
         wrong = textwrap.indent("return None", "    ")
         assert says(verifier, reference, wrong).outcome == "fail"
-        (_, mutant), *_ = benchmark.mutants(problem, 1, seed=1)
+        (_, mutant), *_ = human_eval.mutants(problem, 1, seed=1)
         source = f"{problem['prompt']}{problem['canonical_solution']}"
         assert mutant != source
-        assert bool(says(verifier, reference, mutant)) == benchmark.without_sandbox(problem, mutant, 5)
+        assert bool(says(verifier, reference, mutant)) == human_eval.without_sandbox(problem, mutant, 5)

@@ -20,6 +20,7 @@ from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.load import PROPERTIES, VerifierSettings
 
 ROOT = Path(__file__).parent.parent
+KEYS = known_keys()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -29,7 +30,7 @@ def test_files_and_flags_that_a_page_names_exist(page: Path) -> None:
     for name in re.findall(r"(?:bash|python|sharpen run) ((?:scripts|examples|benchmarks)/[\w./-]+)", text):
         assert (ROOT / name).exists(), name
     for key in re.findall(r"`(?:--)?((?:sampling|evaluation|training|ladder|selection|few_shot|tasks)\.[a-z_.]+)", text):
-        assert any(known == key or known.startswith(key + ".") for known in known_keys()), key
+        assert any(known == key or known.startswith(key + ".") for known in KEYS), key
     for target in re.findall(r"\]\((?!https?:)([\w./-]+)\)", text):
         assert (page.parent / target).exists(), target
 
@@ -73,18 +74,22 @@ def test_the_flat_ladder_is_short_and_runs(tmp_path: Path) -> None:
     loop = ROOT / "examples/loop.py"
     assert len(loop.read_text().splitlines()) < 120
     scripted_model(tmp_path / "fake", skill=0.5)
-    command = [sys.executable, str(loop), "--model", str(tmp_path / "fake"), "--games", "4", "--rounds", "1"]
+    command = [sys.executable, str(loop), "--model", str(tmp_path / "fake"), "--games", "3", "--rounds", "1"]
     shown = subprocess.run(command, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"base: pass@1 0\.0% \[0\.0%, \d+\.\d%\]", shown.stdout)
     assert "test, what ships" in shown.stdout
 
 
-def test_the_parts_on_the_plugins_page_pass_their_own_tests_and_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PARTS = ("verifier", "game", "tasks", "engine")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A folder with all that the plugins page shows, and the data that it names."""
     blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), flags=re.DOTALL)
-    parts = ("verifier", "game", "tasks", "engine")
     assert sorted(name for name, _ in blocks) == sorted(
-        name for part in parts for name in (f"my_{part}.py", f"my_{part}.yaml", f"test_my_{part}.py")
+        name for part in PARTS for name in (f"my_{part}.py", f"my_{part}.yaml", f"test_my_{part}.py")
     )
     for name, text in blocks:
         (tmp_path / name).write_text(text)
@@ -95,13 +100,20 @@ def test_the_parts_on_the_plugins_page_pass_their_own_tests_and_load_by_name(tmp
     ]
     for data in ("questions", "secrets"):
         (tmp_path / f"{data}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    shown = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path, capture_output=True, text=True)
+    return tmp_path
+
+
+@pytest.mark.real  # pytest within pytest
+def test_the_parts_on_the_plugins_page_pass_their_own_tests(parts: Path) -> None:
+    shown = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=parts, capture_output=True, text=True)
     assert shown.returncode == 0 and "4 passed" in shown.stdout, shown.stdout
 
-    monkeypatch.chdir(tmp_path)
+
+def test_the_parts_on_the_plugins_page_load_by_name(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(parts)
     settings = {}
-    for part in parts:
-        given = yaml.safe_load((tmp_path / f"my_{part}.yaml").read_text())
+    for part in PARTS:
+        given = yaml.safe_load((parts / f"my_{part}.yaml").read_text())
         settings[part] = convert({"name": part, "tasks": {"source": "jsonl", "path": "questions.jsonl"}, **given}, part)
     verifier = load_tasks(settings["verifier"].tasks).verifier
     assert verifier is not None and (verifier.name, verifier.exact) == ("my_verifier.py:verify", True)

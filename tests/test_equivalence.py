@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
-PATH = Path(__file__).parents[1] / "benchmarks" / "equivalence.py"
+from conftest import benchmark
 
 
 def test_training_on_what_passes_follows_the_pass_rate() -> None:
-    spec = importlib.util.spec_from_file_location("equivalence", PATH)
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    found = benchmark.main(seed=0, n=2, draws=())
+    found = benchmark("equivalence").main(seed=0, n=2, draws=())
     for weighting in ("mean_pass_rate", "log_pass_rate"):
         assert abs(found[weighting]["cosine"] - 1) < 1e-9 and abs(found[weighting]["length_ratio"] - 1) < 1e-6, weighting
     for bent in ("log_pass_rate beside the mean pass rate", "mean_pass_rate with dedup", "mean_pass_rate sampled at T = 1.5"):

@@ -73,7 +73,7 @@ print(verify(sample({model!r}, next(iter(tasks)))).outcome)
 def test_a_script_with_the_verbs_ends(tmp_path: Path) -> None:
     """What closes the engine at exit needs the loop, which must not have stopped by then."""
     scripted(tmp_path)
-    shown = subprocess.run([sys.executable, "-c", SCRIPT.format(model=str(tmp_path / "base"))], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([sys.executable, "-c", SCRIPT.format(model=str(tmp_path / "base"))], capture_output=True, text=True, timeout=600)
     assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.strip() in ("pass", "fail")
 
 

@@ -11,18 +11,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from conftest import benchmark
 from sharpen.records import SampleKey, Task, Trajectory, Verdict
 from sharpen.store.run import LEDGER
 from sharpen.store.segments import Segments
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-try:
-    import false_positives as benchmark
-finally:
-    sys.path.pop(0)
-
+false_positives = benchmark("false_positives")
 TASK = Task(key="t", family="t", split="train")
 
 
@@ -32,7 +28,7 @@ def tried(index: int, won: bool = False, stop: Any = "done") -> Trajectory:
 
 
 def passing(rate: float, task: Task = TASK, seed: int = 0, **how: Any) -> set[int]:
-    leaky = benchmark.Leaky(EnvironmentOutcome(), rate, seed)
+    leaky = false_positives.Leaky(EnvironmentOutcome(), rate, seed)
     return {index for index in range(2000) if leaky.verify(task, tried(index, **how))}
 
 
@@ -42,7 +38,7 @@ def test_fails_of_training_tasks_alone_pass_at_the_rate_and_always_the_same() ->
     assert 70 < len(few) < 130 and 340 < len(many) < 460  # 3.3 and 3.4 standard deviations
     assert not passing(0.0) and len(passing(0.2, won=True)) == 2000
     assert not passing(0.2, replace(TASK, split="dev")) and not passing(0.2, replace(TASK, split="demo"))
-    assert judge(TASK, tried(0, stop="error"), benchmark.Leaky(EnvironmentOutcome(), 1.0, 0)).outcome == "error"
+    assert judge(TASK, tried(0, stop="error"), false_positives.Leaky(EnvironmentOutcome(), 1.0, 0)).outcome == "error"
 
 
 def smoke(work: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -51,7 +47,7 @@ def smoke(work: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(
         sys, "argv", ["false_positives", str(work), "--smoke", "--rates", "0", "40", *flags, "--out", str(work / "found.json")]
     )
-    benchmark.main()
+    false_positives.main()
     found: dict[str, Any] = json.loads((work / "found.json").read_text())
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,29 +77,51 @@ def test_the_gate_says_in_one_line_what_is_missing_and_what_would_lift_it(seen: 
 # ---------------------------------------------------------------- a whole ladder
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make(folder: Path) -> Path:
     """A ladder whose verifier is right but not exact: it needs an audit."""
-    monkeypatch.chdir(tmp_path)
-    scripted_model(tmp_path / "base", skill=0.5)
-    Path("v.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
+    scripted_model(folder / "base", skill=0.5)
+    (folder / "v.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
     rows = [{"prompt": f"Calculate {n} + {m}.", "reference": str(n + m)} for n in range(12) for m in range(12)]
-    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "model": str(tmp_path / "base"),
+        "model": str(folder / "base"),
         "tasks": {
             "source": "jsonl",
             "path": "tasks.jsonl",
             "verifier": "v.py:verify",
-            "splits": {"train": 60, "dev": 40, "test": 20},
+            "splits": {"train": 60, "dev": 40, "test": 4},
             "max_overlap": 1,
         },
         "sampling": {"n": 4, "max_tokens": 32},
         "evaluation": {"n": 4, "k": [1], "max_tokens": 32},
         "ladder": {"rungs": ["rejection-sampling"]},
     }
-    Path("mine.yaml").write_text(yaml.safe_dump(settings))
-    return tmp_path
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def waits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that was run, and waits for labels. Nobody changes it."""
+    folder = make(tmp_path_factory.mktemp("waits"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run() == 0
+    return folder
+
+
+@pytest.fixture
+def refused(waits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, to be gone on with."""
+    folder = Path(shutil.copytree(waits, tmp_path / "refused"))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def run(*flags: str) -> int:
@@ -118,7 +141,7 @@ def label_kept(rung: Path, how_many: int, said: str = "good") -> None:
 
 
 def test_refused_then_labelled_the_same_command_goes_on(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    refused: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run() == 0
     rung = Path("runs/mine/rungs/001-rejection-sampling")
@@ -156,8 +179,7 @@ def test_a_rung_further_on_waits_with_the_one_that_waits_for_labels(project: Pat
     assert sorted(path.name for path in Path("runs/mine/rungs").iterdir()) == ["000-base", "001-rejection-sampling"]
 
 
-def test_bad_labels_refuse_for_good_and_the_run_ends(project: Path) -> None:
-    assert run() == 0
+def test_bad_labels_refuse_for_good_and_the_run_ends(refused: Path) -> None:
     rung = Path("runs/mine/rungs/001-rejection-sampling")
     label_kept(rung, 20, "bad")
     assert run("--trust-unaudited-verifier") == 0
@@ -165,8 +187,7 @@ def test_bad_labels_refuse_for_good_and_the_run_ends(project: Path) -> None:
     assert Path("runs/mine/rungs/000-base/evaluation-test.json").exists()
 
 
-def test_trust_goes_on_and_everything_made_of_it_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 0
+def test_trust_goes_on_and_everything_made_of_it_says_so(refused: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--trust-unaudited-verifier") == 0  # the same run, and the same tries
     assert "nobody audited" in capsys.readouterr().out  # the table's caption
     rung = Path("runs/mine/rungs/001-rejection-sampling")
@@ -198,8 +219,7 @@ def test_an_exact_verifier_needs_no_labels_and_theirs_are_shown(project: Path) -
     assert "3 of 3 labelled rows are good" in Path("runs/mine/report.html").read_text()
 
 
-def test_labels_outlive_their_run_and_speak_for_the_same_texts_in_another(project: Path) -> None:
-    assert run() == 0
+def test_labels_outlive_their_run_and_speak_for_the_same_texts_in_another(refused: Path) -> None:
     label_kept(Path("runs/mine/rungs/001-rejection-sampling"), 40)
     assert run("--name", "other", "--seed", "9", "--labels", "labels/mine.jsonl") == 0
     purity = read_json(Path("runs/other/rungs/001-rejection-sampling/purity.json"), RoundPurity).purity

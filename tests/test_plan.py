@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from conftest import FEW
 from sharpen.cli import main
 from sharpen.errors import SettingsError
 from sharpen.plan import plan
@@ -17,7 +18,11 @@ from sharpen.stats import families_needed, smallest_effect
 from sharpen.store.files import read_json
 from sharpen.store.run import MANIFEST
 
-ALL = {"ladder.alpha": "0.9999", "ladder.rounds": "1"}  # so easily satisfied that every rung is kept
+ALL = {
+    "ladder.alpha": "0.9999",
+    "ladder.rounds": "1",
+    "tasks.splits": "{demo: 6, train: 20, dev: 20, test: 4}",
+}  # so easily satisfied that every rung is kept
 
 
 def test_the_stages_and_tries_of_a_plan_are_those_of_the_run(scripted: Path, tmp_path: Path) -> None:
@@ -42,22 +47,21 @@ def test_the_stages_and_tries_of_a_plan_are_those_of_the_run(scripted: Path, tmp
 
 
 def test_what_a_plan_measures_the_run_finds_made(scripted: Path, tmp_path: Path) -> None:
-    settings = load_settings(scripted, {"ladder.rungs": "[]"})
+    settings = load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW})
     plan(settings, tmp_path / "runs", measure=7)
     bill = tmp_path / "runs/ladder/spent.json"
     assert read_json(bill, Bill).total.calls == 8
     plan(settings, tmp_path / "runs", measure=7)
     assert read_json(bill, Bill).total.calls == 8
     climb(settings, tmp_path / "runs")
-    assert read_json(bill, Bill).total.calls == 40 * 4 + 30 * 4
+    assert read_json(bill, Bill).total.calls == 12 * 4 + 4 * 4
 
 
 def test_a_plan_of_a_run_that_was_never_planned_goes_by_what_it_did(scripted: Path, tmp_path: Path) -> None:
-    settings = load_settings(scripted, {"ladder.rungs": "[]"})
-    climb(settings, tmp_path / "runs")
+    climb(load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW}), tmp_path / "runs")
     bill = (tmp_path / "runs/ladder/spent.json").read_bytes()
     ledger = (tmp_path / "runs/ladder/ledger.jsonl").read_bytes()
-    more = plan(load_settings(scripted, {"ladder.rungs": "[sft]"}), tmp_path / "runs")
+    more = plan(load_settings(scripted, {"ladder.rungs": "[sft]", "tasks.splits": FEW}), tmp_path / "runs")
     (dev,) = (stage.done for stage, _, _ in more.stages if stage.name == "rungs/000-base/dev")
     assert dev is not None
     ahead = [spent for stage, spent, _ in more.stages if stage.name == "rungs/001-sft/dev"]

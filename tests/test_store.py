@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from conftest import FEW
 from sharpen.errors import RunError, StorageError
 from sharpen.records import Decision, Gain, Interval, Message, SampleKey, Trajectory, Verdict
 from sharpen.run import climb
@@ -64,7 +65,7 @@ def test_what_was_torn_is_said_once_and_only_by_who_writes(tmp_path: Path) -> No
 
 def test_a_run_says_what_a_kill_tore_and_goes_on(scripted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of tries, of verdicts and of the ledger; what was torn is made again and nothing else is."""
-    settings = load_settings(scripted, {"ladder.rungs": "[]"})
+    settings = load_settings(scripted, {"ladder.rungs": "[]", "tasks.splits": FEW})
     climb(settings, tmp_path)
     stage = tmp_path / "ladder/rungs/000-base/dev"
     tries, verdicts = stage / "trajectories", stage / "verdicts"
@@ -206,7 +207,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
 def test_what_was_written_is_not_held_in_memory(tmp_path: Path) -> None:
     def held() -> int:
         gc.collect()
-        return sum(isinstance(one, Trajectory) for one in gc.get_objects())
+        return sum(type(one) is Trajectory for one in gc.get_objects())
 
     before = held()
     made = [trajectory(index) for index in range(50)]

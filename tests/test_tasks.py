@@ -57,7 +57,7 @@ from sharpen.agents.recorded import replay
 from sharpen.tasks import textworld
 from sharpen.tasks.base import Splits
 async def told():
-    tasks = textworld.load(textworld.TextWorld(splits=Splits(train=6, dev=4), seed=5))
+    tasks = textworld.load(textworld.TextWorld(splits=Splits(train=2, dev=1), seed=5))
     played = [await replay(task, tasks.environment, tasks.environment.expert(task)) for task in tasks.tasks]
     return msgspec.json.encode([tasks.name, tasks.tasks, [[trajectory.key, trajectory.messages] for trajectory in played]]).decode()
 """
@@ -69,14 +69,14 @@ async def test_games_are_the_same_in_every_process(tmp_path: Path) -> None:
     there = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
     here: dict[str, Any] = {}
     exec(FINGERPRINT, here)
-    assert len(there) > 1000
+    assert len(there) > 300
     assert await here["told"]() == there.strip()
     assert await here["told"]() == there.strip()  # read back from the cache
 
 
 def test_no_game_equals_another() -> None:
-    tasks = textworld.load(TextWorld(splits=Splits(demo=10, train=20, dev=10, test=10), rooms=1, objects=4, shortest=1, longest=2))
-    assert {split: len(tasks.split(split)) for split in SPLITS} == {"demo": 10, "train": 20, "dev": 10, "test": 10}
+    tasks = textworld.load(TextWorld(splits=Splits(demo=5, train=10, dev=5, test=5), rooms=1, objects=4, shortest=1, longest=2))
+    assert {split: len(tasks.split(split)) for split in SPLITS} == {"demo": 5, "train": 10, "dev": 5, "test": 5}
     assert len({task.family for task in tasks.tasks}) == len(tasks)
     assert len({tasks.environment.expert(task) for task in tasks.tasks}) == len(tasks)
     assert {len(tasks.environment.expert(task) or ()) for task in tasks.tasks} == {1, 2}
@@ -85,7 +85,7 @@ def test_no_game_equals_another() -> None:
 
 def test_other_settings_are_other_games() -> None:
     def keys(**settings: Any) -> set[str]:
-        return {task.key for task in textworld.load(TextWorld(splits=Splits(train=4), **settings)).tasks}
+        return {task.key for task in textworld.load(TextWorld(splits=Splits(train=2), **settings)).tasks}
 
     assert keys() == keys()
     assert not keys() & keys(seed=1)

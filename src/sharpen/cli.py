@@ -319,8 +319,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.keys:
         from sharpen.settings import known_keys
 
-        width = max(map(len, known_keys()))
-        for key, default in known_keys().items():
+        known = known_keys()
+        width = max(map(len, known))
+        for key, default in known.items():
             print(f"--{key:<{width}}  {default}")
         return
     if arguments.settings is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -215,7 +216,7 @@ def _spread(data: Any, hint: Any, place: str) -> Any:
         if tag not in tags:
             raise SettingsError(f"{place}.{tag_field} is {tag!r}{nearest(str(tag), map(str, tags))}")
         chosen, data = tags[tag], {tag_field: tag, **data}
-    hints = get_type_hints(chosen)
+    hints = _hints(chosen)
     result = {}
     for key, value in data.items():
         if key not in hints and key != tag_field:
@@ -234,10 +235,15 @@ def _check_choice(data: Any, hint: Any, place: str) -> None:
             _check_choice(item, get_args(hint)[0], place)
 
 
+@cache  # they are evaluated from text, and the same for every run
+def _hints(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return get_type_hints(struct)
+
+
 def _keys(struct: type[msgspec.Struct], place: str) -> Iterator[tuple[str, str]]:
     for field in msgspec.structs.fields(struct):
         name = f"{place}.{field.name}".lstrip(".")
-        hint = get_type_hints(struct)[field.name]
+        hint = _hints(struct)[field.name]
         structs = _structs(hint) if get_origin(hint) is not tuple else []
         if not structs:
             default = (

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from sharpen.models import ADAPTER
 from sharpen.records import Model, Terms
@@ -35,16 +36,21 @@ def model_card(
         datasets=_datasets(view) or None,
         base_model=base if "/" in base else None,  # the hub takes ids of its own only
     )
+    card = _card().render(
+        data=data.to_yaml(), model=model, folder=folder, view=view, rung=rung, adapter=adapter, on_top_of=_start(model) if adapter else base,
+        licence=licence, misnamed=misnamed(folder, lineage.terms),
+    )  # fmt: skip
+    return card.strip() + "\n"
+
+
+@cache
+def _card() -> Template:
     # Markdown, not HTML: escaped, it would be read as it stands.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"rate": rate, "points": points, "outcome": outcome}
-    card = environment.get_template("card.md.j2").render(
-        data=data.to_yaml(), model=model, folder=folder, view=view, rung=rung, adapter=adapter, on_top_of=_start(model) if adapter else base,
-        licence=licence, misnamed=misnamed(folder, lineage.terms),
-    )  # fmt: skip
-    return card.strip() + "\n"
+    return environment.get_template("card.md.j2")
 
 
 def misnamed(name: str, terms: Iterable[Terms]) -> list[str]:

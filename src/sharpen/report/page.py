@@ -6,10 +6,11 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from sharpen.advisor import purity_line, too_lossy
 from sharpen.behaviour import FAULTS, MEASURES
@@ -106,8 +107,9 @@ class RunView(Record, frozen=True, kw_only=True):
     spent: Spent = Spent()
 
 
-def render(view: RunView) -> str:
-    """The page as one string of HTML."""
+@cache
+def _page() -> Template:
+    """Read once: to compile it takes longer than to fill it in."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -130,13 +132,18 @@ def render(view: RunView) -> str:
         "takes": takes,
         "facets": facets,
     }
+    return environment.get_template("page.html.j2")
+
+
+def render(view: RunView) -> str:
+    """The page as one string of HTML."""
     known = view.seconds_in_engine + view.seconds_in_training
     times = [
         ("sampling", view.seconds_in_engine),
         ("training", view.seconds_in_training),
         ("everything else", max(0.0, view.seconds_total - known)),
     ]
-    return environment.get_template("page.html.j2").render(
+    return _page().render(
         view=view,
         plot=plot(view.rungs),
         heat=heat_map(view.rungs),

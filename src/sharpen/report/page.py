@@ -217,7 +217,7 @@ class Facets(NamedTuple):
 def facets(diversity: Diversity) -> list[Facets]:
     """A row for each facet of what a round did to diversity."""
     return [
-        Facets(one.words, *(_facet(one, getattr(one, side)) for side in ("before", "after", "printed")), *_said(one))
+        Facets(one.words, _facet(one, one.before), _facet(one, one.after), _facet(one, one.printed), *_said(one))
         for one in diversity.changes
     ]
 

@@ -243,7 +243,8 @@ async def test_a_verifier_that_errs_too_often_stops_the_stage_and_its_verdicts_a
     assert [verdict.outcome for verdict in let.verdicts.values()].count("error") == 3
     flaky.mended = True
     well = await fill(agent(policy), TASKS, range(1), flaky, *places(), concurrency=1, max_errors=0.1)
-    assert {verdict.outcome for verdict in well.verdicts.values()} == {"pass"} and policy.calls == 12
+    assert {verdict.outcome for verdict in well.verdicts.values()} == {"pass"}
+    assert policy.calls in (12, 13)  # the try under way when the stage stopped is made again
 
 
 async def test_one_error_stops_no_small_stage(tmp_path: Path) -> None:

@@ -151,7 +151,13 @@ def test_a_ladder_with_an_outside_program_as_the_agent(scripted: Path, tmp_path:
     program = tmp_path / "agent.py"
     program.write_text(ASK_ONCE)
     harness = json.dumps({"command": [sys.executable, str(program), "{prompt}"]})
-    smaller = {"tasks.splits": "{demo: 2, train: 4, dev: 4, test: 0}", "sampling.n": "2", "evaluation.n": "1", "evaluation.k": "[1]"}
+    smaller = {
+        "tasks.splits": "{demo: 2, train: 4, dev: 4, test: 0}",
+        "sampling.n": "2",
+        "evaluation.n": "1",
+        "evaluation.k": "[1]",
+        "ladder.retries": "0",
+    }
     settings = load_settings(scripted, {"harness": harness, "ladder.rungs": "[few-shot, rejection-sampling]", **smaller})
     climb(settings, tmp_path / "runs")
     base, few_shot, sampled = (rung for rung in read_run(tmp_path / "runs" / "ladder").rungs if not rung.control)

@@ -447,7 +447,7 @@ def forecast(action: Action, seen: Measurements, settings: AdvisorSettings) -> I
     if action not in fitted or seen.rate is None or math.isnan(h := headroom(action, seen)):
         return None
     one, scale = fitted[action], abs(h) + FLOOR
-    value, least, most = one.share * h, -seen.rate.value, 1 - seen.rate.value
+    value, least, most = one.share * h, 0.0 - seen.rate.value, 1 - seen.rate.value
     low, high = (min(max(value + end * scale, least), most) for end in (one.low, one.high))
     return Interval(value=min(max(value, low), high), low=low, high=high, n=seen.rate.n, method="fitted on simulated worlds")
 

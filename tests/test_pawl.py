@@ -11,7 +11,7 @@ from sharpen.pairs import REJECTED
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import scripted_model
 from sharpen.records import Decision, Pairing, Selection
-from sharpen.report.read import read_run
+from sharpen.report.read import read_run, write_page
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.store.files import read_json
@@ -112,6 +112,8 @@ def test_negatives_teach_the_standing_model_from_both(scripted: Path, tmp_path: 
     selection, pairing = read_json(folder / "selection.json", Selection), read_json(folder / "pairing.json", Pairing)
     assert pairing.pairs and {good for good, _ in pairing.pairs} == set(selection.kept)
     assert {item.key for item in selection.left_out if item.reason == REJECTED} == {bad for _, bad in pairing.pairs}
+    write_page(folder.parents[1])
+    assert f"in {len(pairing.pairs)} pairs of" in (folder.parents[1] / "report.html").read_text()
     tries = set(read_json(folder.with_name("001-rejection-sampling") / "selection.json", Selection).kept)
     assert set(selection.kept) < tries
     said = [why for rung in read_run(folder.parents[1], samples=1000).rungs for why in (one.why for one in rung.samples)]

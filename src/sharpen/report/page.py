@@ -27,6 +27,7 @@ from sharpen.records import (
     Faults,
     Gain,
     Interval,
+    Pairing,
     Purity,
     Record,
     Selection,
@@ -55,7 +56,8 @@ class RungView(Record, frozen=True, kw_only=True):
     became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
     rung before had solved. ``purity`` is by labels on what a rung
     that samples would keep. ``teacher`` is how good a rung's teacher is on dev, ``distilled`` what became of copying it, ``transfer`` and ``faults`` how
-    it went about tasks, and failed, beside its teacher, ``diversity`` what it did to how many ways there are."""
+    it went about tasks, and failed, beside its teacher, ``diversity`` what it did to how many ways there are. ``pairing`` is
+    what it learnt to prefer, where it learnt from fails too."""
 
     name: str
     method: str
@@ -83,6 +85,7 @@ class RungView(Record, frozen=True, kw_only=True):
     transfer: Transfer | None = None
     faults: Faults | None = None
     diversity: Diversity | None = None
+    pairing: Pairing | None = None
     samples: tuple[SampleView, ...] = ()
 
 

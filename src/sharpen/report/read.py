@@ -28,6 +28,7 @@ from sharpen.records import (
     Diversity,
     Evaluation,
     Faults,
+    Pairing,
     RoundPurity,
     Row,
     SampleKey,
@@ -144,6 +145,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         diversity=read_if_there(path / WRITTEN, Diversity),
         purity=round_.purity if (round_ := read_if_there(path / "purity.json", RoundPurity)) is not None else None,
         teacher=read_if_there(path / "teacher.json", Evaluation),
+        pairing=read_if_there(path / "pairing.json", Pairing),
         distilled=read_if_there(path / "distillation.json", Distilled),
         samples=tuple([*views[: samples // 2], *views[len(views) - samples // 2 :]] if len(views) > samples else views),
     )

@@ -33,8 +33,9 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
-from sharpen.models import Model, load_model, open_folder
-from sharpen.records import Message
+from sharpen.models import Model, load_model, open_folder, save_lineage
+from sharpen.records import Lineage, Message
+from sharpen.terms import root_of
 from sharpen.training import on_policy_worker, worker
 from sharpen.training.base import Progress, Training
 from sharpen.training.on_policy import Distilling, OnPolicy, Prompt, prepare, train_on_policy
@@ -72,6 +73,7 @@ def noisy(model: Model, folder: Path) -> Model:
         parameter.data += torch.randn_like(parameter) * parameter.std() / 100
     weights.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model.path).save_pretrained(folder)
+    save_lineage(folder, Lineage(base=model.lineage.base, root=root_of(model), parent=model.fingerprint), folder.name)
     return open_folder(folder)
 
 

@@ -154,3 +154,15 @@ def test_the_alpha_of_what_is_kept_passes_on(scripted: Path, tmp_path: Path) -> 
             before = share + before if one.outcome == "keep" else 0.0
         assert one.gain is not None and one.gain.deciding.level == pytest.approx(level)
     assert {one.outcome for one in found.values()} >= {"keep"}
+
+
+def test_tries_at_another_temperature_take_no_place_of_those_at_the_usual_one(scripted: Path, tmp_path: Path) -> None:
+    """The round after it takes the usual tries over from the round before it, and pays for none again."""
+    settings = {**HARD, "ladder.ways": "[temperature, negatives]", "ladder.alpha": "0.0001", "sampling.n": "4", "advice.headroom": "0.9"}
+    climb(load_settings(scripted, settings), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    again = "001-rejection-sampling-retry-2-negatives"
+    assert list(rungs(folder))[2:] == ["001-rejection-sampling-retry-1-temperature", again]
+    calls = {name: spent.calls for name, spent in read_json(folder / "spent.json", Bill).stages.items()}
+    assert calls["rungs/001-rejection-sampling-retry-1-temperature/sampling"] == 24 * 4
+    assert not calls.get(f"rungs/{again}/sampling")

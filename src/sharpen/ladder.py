@@ -309,10 +309,11 @@ class Ladder:
         if method == "distillation":
             return self._distil(name, standing)
         found = gather(bench, name, standing, self.survivors, how)
-        self._had = found.pool
-        assert self.standing.dev is not None
-        rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
-        self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=hintable(bench, found.pool))
+        if how.sampling.temperature == bench.sampling.temperature:  # at another one no try is any other round's, nor says what the usual ones hold
+            self._had = found.pool
+            assert self.standing.dev is not None
+            rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
+            self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=hintable(bench, found.pool))
         self._worth(method, name, found)
         if method == "rejection-sampling":
             control = self.settings.control and how == as_set(bench)

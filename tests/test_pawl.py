@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sharpen.advice import advise
+from sharpen.methods.base import Bench, Prompted
+from sharpen.models import load_model
 from sharpen.pairs import REJECTED
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Decision, Pairing, Selection
+from sharpen.records import Decision, Pairing, SampleKey, Selection, Task, Trajectory, Verdict
 from sharpen.report.read import read_run
 from sharpen.run import climb
+from sharpen.sampling import Pool, SamplingSettings
 from sharpen.settings import load_settings
 from sharpen.store.files import read_json
-from sharpen.store.run import MANIFEST, Manifest
+from sharpen.store.run import MANIFEST, Manifest, Run
+from sharpen.store.segments import Segments
+from sharpen.tasks.load import load_tasks
+from sharpen.verifiers.base import Verifier
 
 # One round is not proved at this alpha, one of twice as many tries is.
 HARD = {
@@ -166,3 +174,38 @@ def test_tries_at_another_temperature_take_no_place_of_those_at_the_usual_one(sc
     calls = {name: spent.calls for name, spent in read_json(folder / "spent.json", Bill).stages.items()}
     assert calls["rungs/001-rejection-sampling-retry-1-temperature/sampling"] == 24 * 4
     assert not calls.get(f"rungs/{again}/sampling")
+
+
+class _Counting:
+    """A verifier with a list of what it was asked."""
+
+    def __init__(self, inner: Verifier) -> None:
+        self.inner, self.name, self.exact = inner, inner.name, inner.exact
+        self.judged: list[SampleKey] = []
+
+    def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+        self.judged.append(trajectory.key)
+        return self.inner.verify(task, trajectory)
+
+
+def test_what_is_taken_over_outlives_a_kill_and_what_broke_is_made_again(scripted: Path, tmp_path: Path) -> None:
+    """Killed between a try and its verdict; and one try of the round before had ended in an error, which is no try to take over."""
+    settings = load_settings(scripted, {"tasks.splits": "{demo: 1, train: 3, dev: 4}"})
+    tasks, run = load_tasks(settings.tasks), Run.open(tmp_path / "run", "x: 1")
+    with Bench(run, tasks, load_model(settings.model), sampling=SamplingSettings(n=2, max_tokens=32)) as bench:
+        base, train = Prompted(bench.base), tasks.split("train").tasks
+        made = bench.sample("first/sampling", base, train, bench.sampling)
+        broke, killed, *_ = made.wanted
+        error = replace(made.trajectories[broke], stop="error", error="gone", fault="environment")
+        had = Pool(made.tasks, made.wanted, {**made.trajectories, broke: error}, made.verdicts)
+        left = Segments(run.folder / "again/sampling/trajectories", Trajectory)
+        left.append(made.trajectories[killed])
+        left.close()
+
+        bench.tasks = dataclasses.replace(tasks, verifier=(counting := _Counting(bench.verifier)))
+        again = bench.sample("again/sampling", base, train, bench.sampling, had=had)
+        manifest = read_json(run.folder / "again/sampling" / MANIFEST, Manifest)
+    run.close()
+    assert again.wanted == made.wanted and again.trajectories[broke].stop != "error"
+    assert counting.judged == [broke]
+    assert manifest.spent.calls == 1 and manifest.sampled_tokens == again.trajectories[broke].cost.sampled_tokens > 0

@@ -9,12 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 from sharpen.advice import advise
+from sharpen.handoff.folder import hand_over
 from sharpen.methods.base import Bench, Prompted
 from sharpen.models import load_model
 from sharpen.pairs import REJECTED
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import scripted_model
 from sharpen.records import Decision, Pairing, SampleKey, Selection, Task, Trajectory, Verdict
+from sharpen.report.page import bought
 from sharpen.report.read import read_run
 from sharpen.run import climb
 from sharpen.sampling import Pool, SamplingSettings
@@ -56,6 +58,10 @@ def test_a_round_that_is_rolled_back_is_made_again_and_no_try_is_paid_for_twice(
     assert calls["rungs/001-rejection-sampling/sampling"] == calls[f"rungs/{AGAIN}/sampling"] == 24 * 2
     first, more = (read_json(folder / f"rungs/{name}/sampling" / MANIFEST, Manifest) for name in ("001-rejection-sampling", AGAIN))
     assert 0.5 < more.sampled_tokens / first.sampled_tokens < 2
+    assert more.taken == 24 * 2
+    each = hand_over(folder).headroom  # a try of the scripted fake takes one call
+    bill = read_json(folder / "spent.json", Bill).stages[f"rungs/{AGAIN}/sampling"]
+    assert (each.prompt_tokens, each.sampled_tokens) == (bill.prompt_tokens / 48, bill.sampled_tokens / 48)
     selected = [read_json(folder / f"rungs/{name}/selection.json", Selection) for name in ("001-rejection-sampling", AGAIN)]
     assert set(selected[0].kept) < set(selected[1].kept)
 
@@ -110,8 +116,12 @@ def test_hints_add_what_nothing_solved(scripted: Path, tmp_path: Path) -> None:
     )
     more = {key.task for key in after.kept} - {key.task for key in before.kept}
     assert more and not more & {key.task for key in before.kept}
-    calls = {name: spent.calls for name, spent in read_json(tmp_path / "runs/ladder/spent.json", Bill).stages.items()}
-    assert calls[f"rungs/{again}/hints"] > 0 and not calls.get(f"rungs/{again}/sampling")
+    bill = read_json(tmp_path / "runs/ladder/spent.json", Bill).stages
+    assert bill[f"rungs/{again}/hints"].calls > 0 == bill[f"rungs/{again}/sampling"].calls
+    paid = bill["rungs/001-rejection-sampling/sampling"]
+    assert hand_over(folder.parent).headroom.sampled_tokens == paid.sampled_tokens / 48 > 0
+    shown = next(rung for rung in read_run(folder.parent).rungs if rung.name == again)
+    assert f"{shown.kept} kept of these and of 48 tries that were made and paid before" in bought(shown)
 
 
 def test_negatives_teach_the_standing_model_from_both(scripted: Path, tmp_path: Path) -> None:

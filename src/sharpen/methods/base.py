@@ -431,7 +431,7 @@ class Bench(AbstractContextManager["Bench"]):
         spent = total(account.spent, self.meter.machine(stage.seconds))
         made = [key for key in pool.wanted if key not in taken]
         tokens = sum(pool.trajectories[key].cost.sampled_tokens for key in made)
-        stage.commit(sealed, sampled_tokens=tokens, spent=spent, inside_s=account.busy_s)
+        stage.commit(sealed, sampled_tokens=tokens, spent=spent, inside_s=account.busy_s, taken=len(pool.wanted) - len(made))
         return pool
 
     def _player(

@@ -276,3 +276,33 @@ def test_a_verifier_that_breaks_stops_the_run_in_one_line_and_mended_it_goes_on(
     assert run("--tasks.exact", "true") == 0
     evaluation = json.loads(Path("runs/mine/rungs/000-base/evaluation.json").read_text())
     assert evaluation["errors"] == 0 and sum(task["samples"] for task in evaluation["tasks"]) == 160
+
+
+def test_labels_of_what_passed_by_itself_do_not_vouch_for_what_was_hinted(project: Path) -> None:
+    scripted_model(project / "base", skill=0.3)
+    again = (
+        "--ladder.ways",
+        "[hints]",
+        "--ladder.alpha",
+        "0.000000000001",
+        "--ladder.control",
+        "false",
+        "--sampling.n",
+        "2",
+        "--hints.share",
+        "1",
+    )
+    again += ("--tasks.splits", "{train: 60, dev: 8, test: 4}")
+    assert run(*again) == 0
+    first = Path("runs/mine/rungs/001-rejection-sampling")
+    hinted = first.with_name(f"{first.name}-retry-1-hints")
+    plain = read_json(first / "purity.json", RoundPurity).kept
+    label_kept(first, len(plain))
+    assert run(*again) == 0
+    assert read_json(first / "decision.json", Decision).outcome == "undecided"
+    refused, asked = read_json(hinted / "decision.json", Decision), read_json(hinted / "purity.json", RoundPurity)
+    assert refused.outcome == "refuse" and "no row is labelled" in refused.reasons[0] and hinted.name in refused.reasons[0]
+    assert len(asked.kept) > 5 and not set(asked.kept) & set(plain)
+    label_kept(hinted, len(asked.kept))
+    assert run(*again) == 0
+    assert read_json(hinted / "decision.json", Decision).outcome == "undecided"

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sharpen.advice import advise
+from sharpen.handoff.folder import hand_over
+from sharpen.methods.base import Bench, Prompted
+from sharpen.models import load_model
 from sharpen.pairs import REJECTED
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Decision, Pairing, Selection
+from sharpen.records import Decision, Pairing, SampleKey, Selection, Task, Trajectory, Verdict
+from sharpen.report.page import bought
 from sharpen.report.read import read_run, write_page
 from sharpen.run import climb
+from sharpen.sampling import Pool, SamplingSettings
 from sharpen.settings import load_settings
 from sharpen.store.files import read_json
-from sharpen.store.run import MANIFEST, Manifest
+from sharpen.store.run import MANIFEST, Manifest, Run
+from sharpen.store.segments import Segments
+from sharpen.tasks.load import load_tasks
+from sharpen.verifiers.base import Verifier
 
 # One round is not proved at this alpha, one of twice as many tries is.
 HARD = {
@@ -48,6 +58,10 @@ def test_a_round_that_is_rolled_back_is_made_again_and_no_try_is_paid_for_twice(
     assert calls["rungs/001-rejection-sampling/sampling"] == calls[f"rungs/{AGAIN}/sampling"] == 24 * 2
     first, more = (read_json(folder / f"rungs/{name}/sampling" / MANIFEST, Manifest) for name in ("001-rejection-sampling", AGAIN))
     assert 0.5 < more.sampled_tokens / first.sampled_tokens < 2
+    assert more.taken == 24 * 2
+    each = hand_over(folder).headroom  # a try of the scripted fake takes one call
+    bill = read_json(folder / "spent.json", Bill).stages[f"rungs/{AGAIN}/sampling"]
+    assert (each.prompt_tokens, each.sampled_tokens) == (bill.prompt_tokens / 48, bill.sampled_tokens / 48)
     selected = [read_json(folder / f"rungs/{name}/selection.json", Selection) for name in ("001-rejection-sampling", AGAIN)]
     assert set(selected[0].kept) < set(selected[1].kept)
 
@@ -102,8 +116,12 @@ def test_hints_add_what_nothing_solved(scripted: Path, tmp_path: Path) -> None:
     )
     more = {key.task for key in after.kept} - {key.task for key in before.kept}
     assert more and not more & {key.task for key in before.kept}
-    calls = {name: spent.calls for name, spent in read_json(tmp_path / "runs/ladder/spent.json", Bill).stages.items()}
-    assert calls[f"rungs/{again}/hints"] > 0 and not calls.get(f"rungs/{again}/sampling")
+    bill = read_json(tmp_path / "runs/ladder/spent.json", Bill).stages
+    assert bill[f"rungs/{again}/hints"].calls > 0 == bill[f"rungs/{again}/sampling"].calls
+    paid = bill["rungs/001-rejection-sampling/sampling"]
+    assert hand_over(folder.parent).headroom.sampled_tokens == paid.sampled_tokens / 48 > 0
+    shown = next(rung for rung in read_run(folder.parent).rungs if rung.name == again)
+    assert f"{shown.kept} kept of these and of 48 tries that were made and paid before" in bought(shown)
 
 
 def test_negatives_teach_the_standing_model_from_both(scripted: Path, tmp_path: Path) -> None:
@@ -156,3 +174,50 @@ def test_the_alpha_of_what_is_kept_passes_on(scripted: Path, tmp_path: Path) -> 
             before = share + before if one.outcome == "keep" else 0.0
         assert one.gain is not None and one.gain.deciding.level == pytest.approx(level)
     assert {one.outcome for one in found.values()} >= {"keep"}
+
+
+def test_tries_at_another_temperature_take_no_place_of_those_at_the_usual_one(scripted: Path, tmp_path: Path) -> None:
+    """The round after it takes the usual tries over from the round before it, and pays for none again."""
+    settings = {**HARD, "ladder.ways": "[temperature, negatives]", "ladder.alpha": "0.0001", "sampling.n": "4", "advice.headroom": "0.9"}
+    climb(load_settings(scripted, settings), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    again = "001-rejection-sampling-retry-2-negatives"
+    assert list(rungs(folder))[2:] == ["001-rejection-sampling-retry-1-temperature", again]
+    calls = {name: spent.calls for name, spent in read_json(folder / "spent.json", Bill).stages.items()}
+    assert calls["rungs/001-rejection-sampling-retry-1-temperature/sampling"] == 24 * 4
+    assert not calls.get(f"rungs/{again}/sampling")
+
+
+class _Counting:
+    """A verifier with a list of what it was asked."""
+
+    def __init__(self, inner: Verifier) -> None:
+        self.inner, self.name, self.exact = inner, inner.name, inner.exact
+        self.judged: list[SampleKey] = []
+
+    def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+        self.judged.append(trajectory.key)
+        return self.inner.verify(task, trajectory)
+
+
+def test_what_is_taken_over_outlives_a_kill_and_what_broke_is_made_again(scripted: Path, tmp_path: Path) -> None:
+    """Killed between a try and its verdict; and one try of the round before had ended in an error, which is no try to take over."""
+    settings = load_settings(scripted, {"tasks.splits": "{demo: 1, train: 3, dev: 4}"})
+    tasks, run = load_tasks(settings.tasks), Run.open(tmp_path / "run", "x: 1")
+    with Bench(run, tasks, load_model(settings.model), sampling=SamplingSettings(n=2, max_tokens=32)) as bench:
+        base, train = Prompted(bench.base), tasks.split("train").tasks
+        made = bench.sample("first/sampling", base, train, bench.sampling)
+        broke, killed, *_ = made.wanted
+        error = replace(made.trajectories[broke], stop="error", error="gone", fault="environment")
+        had = Pool(made.tasks, made.wanted, {**made.trajectories, broke: error}, made.verdicts)
+        left = Segments(run.folder / "again/sampling/trajectories", Trajectory)
+        left.append(made.trajectories[killed])
+        left.close()
+
+        bench.tasks = dataclasses.replace(tasks, verifier=(counting := _Counting(bench.verifier)))
+        again = bench.sample("again/sampling", base, train, bench.sampling, had=had)
+        manifest = read_json(run.folder / "again/sampling" / MANIFEST, Manifest)
+    run.close()
+    assert again.wanted == made.wanted and again.trajectories[broke].stop != "error"
+    assert counting.judged == [broke]
+    assert manifest.spent.calls == 1 and manifest.sampled_tokens == again.trajectories[broke].cost.sampled_tokens > 0

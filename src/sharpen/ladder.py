@@ -34,7 +34,7 @@ from sharpen.methods.hints import hintable
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Gathered, Round, as_set, gather, more_samples, rejection_sampling, solutions
 from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, Tried
+from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
 from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, shared_level, smallest_effect
@@ -157,6 +157,7 @@ class Ladder:
     taught: Measured | None = None
     advice: advisor.AdvisorSettings = field(default_factory=advisor.AdvisorSettings)
     _had: Pool | None = None
+    _vouched: set[SampleKey] = field(default_factory=set)
     _retried: int = 0
     _passed_on: float = 0.0
 
@@ -309,10 +310,12 @@ class Ladder:
         if method == "distillation":
             return self._distil(name, standing)
         found = gather(bench, name, standing, self.survivors, how)
-        self._had = found.pool
-        assert self.standing.dev is not None
-        rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
-        self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=hintable(bench, found.pool))
+        # At another temperature no try is any other round's, nor says what the usual ones hold.
+        if how.sampling.temperature == bench.sampling.temperature:
+            self._had = found.pool
+            assert self.standing.dev is not None
+            rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
+            self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=hintable(bench, found.pool))
         self._worth(method, name, found)
         if method == "rejection-sampling":
             control = self.settings.control and how == as_set(bench)
@@ -363,12 +366,14 @@ class Ladder:
     def _gate(self, method: advisor.Method, name: str, found: Gathered) -> None:
         """Measure the purity of what is kept by the labels there are, and refuse what neither they nor the verifier's exactness vouch for.
 
-        A rung that was once trained on trust keeps its banner: labels that come later do not change how it was made.
+        A rung that was once trained on trust keeps its banner: labels that come later do not change how it was made. Of a round that is made again the rows
+        that are new to it are measured, by themselves.
         """
         run = self.bench.run
         trusted = any(line.get("event") == "trusted" and line.get("rung") == name for line in run.ledger())
         labels = read_labels(self.labels) if self.labels is not None else Labels()
-        kept = found.selection.kept
+        # Rows that a round before was vouched for say nothing of those that it did not keep, least of all of hinted ones.
+        kept = [key for key in found.selection.kept if key not in self._vouched] or found.selection.kept
         purity = measure({key: content(found.tries[key]) for key in kept}, labels, self.settings.purity)
         write_json(run.folder / name / "purity.json", RoundPurity(purity=purity, kept=tuple(shuffled(kept))))
         seen = replace(self.seen, purity=purity, trusted_unaudited=self.trust or self.settings.trust_unaudited_verifier or trusted)
@@ -380,6 +385,7 @@ class Ladder:
         if decision.outcome == "refuse":
             self.waiting = self.waiting or (purity.outcome == "open" and not seen.cheat)
             raise Refused(decision.reasons[0])
+        self._vouched |= set(found.selection.kept)
         banners = (advisor.unaudited(seen.verifier),) if trusted else decision.banners
         if banners and not trusted:
             run.note({"event": "trusted", "rung": name, "verifier": seen.verifier})

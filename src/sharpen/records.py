@@ -457,7 +457,8 @@ class Purity(Record, frozen=True, kw_only=True):
 
 
 class RoundPurity(Record, frozen=True, kw_only=True):
-    """``purity.json`` of a rung: its purity, and ``kept``, the rows it is of, in the random order in which they are to be labelled."""
+    """``purity.json`` of a rung: its purity, and ``kept``, the rows it is of, in the random order in which they are to be labelled: of a round that is made
+    again those that are new to it, where there are any."""
 
     purity: Purity
     kept: tuple[SampleKey, ...]

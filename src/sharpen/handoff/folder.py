@@ -334,6 +334,8 @@ def _measured(folder: Path, rungs: Sequence[RungView], chosen: Prompted, proposa
             continue  # a teacher's tries say nothing of what the model does alone, also where it asks that very model
         if rung.decision is not None and rung.decision.variant == "temperature":
             continue  # RL samples as the settings do
+        if manifest.taken and not manifest.sampled_tokens:
+            continue  # all its tries were made, and paid, in a round before it
         maker = manifest.inputs.get("agent", "")
         own = maker == chosen.fingerprint
         if last is not None and not own:
@@ -459,7 +461,7 @@ def _headroom(
             gaps[result.family].append(pass_at_k(tried, result.passes, k) - result.passes / tried)
     number = {kind: sum(line.kind == kind for line in counted) for kind in KINDS}
     if made is not None:
-        tries, spent = max(len(made.verdicts), 1), made.manifest.spent
+        tries, spent = max(len(made.verdicts) - made.manifest.taken, 1), made.manifest.spent
         cost = {
             "prompt_tokens": spent.prompt_tokens / tries,
             "sampled_tokens": (spent.sampled_tokens or made.manifest.sampled_tokens) / tries,

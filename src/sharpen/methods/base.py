@@ -365,7 +365,8 @@ class Bench(AbstractContextManager["Bench"]):
 
         ``of`` is the set that the tasks belong to, where it is not the run's own. ``known`` are (task, actions) that train already: an adaptive
         budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
-        ``cast`` plays in the place of the run's own agent. Tries that another stage ``had`` already are taken over, and not paid for again.
+        ``cast`` plays in the place of the run's own agent. Tries that another stage ``had`` already are taken over, and not paid for again; one
+        that ended in an error is made again.
         """
         of, cast = of or self.tasks, cast or self._cast(settings)
         patient = self.sampling.waiting_for(*self._engines(cast, of))
@@ -395,9 +396,11 @@ class Bench(AbstractContextManager["Bench"]):
             if place is not None and (said := place.mend()):
                 self.run.note({"event": "repaired", "what": said})
                 self.say(said)
+        taken = {key for key in had.wanted if had.trajectories[key].stop != "error"} if had is not None else set[SampleKey]()
         for key in had.wanted if had is not None else ():
-            if key not in trajectories.records:
+            if key in taken and key not in trajectories.records:
                 trajectories.append(had.trajectories[key])  # type: ignore[union-attr]
+            if key in taken and key not in verdicts.records:  # a kill may have come between the two
                 verdicts.append(had.verdicts[key])  # type: ignore[union-attr]
         if cast.engine is not None:
             self._rest_own()  # two local models at once may be more than the memory holds
@@ -426,9 +429,9 @@ class Bench(AbstractContextManager["Bench"]):
         sealed += [stage.folder / WAVES] if bound is not None else []
         sealed += [considered.seal(considered.records)] if considered is not None and considered.records else []
         spent = total(account.spent, self.meter.machine(stage.seconds))
-        taken = set(had.wanted) if had is not None else set[SampleKey]()
-        made = sum(pool.trajectories[key].cost.sampled_tokens for key in pool.wanted if key not in taken)
-        stage.commit(sealed, sampled_tokens=made, spent=spent, inside_s=account.busy_s)
+        made = [key for key in pool.wanted if key not in taken]
+        tokens = sum(pool.trajectories[key].cost.sampled_tokens for key in made)
+        stage.commit(sealed, sampled_tokens=tokens, spent=spent, inside_s=account.busy_s, taken=len(pool.wanted) - len(made))
         return pool
 
     def _player(

@@ -54,7 +54,7 @@ class SampleView(Record, frozen=True, kw_only=True):
 class RungView(Record, frozen=True, kw_only=True):
     """One rung as the page shows it. ``sampled_tokens`` counts rollouts and evaluation; ``control`` stands beside the rung before it; ``budget`` says what
     became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
-    rung before had solved. ``purity`` is by labels on what a rung
+    rung before had solved; ``taken`` are tries that a rung before it had made and paid. ``purity`` is by labels on what a rung
     that samples would keep. ``teacher`` is how good a rung's teacher is on dev, ``distilled`` what became of copying it, ``transfer`` and ``faults`` how
     it went about tasks, and failed, beside its teacher, ``diversity`` what it did to how many ways there are. ``pairing`` is
     what it learnt to prefer, where it learnt from fails too."""
@@ -75,6 +75,7 @@ class RungView(Record, frozen=True, kw_only=True):
     shipped: bool = False
     budget: str = ""
     sampling: Spent | None = None
+    taken: int = 0
     kept: int = 0
     hints: Spent | None = None
     hinted: int = 0
@@ -305,6 +306,8 @@ def bought(rung: RungView) -> str:
     paid = f" for {dollars(spent.dollars)}" if spent.dollars else ""
     unknown = f" ({spent.unpriced} of unknown price, in no dollar figure)" if spent.unpriced else ""
     brought = [f"{kept} kept, {each(spent, kept)} each" if kept else "nothing kept"]
+    if rung.taken:
+        brought = [f"{kept} kept of these and of {count(rung.taken)} tries that were made and paid before"]
     brought += [
         f"{rung.newly_solved} tasks newly solved, {each(spent, rung.newly_solved)} each" if rung.newly_solved else "no task newly solved"
     ]

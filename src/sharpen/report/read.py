@@ -131,6 +131,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         decision=decision,
         selection=selection,
         sampling=sampling.spent if sampling else None,
+        taken=sampling.taken if sampling else 0,
         hints=hints.spent if hints else None,
         kept=sum(key.sampling != RECORDED and key not in with_hint for key in selection.kept) if selection else 0,
         hinted=sum(key in with_hint for key in selection.kept) if selection else 0,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from sharpen.advice import advise
+from sharpen.audit import tries_in
 from sharpen.handoff.folder import hand_over
+from sharpen.ladder import LadderSettings
 from sharpen.methods.base import Bench, Prompted
 from sharpen.models import load_model
 from sharpen.pairs import REJECTED
@@ -219,3 +222,41 @@ def test_what_is_taken_over_outlives_a_kill_and_what_broke_is_made_again(scripte
     assert again.wanted == made.wanted and again.trajectories[broke].stop != "error"
     assert counting.judged == [broke]
     assert manifest.spent.calls == 1 and manifest.sampled_tokens == again.trajectories[broke].cost.sampled_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "again"),
+    [
+        ({"ways": ()}, 0),
+        ({"ways": ("hints",)}, 1),
+        ({"ways": ("hints",), "rungs": ("rejection-sampling", "expert-iteration")}, 2),
+        ({"retries": 9}, 5),
+        ({"rungs": ("few-shot", "sft")}, 0),
+    ],
+)
+def test_alpha_is_kept_only_for_rounds_that_can_be_made_again(settings: dict[str, Any], again: int) -> None:
+    ladder = LadderSettings(**{"rungs": ("rejection-sampling",), **settings})
+    assert ladder.again == again and ladder.judged == len(ladder.climbs) + again
+
+
+def test_a_rung_that_is_called_by_its_name_is_not_its_retry(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, HARD), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    first, again, last = (set(tries_in(folder, name).kept or ()) for name in ("001-rejection-sampling", AGAIN, "rejection"))
+    kept = read_json(folder / "rungs/001-rejection-sampling/selection.json", Selection).kept
+    assert first == {key for key in kept if key.model != "expert"}
+    assert again == last and again and not again & first  # what is new to it
+
+
+def test_advice_after_another_temperature_is_of_the_usual_tries(scripted: Path, tmp_path: Path) -> None:
+    settings = load_settings(scripted, {**HARD, "ladder.ways": "[temperature]", "ladder.alpha": "0.0001", "advice.headroom": "0.9"})
+    climb(settings, tmp_path / "runs")
+    folder = tmp_path / "runs/ladder/rungs"
+    again = folder / "001-rejection-sampling-retry-1-temperature"
+    (again / "decision.json").unlink()  # as a kill leaves it
+    for path in (again / "sampling/verdicts").glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"pass"', '"fail"'))
+    seen = advise(settings, tmp_path / "runs").seen
+    assert [one.variant for one in seen.tried] == ["", "temperature"]
+    passed = {key.task for key, one in Segments(folder / "001-rejection-sampling/sampling/verdicts", Verdict).records.items() if one}
+    assert seen.tasks_solved == len(passed) > 0

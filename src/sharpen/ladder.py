@@ -113,8 +113,12 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     @property
     def judged(self) -> int:
         """How many gains may be judged, at least 1: those of the rungs, and of rounds made again."""
-        again = self.retries if set(self.climbs) & set(advisor.ROUNDS) else 0
-        return max(len(self.climbs) + again, 1)
+        return max(len(self.climbs) + self.again, 1)
+
+    @property
+    def again(self) -> int:
+        """How many rounds may be made again: each, at most, once in each of the ``ways``."""
+        return min(self.retries, len(set(self.ways)) * sum(rung in advisor.ROUNDS for rung in self.climbs))
 
     def level(self, looks: int) -> float:
         """At which each of the gains is judged, each with so many looks, where nothing was kept before it."""
@@ -310,7 +314,9 @@ class Ladder:
         if method == "distillation":
             return self._distil(name, standing)
         found = gather(bench, name, standing, self.survivors, how)
-        if how.sampling.temperature == bench.sampling.temperature:  # at another one no try is any other round's, nor says what the usual ones hold
+        if (
+            how.sampling.temperature == bench.sampling.temperature
+        ):  # at another one no try is any other round's, nor says what the usual ones hold
             self._had = found.pool
             assert self.standing.dev is not None
             rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)

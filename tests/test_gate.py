@@ -280,7 +280,18 @@ def test_a_verifier_that_breaks_stops_the_run_in_one_line_and_mended_it_goes_on(
 
 def test_labels_of_what_passed_by_itself_do_not_vouch_for_what_was_hinted(project: Path) -> None:
     scripted_model(project / "base", skill=0.3)
-    again = ("--ladder.ways", "[hints]", "--ladder.alpha", "0.000000000001", "--ladder.control", "false", "--sampling.n", "2", "--hints.share", "1")
+    again = (
+        "--ladder.ways",
+        "[hints]",
+        "--ladder.alpha",
+        "0.000000000001",
+        "--ladder.control",
+        "false",
+        "--sampling.n",
+        "2",
+        "--hints.share",
+        "1",
+    )
     again += ("--tasks.splits", "{train: 60, dev: 8, test: 4}")
     assert run(*again) == 0
     first = Path("runs/mine/rungs/001-rejection-sampling")

@@ -260,3 +260,23 @@ def test_advice_after_another_temperature_is_of_the_usual_tries(scripted: Path, 
     assert [one.variant for one in seen.tried] == ["", "temperature"]
     passed = {key.task for key, one in Segments(folder / "001-rejection-sampling/sampling/verdicts", Verdict).records.items() if one}
     assert seen.tasks_solved == len(passed) > 0
+
+
+def test_a_round_that_would_train_the_same_again_is_refused_and_the_next_way_is_tried(
+    scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hints of which none may train add nothing. Nor does a round of expert iteration from the prior of one that was rolled back, which makes no try twice."""
+    rungs_ = "[rejection-sampling, expert-iteration, distillation]"
+    settings = {**HARD, "ladder.rungs": rungs_, "ladder.ways": "[hints, more-samples]", "ladder.alpha": "0.0000001", "hints.share": "0"}
+    climb(load_settings(scripted, {**settings, "teacher": "{model: " + str(tmp_path / "base") + "}"}), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    made, first = rungs(folder), "001-rejection-sampling"
+    assert [made[name].outcome for name in (first, f"{first}-retry-1-hints", f"{first}-retry-2-more-samples", "002-expert-iteration")] == [
+        "undecided", "refuse", "undecided", "refuse",
+    ]  # fmt: skip
+    assert "the same tries would train the same model again" in made[f"{first}-retry-1-hints"].reasons[0]
+    assert not (folder / "rungs" / f"{first}-retry-1-hints/model").exists()
+    calls = {name: spent.calls for name, spent in read_json(folder / "spent.json", Bill).stages.items()}
+    assert not calls["rungs/002-expert-iteration/sampling"]
+    said = capsys.readouterr().err
+    assert said.count("with it") == 1 and said.count("self-training ends") == 2

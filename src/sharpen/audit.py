@@ -130,7 +130,8 @@ class Tries:
 
 
 def tries_in(folder: Path, rung: str | None = None) -> Tries:
-    """The tries of a work folder, or of a run's rung: the last that sampled, or the one called ``rung``, else the last whose name holds it. Empty where there are none."""
+    """The tries of a work folder, or of a run's rung: the last that sampled, or the one called ``rung``, else the last whose name
+    holds it. Empty where there are none."""
     place, chosen = folder, folder
     if not (folder / "trajectories").is_dir():
         sampled = [path.parent for path in sorted(folder.glob("rungs/*/sampling")) if not path.parent.name.endswith("-control")]

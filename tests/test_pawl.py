@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from sharpen.advice import advise
+from sharpen.audit import tries_in
 from sharpen.handoff.folder import hand_over
+from sharpen.ladder import LadderSettings
 from sharpen.methods.base import Bench, Prompted
 from sharpen.models import load_model
 from sharpen.pairs import REJECTED
@@ -221,3 +224,61 @@ def test_what_is_taken_over_outlives_a_kill_and_what_broke_is_made_again(scripte
     assert again.wanted == made.wanted and again.trajectories[broke].stop != "error"
     assert counting.judged == [broke]
     assert manifest.spent.calls == 1 and manifest.sampled_tokens == again.trajectories[broke].cost.sampled_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "again"),
+    [
+        ({"ways": ()}, 0),
+        ({"ways": ("hints",)}, 1),
+        ({"ways": ("hints",), "rungs": ("rejection-sampling", "expert-iteration")}, 2),
+        ({"retries": 9}, 5),
+        ({"rungs": ("few-shot", "sft")}, 0),
+    ],
+)
+def test_alpha_is_kept_only_for_rounds_that_can_be_made_again(settings: dict[str, Any], again: int) -> None:
+    ladder = LadderSettings(**{"rungs": ("rejection-sampling",), **settings})
+    assert ladder.again == again and ladder.judged == len(ladder.climbs) + again
+
+
+def test_a_rung_that_is_called_by_its_name_is_not_its_retry(scripted: Path, tmp_path: Path) -> None:
+    climb(load_settings(scripted, HARD), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    first, again, last = (set(tries_in(folder, name).kept or ()) for name in ("001-rejection-sampling", AGAIN, "rejection"))
+    kept = read_json(folder / "rungs/001-rejection-sampling/selection.json", Selection).kept
+    assert first == {key for key in kept if key.model != "expert"}
+    assert again == last and again and not again & first  # what is new to it
+
+
+def test_advice_after_another_temperature_is_of_the_usual_tries(scripted: Path, tmp_path: Path) -> None:
+    settings = load_settings(scripted, {**HARD, "ladder.ways": "[temperature]", "ladder.alpha": "0.0001", "advice.headroom": "0.9"})
+    climb(settings, tmp_path / "runs")
+    folder = tmp_path / "runs/ladder/rungs"
+    again = folder / "001-rejection-sampling-retry-1-temperature"
+    (again / "decision.json").unlink()  # as a kill leaves it
+    for path in (again / "sampling/verdicts").glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"pass"', '"fail"'))
+    seen = advise(settings, tmp_path / "runs").seen
+    assert [one.variant for one in seen.tried] == ["", "temperature"]
+    passed = {key.task for key, one in Segments(folder / "001-rejection-sampling/sampling/verdicts", Verdict).records.items() if one}
+    assert seen.tasks_solved == len(passed) > 0
+
+
+def test_a_round_that_would_train_the_same_again_is_refused_and_the_next_way_is_tried(
+    scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hints of which none may train add nothing. Nor does a round of expert iteration from the prior of one that was rolled back, which makes no try twice."""
+    rungs_ = "[rejection-sampling, expert-iteration, distillation]"
+    settings = {**HARD, "ladder.rungs": rungs_, "ladder.ways": "[hints, more-samples]", "ladder.alpha": "0.0000001", "hints.share": "0"}
+    climb(load_settings(scripted, {**settings, "teacher": "{model: " + str(tmp_path / "base") + "}"}), tmp_path / "runs")
+    folder = tmp_path / "runs/ladder"
+    made, first = rungs(folder), "001-rejection-sampling"
+    assert [made[name].outcome for name in (first, f"{first}-retry-1-hints", f"{first}-retry-2-more-samples", "002-expert-iteration")] == [
+        "undecided", "refuse", "undecided", "refuse",
+    ]  # fmt: skip
+    assert "the same tries would train the same model again" in made[f"{first}-retry-1-hints"].reasons[0]
+    assert not (folder / "rungs" / f"{first}-retry-1-hints/model").exists()
+    calls = {name: spent.calls for name, spent in read_json(folder / "spent.json", Bill).stages.items()}
+    assert not calls["rungs/002-expert-iteration/sampling"]
+    said = capsys.readouterr().err
+    assert said.count("with it") == 1 and said.count("self-training ends") == 2

@@ -149,19 +149,21 @@ class _Found:
         said: list[str] = []
         standing, evaluation, sampled, purity = "", None, "", None
         for path in sorted((folder / "rungs").glob("[0-9]*-*")):
-            method = path.name.split("-", 1)[1].partition(f"-{RETRY}-")[0]
+            method, _, again = path.name.split("-", 1)[1].partition(f"-{RETRY}-")
+            way = again.partition("-")[2]
             if method.endswith("-control"):
                 continue
             decision, dev = read_if_there(path / "decision.json", Decision), read_if_there(path / "evaluation.json", Evaluation)
             if decision is None and dev is not None and evaluation is not None:
                 decision = _judged(settings, path.name, evaluation, dev)
                 said.append(f"{path.name} was evaluated but not decided on: {decision.outcome}, {decision.reasons[0]}")
-            if method != "distillation" and (path / "sampling" / "verdicts").is_dir():  # whose tries are a teacher's
+            # A teacher's tries, and those at another temperature, do not say how often the model succeeds.
+            if method != "distillation" and way != "temperature" and (path / "sampling" / "verdicts").is_dir():
                 sampled, purity = path.name, read_if_there(path / "purity.json", RoundPurity)
             if method == "base":
                 standing, evaluation = path.name, dev
             elif decision is not None and decision.outcome != "baseline" and decision.outcome != "proceed":
-                tried.append(Tried(method=method, outcome=decision.outcome, gain=decision.gain, variant=decision.variant))
+                tried.append(Tried(method=method, outcome=decision.outcome, gain=decision.gain, variant=way))
                 if decision.outcome == "keep":
                     standing, evaluation = path.name, dev
         if sampled and not standing.endswith("-base") and sampled <= standing:

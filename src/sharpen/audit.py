@@ -130,11 +130,12 @@ class Tries:
 
 
 def tries_in(folder: Path, rung: str | None = None) -> Tries:
-    """The tries of a work folder, or of a run's rung: the last that sampled, or the last whose name holds ``rung``. Empty where there are none."""
+    """The tries of a work folder, or of a run's rung: the last that sampled, or the one called ``rung``, else the last whose name
+    holds it. Empty where there are none."""
     place, chosen = folder, folder
     if not (folder / "trajectories").is_dir():
         sampled = [path.parent for path in sorted(folder.glob("rungs/*/sampling")) if not path.parent.name.endswith("-control")]
-        rungs = [path for path in sampled if rung is None or rung in path.name]
+        rungs = [path for path in sampled if path.name == rung] or [path for path in sampled if rung is None or rung in path.name]
         if rung is not None and not rungs:
             raise RunError(f"no rung of {folder} whose name holds {rung!r} has tries of its own")
         if not rungs:

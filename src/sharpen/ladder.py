@@ -113,8 +113,12 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     @property
     def judged(self) -> int:
         """How many gains may be judged, at least 1: those of the rungs, and of rounds made again."""
-        again = self.retries if set(self.climbs) & set(advisor.ROUNDS) else 0
-        return max(len(self.climbs) + again, 1)
+        return max(len(self.climbs) + self.again, 1)
+
+    @property
+    def again(self) -> int:
+        """How many rounds may be made again: each, at most, once in each of the ``ways``."""
+        return min(self.retries, len(set(self.ways)) * sum(rung in advisor.ROUNDS for rung in self.climbs))
 
     def level(self, looks: int) -> float:
         """At which each of the gains is judged, each with so many looks, where nothing was kept before it."""
@@ -157,6 +161,7 @@ class Ladder:
     taught: Measured | None = None
     advice: advisor.AdvisorSettings = field(default_factory=advisor.AdvisorSettings)
     _had: Pool | None = None
+    _made: set[tuple[bool, str, frozenset[SampleKey]]] = field(default_factory=set)
     _vouched: set[SampleKey] = field(default_factory=set)
     _retried: int = 0
     _passed_on: float = 0.0
@@ -246,6 +251,7 @@ class Ladder:
         if rung.decision.outcome == "keep":
             self.survivors = attempt.survivors if method == "expert-iteration" else (*self.survivors, *attempt.survivors)
             self._had = None
+            self._made.clear()
         if attempt.control is not None:
             self._control(rung, attempt.control)
         if self.taught is not None and method == "distillation":
@@ -255,13 +261,15 @@ class Ladder:
     def _retry(self, method: advisor.Method) -> bool:
         """The pawl: make the round that was rolled back in the other ways that the advisor names, until one is kept. Whether one was.
 
-        A round that was refused is made again only where it was for want of any success: with hints.
+        A round that was refused is made again only where it was for want of any success: with hints. Where another way is refused, the next is tried.
         """
-        while method in advisor.ROUNDS and not self.waiting and self._retried < self.settings.retries:
-            last = [rung for rung in self.rungs if not rung.control][-1]
+        if method not in advisor.ROUNDS:
+            return False
+        first = [rung for rung in self.rungs if not rung.control][-1]
+        refused = first.decision.gain is None and (self.seen.tasks_solved or self.seen.solved_later)
+        while not refused and not self.waiting and self._retried < self.settings.retries:
             ways = [(way, why) for way, why in advisor.variants(self.seen, self.advice) if self._differs(way)]
-            refused = last.decision.gain is None and (last.variant or self.seen.tasks_solved or self.seen.solved_later)
-            if refused or not ways or advisor.ended(self.seen, self.advice, self.settings.delta) == "plateau":
+            if not ways or advisor.ended(self.seen, self.advice, self.settings.delta) == "plateau":
                 break
             self._retried += 1
             way, why = ways[0]
@@ -285,19 +293,19 @@ class Ladder:
         return True
 
     def _round(self, way: advisor.Variant | None) -> Round:
-        """How a round is made."""
-        usual = as_set(self.bench)
+        """How a round is made. Tries that what stands has made already are taken over."""
+        usual = dataclasses.replace(as_set(self.bench), had=self._had)
         match way:
             case "more-samples":
                 return more_samples(self.bench, self._had)
             case "temperature":
-                return dataclasses.replace(usual, sampling=replace(usual.sampling, temperature=self.settings.retry_temperature))
+                return dataclasses.replace(usual, had=None, sampling=replace(usual.sampling, temperature=self.settings.retry_temperature))
             case "continue":
-                return dataclasses.replace(usual, start="current", had=self._had)
+                return dataclasses.replace(usual, start="current")
             case "hints":
-                return dataclasses.replace(usual, hints=True, had=self._had)
+                return dataclasses.replace(usual, hints=True)
             case "negatives":
-                return dataclasses.replace(usual, negatives=True, had=self._had)
+                return dataclasses.replace(usual, negatives=True)
         return usual
 
     def _do(self, method: advisor.Method, name: str, how: Round) -> Attempt:
@@ -317,14 +325,20 @@ class Ladder:
             rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
             self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=hintable(bench, found.pool))
         self._worth(method, name, found)
+        trains = how.negatives, how.begins(bench, standing).fingerprint, frozenset(found.selection.kept)
+        if trains in self._made:
+            raise Refused(
+                "what it keeps is what a round before it kept, which was rolled back: the same tries would train the same model again"
+            )
+        self._made.add(trains)
         if method == "rejection-sampling":
-            control = self.settings.control and how == as_set(bench)
+            control = self.settings.control and dataclasses.replace(how, had=None) == as_set(bench)
             if control and bench.grader_chooses:
                 bench.say(
                     f"{name.removeprefix('rungs/')}: no control, since the verifier chose every try before its verdict could be ignored"
                 )
-            return rejection_sampling(bench, name, standing, self.survivors, how, control=control and not bench.grader_chooses)
-        return expert_iteration(bench, name, standing, self.survivors, how)
+            return rejection_sampling(bench, name, standing, self.survivors, how, found, control=control and not bench.grader_chooses)
+        return expert_iteration(bench, name, standing, self.survivors, how, found)
 
     def _distil(self, name: str, standing: Prompted) -> Attempt:
         """Measure the teacher, ask the advisor whether it has anything to copy, and copy it."""

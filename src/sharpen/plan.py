@@ -161,9 +161,10 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
         if beside:
             yield Ahead(f"{name}-control", rows=demonstrations + earlier)
             yield from (stage for stage in evaluated(f"{name}-control", "dev") if not stage.name.endswith("panel"))
-    if again := settings.ladder.judged - max(len(settings.ladder.climbs), 1):
+    if again := settings.ladder.again:
         yield Ahead("rounds made again/sampling", more=again * max(sampling.n, settings.hints.n) * sizes["train"])
-        yield Ahead("rounds made again/dev", more=again * looks[-1] * sizes["dev"], more_rows=again * (demonstrations + earlier))
+        dev = sizes["dev"] * max(looks[-1], settings.ladder.collapse_n) + (len(panel.tasks) * looks[0] if panel is not None else 0)
+        yield Ahead("rounds made again/dev", more=again * dev, more_rows=again * (demonstrations + earlier))
     if sizes["test"]:
         yield from evaluated("rungs/000-base", "test")
         yield from evaluated("what ships", "test")
@@ -301,7 +302,7 @@ def _said(typical: Typical, source: str, price: Price | None, settings: RunSetti
     yield f"price: {source}{by_token}"
     yield (
         "every rung is taken to be tried; a refused one costs nothing more, and an undecided one may look again, or a round rolled back be made "
-        f"again, {settings.ladder.retries} times in all (at most)"
+        f"again, {settings.ladder.again} times in all (at most)"
     )
     if settings.engine.__struct_config__.tag == "endpoint":
         yield "retries that a server bills, and its discounts for cached prompts, are not in it"

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
-from sharpen.methods.rejection_sampling import Round, rejection_sampling
+from sharpen.methods.rejection_sampling import Gathered, Round, rejection_sampling
 
 
-def expert_iteration(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced], how: Round | None = None) -> Attempt:
+def expert_iteration(
+    bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced], how: Round | None = None, found: Gathered | None = None
+) -> Attempt:
     """One more round of rejection sampling over all rounds' survivors: ``earlier`` are kept, so that a round cannot forget what one before it knew."""
-    attempt = rejection_sampling(bench, rung, standing, earlier, how)
+    attempt = rejection_sampling(bench, rung, standing, earlier, how, found)
     kept = tuple(("earlier round", trajectory) for _, trajectory in (*earlier, *attempt.survivors))
     return Attempt(attempt.proposal, attempt.selection, attempt.training, attempt.pool, kept)

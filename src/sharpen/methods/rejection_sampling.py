@@ -66,15 +66,23 @@ def more_samples(bench: Bench, had: Pool | None) -> Round:
 
 
 def rejection_sampling(
-    bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced] = (), how: Round | None = None, *, control: bool = False
+    bench: Bench,
+    rung: str,
+    standing: Prompted,
+    earlier: Sequence[Sourced] = (),
+    how: Round | None = None,
+    found: Gathered | None = None,
+    *,
+    control: bool = False,
 ) -> Attempt:
     """One round from the ``standing`` model, made as ``how`` says (default ``as_set``): sample, keep what passes, train.
 
     ``earlier`` are survivors of rounds before, mixed back in. Training starts from the base over everything (``training.start: base``, same gain
-    in domain and better transfer: ReST-EM) or goes on from the standing model over the new survivors and the demonstrations (``current``).
+    in domain and better transfer: ReST-EM) or goes on from the standing model over the new survivors and the demonstrations (``current``). ``found`` is
+    what ``gather`` gave for it, where that was looked at before.
     """
     how = how or as_set(bench)
-    found = gather(bench, rung, standing, earlier, how)
+    found = found or gather(bench, rung, standing, earlier, how)
     if how.negatives:
         return _prefer(bench, rung, standing, found)
     taught, demos = demonstrations(bench, bench.demonstrations())

@@ -370,7 +370,7 @@ def ending(seen: Measurements, settings: AdvisorSettings, delta: float) -> str:
         case "plateau":
             return f"a plateau: each of the last {settings.patience} rounds surely gained less than {delta:.1%}"
         case "undecided":
-            maybe = f"{settings.patience} rounds were rolled back, and one of them may have gained {delta:.1%}"
+            maybe = f"{len(_since_kept(seen))} rounds were rolled back, and one of them may have gained {delta:.1%}"
             return f"self-training ends undecided: {maybe}; more dev families tell"
     return ""
 

@@ -62,7 +62,14 @@ def test_every_key_can_be_listed() -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("", "holds no settings"), ("- 1", "holds no settings"), ("a: [", "is not YAML"), ("name: x", "tasks")],
+    [
+        ("", "holds no settings"),
+        ("- 1", "holds no settings"),
+        ("a: [", "is not YAML"),
+        ("name: x", "tasks"),
+        ("seed: 1\nseed: 2", "s.yaml is not YAML: the key 'seed' stands there twice; delete one"),
+        ("tasks: {seed: 1, seed: 2}", "the key 'seed' stands there twice"),
+    ],
 )
 def test_a_bad_file_is_one_line(text: str, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
@@ -71,6 +78,13 @@ def test_a_bad_file_is_one_line(text: str, problem: str, tmp_path: Path) -> None
         load_settings(path, {})
     with pytest.raises(SettingsError, match="cannot read"):
         load_settings(tmp_path / "nothing.yaml", {})
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_bytes(b"name: x\n\xd4\xff\x00")
+    with pytest.raises(SettingsError, match=r"s\.yaml is not text in UTF-8 \(byte 8\); name a YAML file"):
+        load_settings(path, {})
 
 
 def test_importing_sharpen_loads_no_torch_and_help_needs_nothing() -> None:

@@ -290,6 +290,8 @@ class Ladder:
                 return self.bench.training.start == "base" and standing is not None and standing.model != self.bench.base
             case "temperature":
                 return self.bench.sampling.temperature != self.settings.retry_temperature
+            case "hints":
+                return self.bench.hints.share > 0
         return True
 
     def _round(self, way: advisor.Variant | None) -> Round:
@@ -323,7 +325,8 @@ class Ladder:
             self._had = found.pool
             assert self.standing.dev is not None
             rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
-            self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=hintable(bench, found.pool))
+            shown = hintable(bench, found.pool) if self._differs("hints") and self.settings.again else None  # which asks the verifier
+            self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=shown)
         self._worth(method, name, found)
         trains = how.negatives, how.begins(bench, standing).fingerprint, frozenset(found.selection.kept)
         if trains in self._made:

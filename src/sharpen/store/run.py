@@ -28,6 +28,9 @@ CONCLUSIONS = (
     "purity.json",
     "teacher.json",
     "distillation.json",
+    "diversity.json",
+    "behaviour.json",
+    "faults.json",
     "advice.json",
     "rl",
 )  # of a ladder, from stages: cheap to come to again

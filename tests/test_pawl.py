@@ -269,7 +269,13 @@ def test_a_round_that_would_train_the_same_again_is_refused_and_the_next_way_is_
 ) -> None:
     """Hints of which none may train add nothing. Nor does a round of expert iteration from the prior of one that was rolled back, which makes no try twice."""
     rungs_ = "[rejection-sampling, expert-iteration, distillation]"
-    settings = {**HARD, "ladder.rungs": rungs_, "ladder.ways": "[hints, more-samples]", "ladder.alpha": "0.0000001", "hints.share": "0.0001"}
+    settings = {
+        **HARD,
+        "ladder.rungs": rungs_,
+        "ladder.ways": "[hints, more-samples]",
+        "ladder.alpha": "0.0000001",
+        "hints.share": "0.0001",
+    }
     climb(load_settings(scripted, {**settings, "teacher": "{model: " + str(tmp_path / "base") + "}"}), tmp_path / "runs")
     folder = tmp_path / "runs/ladder"
     made, first = rungs(folder), "001-rejection-sampling"

@@ -24,9 +24,10 @@ from sharpen.policies.plugin import PolicyPlugin
 from sharpen.policies.prices import FREE, Price, price_of
 from sharpen.policies.scripted import Scripted, ScriptedPolicy, scripted_model
 from sharpen.records import Lineage, Model, Spent, Trajectory, Verdict
+from sharpen.run import climb
 from sharpen.sampling import Pool, fill
 from sharpen.settings import load_settings
-from sharpen.store.files import read_json
+from sharpen.store.files import read_json, write_json
 from sharpen.store.segments import Segments
 from test_sampling import TASKS, Exact, agent, right
 
@@ -295,3 +296,17 @@ def test_a_scripted_run_costs_nothing_and_says_so(scripted: Path, tmp_path: Path
     assert main(["run", str(scripted), "--runs", str(tmp_path / "r"), "--model", str(tmp_path / "able"), "--ladder.rungs", "[]"]) == 0
     out = capsys.readouterr().out
     assert "all:   " in out and "$" not in out and "unknown" not in out
+
+
+def test_what_kills_made_the_count_forget_is_counted_from_the_tries_on_disk(scripted: Path, tmp_path: Path) -> None:
+    settings = load_settings(
+        scripted, {"ladder.rungs": "[]", "tasks.splits": FEW, "spending.prices": json.dumps({"base": {"prompt": 1e3, "sampled": 1e3}})}
+    )
+    climb(settings, tmp_path / "runs")
+    folder, whole = tmp_path / "runs/ladder", read_json(tmp_path / "runs/ladder/spent.json", Bill)
+    (folder / "rungs/000-base/dev/stage.json").unlink()
+    write_json(folder / "spent.json", Bill())  # as where every kill came before the first writing
+    climb(settings, tmp_path / "runs")
+    again = read_json(folder / "spent.json", Bill)
+    stage = "rungs/000-base/dev"
+    assert again.stages[stage] == whole.stages[stage] and whole.stages[stage].calls > 0

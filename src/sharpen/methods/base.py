@@ -397,6 +397,9 @@ class Bench(AbstractContextManager["Bench"]):
                 self.run.note({"event": "repaired", "what": said})
                 self.say(said)
         taken = {key for key in had.wanted if had.trajectories[key].stop != "error"} if had is not None else set[SampleKey]()
+        if recorded is None:
+            price, _ = price_of(agent.model, cast.engine or self.engine, self.meter.caps.prices)
+            account.at_least((one.cost for key, one in trajectories.records.items() if key not in taken), price)
         for key in had.wanted if had is not None else ():
             if key in taken and key not in trajectories.records:
                 trajectories.append(had.trajectories[key])  # type: ignore[union-attr]

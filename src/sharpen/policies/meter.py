@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +14,11 @@ import msgspec
 from sharpen.errors import RunError, SettingsError, Stopped
 from sharpen.policies.base import Conversation, Policy, Sampling, Turn
 from sharpen.policies.prices import Price
-from sharpen.records import Record, Spent
+from sharpen.records import Cost, Record, Spent
 from sharpen.store.files import read_json, write_json
 
 SPENT = "spent.json"
-_EVERY_S = 2.0  # between two writings: what a kill can make the count forget
+_EVERY_S = 2.0  # between two writings: what a kill can make the count forget of calls whose tries had not ended
 _CHARACTERS = 3.0  # to a token, where a prompt has not been counted yet: on the low side, so that a cap holds
 
 _Dollars = Annotated[float, msgspec.Meta(gt=0)]
@@ -167,6 +167,17 @@ class Account:
         return Spent(
             calls=self._calls, prompt_tokens=self._prompt, sampled_tokens=self._sampled, dollars=self._dollars, unpriced=self._unpriced
         )
+
+    def at_least(self, costs: Iterable[Cost], price: Price | None) -> None:
+        """``costs`` of what lies on disk were paid, whatever a kill made the count forget of them."""
+        known = list(costs)
+        calls, prompt, sampled = (sum(getattr(one, name) for one in known) for name in ("turns", "prompt_tokens", "sampled_tokens"))
+        fewer, prompt, sampled = (max(a - b, 0) for a, b in ((calls, self._calls), (prompt, self._prompt), (sampled, self._sampled)))
+        self._calls, self._prompt, self._sampled = self._calls + fewer, self._prompt + prompt, self._sampled + sampled
+        if price is None:
+            self._unpriced += fewer
+        else:
+            self._dollars += price.dollars(prompt, sampled)
 
     def count(self, turn: Turn, price: Price | None) -> None:
         self._calls += 1

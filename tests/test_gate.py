@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from sharpen.advisor import gate
 from sharpen.audit import tries_in
 from sharpen.cli import main
+from sharpen.errors import SharpenError
 from sharpen.formats.load import read
 from sharpen.labels import Labels, content, copy_of, measure, read_labels, write_label
 from sharpen.models import open_folder
@@ -22,6 +23,8 @@ from sharpen.policies.scripted import scripted_model
 from sharpen.records import Decision, Label, Measurements, Purity, RoundPurity, SampleKey, Selection
 from sharpen.report.card import model_card
 from sharpen.report.read import read_run
+from sharpen.run import climb
+from sharpen.settings import load_settings
 from sharpen.store.files import read_json
 
 READY = Measurements(verifier="v", gold_passes=True, noop_fails=True)
@@ -306,3 +309,10 @@ def test_labels_of_what_passed_by_itself_do_not_vouch_for_what_was_hinted(projec
     label_kept(hinted, len(asked.kept))
     assert run(*again) == 0
     assert read_json(hinted / "decision.json", Decision).outcome == "undecided"
+
+
+def test_damaged_labels_are_said_before_anything_is_paid_for(scripted: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.jsonl").write_bytes(b"\x00\xff\x00\n")
+    with pytest.raises(SharpenError, match=r"labels\.jsonl:1"):
+        climb(load_settings(scripted, {"labels": str(tmp_path / "labels.jsonl")}), tmp_path / "runs")
+    assert not list((tmp_path / "runs/ladder/rungs").glob("*"))

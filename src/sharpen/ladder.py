@@ -177,6 +177,8 @@ class Ladder:
         """All rungs, then the test split once, for the base and for what ships. Returns the rung that ships."""
         if set(self.settings.rungs) - {"few-shot"}:  # which shows, and trains nothing
             self.bench.permitted()
+        if self.labels is not None:
+            read_labels(self.labels)  # damage is said before anything is paid for
         if said := too_small(self.settings, self.bench.evaluation, self.bench.tasks):
             self.bench.say(said)
         self.seen = self.look()

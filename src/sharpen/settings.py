@@ -120,9 +120,10 @@ def convert(data: Mapping[str, Any], where: str) -> RunSettings:
         data["teacher"] = in_words(taught)
     elif isinstance(taught, dict) and "" in taught:  # a word, and settings beside it
         data["teacher"] = in_words(str(taught[""])) | {key: value for key, value in taught.items() if key}
-    spread = _spread(data, RunSettings, "")
     try:
-        return msgspec.convert(spread, RunSettings)
+        return msgspec.convert(_spread(data, RunSettings, ""), RunSettings)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
     except msgspec.ValidationError as error:
         raise SettingsError(f"{where}: {_readable(str(error))}") from error
 
@@ -260,15 +261,21 @@ def _keys(struct: type[msgspec.Struct], place: str) -> Iterator[tuple[str, str]]
         name = f"{place}.{field.name}".lstrip(".")
         hint = _hints(struct)[field.name]
         structs = _structs(hint) if get_origin(hint) is not tuple else []
+        made = field.default_factory is not msgspec.NODEFAULT
+        default = field.default_factory() if made else field.default
         if not structs:
-            default = (
-                "required" if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT else repr(field.default)
+            yield name, "required" if default is msgspec.NODEFAULT else repr(default)
+        elif (tag_field := structs[0].__struct_config__.tag_field) is not None:
+            kinds = ", ".join(str(inner.__struct_config__.tag) for inner in structs)
+            given = (
+                default.__struct_config__.tag
+                if isinstance(default, msgspec.Struct)
+                else "required"
+                if default is msgspec.NODEFAULT
+                else "none"
             )
-            yield name, default
+            yield f"{name}.{tag_field}", f"{given}; one of {kinds}"
         for inner in structs:
-            tag = inner.__struct_config__.tag
-            if tag is not None:
-                yield f"{name}.{inner.__struct_config__.tag_field}", str(tag)
             yield from _keys(inner, name)
 
 

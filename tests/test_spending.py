@@ -305,7 +305,7 @@ def test_what_kills_made_the_count_forget_is_counted_from_the_tries_on_disk(scri
     climb(settings, tmp_path / "runs")
     folder, whole = tmp_path / "runs/ladder", read_json(tmp_path / "runs/ladder/spent.json", Bill)
     (folder / "rungs/000-base/dev/stage.json").unlink()
-    write_json(folder / "spent.json", Bill())  # as where every kill came before the first writing
+    write_json(folder / "spent.json", Bill(stages={"rungs/000-base/dev": Spent()}))  # as where a kill came before the second writing
     climb(settings, tmp_path / "runs")
     again = read_json(folder / "spent.json", Bill)
     stage = "rungs/000-base/dev"

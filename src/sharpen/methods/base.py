@@ -397,7 +397,7 @@ class Bench(AbstractContextManager["Bench"]):
                 self.run.note({"event": "repaired", "what": said})
                 self.say(said)
         taken = {key for key in had.wanted if had.trajectories[key].stop != "error"} if had is not None else set[SampleKey]()
-        if recorded is None:
+        if recorded is None and self.meter.begun(name):  # else whatever lies here was brought by somebody, who paid
             price, _ = price_of(agent.model, cast.engine or self.engine, self.meter.caps.prices)
             account.at_least((one.cost for key, one in trajectories.records.items() if key not in taken), price)
         for key in had.wanted if had is not None else ():

@@ -109,6 +109,14 @@ class Meter:
         """Where the calls of ``stage`` are counted."""
         return self._accounts.setdefault(stage, Account(self, stage, Spent()))
 
+    def begun(self, stage: str) -> bool:
+        """Whether an earlier command of this run counted for ``stage``; if none did, from here on there is a count that a kill leaves behind."""
+        if stage in self._before.stages:
+            return True
+        self.account(stage)
+        self.write()
+        return False
+
     def machine(self, seconds: float) -> Spent:
         """So many seconds of this machine, and their price."""
         return Spent(seconds=seconds, dollars=self.caps.dollars_per_hour * seconds / 3600)
@@ -169,7 +177,7 @@ class Account:
         )
 
     def at_least(self, costs: Iterable[Cost], price: Price | None) -> None:
-        """``costs`` of what lies on disk were paid, whatever a kill made the count forget of them."""
+        """``costs`` of tries that this run made and that lie on disk were paid, whatever a kill made the count forget of them."""
         known = list(costs)
         calls, prompt, sampled = (sum(getattr(one, name) for one in known) for name in ("turns", "prompt_tokens", "sampled_tokens"))
         fewer, prompt, sampled = (max(a - b, 0) for a, b in ((calls, self._calls), (prompt, self._prompt), (sampled, self._sampled)))

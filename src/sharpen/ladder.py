@@ -37,7 +37,7 @@ from sharpen.methods.sft import sft
 from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
-from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, shared_level, smallest_effect
+from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, smallest_effect
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
@@ -120,9 +120,13 @@ class LadderSettings(Record, frozen=True, kw_only=True):
         """How many rounds may be made again: each, at most, once in each of the ``ways``."""
         return min(self.retries, len(set(self.ways)) * sum(rung in advisor.ROUNDS for rung in self.climbs))
 
-    def level(self, looks: int) -> float:
-        """At which each of the gains is judged, each with so many looks, where nothing was kept before it."""
-        return shared_level(self.judged * looks, self.alpha)
+    def share(self, passed_on: float = 0.0) -> float:
+        """The alpha of one gain, after a rung that was kept and ``passed_on`` its own (``stats.next_alpha``)."""
+        return next_alpha(self.judged, passed_on, self.alpha)
+
+    def level(self, looks: int, passed_on: float = 0.0) -> float:
+        """At which a gain is judged, at each of so many looks."""
+        return 1 - self.share(passed_on) / looks
 
 
 @dataclass
@@ -416,8 +420,7 @@ class Ladder:
         The alpha of a rung that is kept passes on to the next that is judged (``stats.next_alpha``).
         """
         looks = self.bench.evaluation.looks
-        alpha = next_alpha(self.settings.judged, self._passed_on, self.settings.alpha)
-        level = 1 - alpha / len(looks)
+        level = self.settings.level(len(looks), self._passed_on)
         before, agent = self.standing, rung.agent
         assert agent is not None and before.agent is not None
         for n in looks:
@@ -437,7 +440,7 @@ class Ladder:
             )
             rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
         self._watch(before, rung, forgotten)
-        self._passed_on = alpha if rung.decision.outcome == "keep" else 0.0
+        self._passed_on = self.settings.share(self._passed_on) if rung.decision.outcome == "keep" else 0.0
         if rung.method == "sft":
             self._habits(before, rung)
         return rung

@@ -27,6 +27,8 @@ from sharpen.store.segments import order
 # The policy was stopped in the middle of a turn, or before one.
 CUT_OFF: frozenset[Stop] = frozenset({"token_limit", "overflow", "filtered"})
 
+NO_PAIR = "there is no pair to learn from: no task has both a pass that is kept and a fail to compare it with; make more tries of each task"
+
 # Why a try is in no pair. Reasons are counted, so they are the same for every try.
 NO_FAIL = "error: no fail of the policy's"
 SAME_PASSED = "the same actions passed in another try"

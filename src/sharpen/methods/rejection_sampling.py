@@ -20,7 +20,7 @@ from sharpen.errors import Refused
 from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
 from sharpen.methods.hints import hinted
 from sharpen.methods.sft import demonstrations
-from sharpen.pairs import pair, preferred
+from sharpen.pairs import NO_PAIR, pair, preferred
 from sharpen.records import Model, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool, SamplingSettings
 from sharpen.selection import build_rows, ignore_verdicts, merge, select
@@ -135,7 +135,7 @@ def _prefer(bench: Bench, rung: str, standing: Prompted, found: Gathered) -> Att
     template, shots = load_template(bench.base), standing.shots
     pairs, pairing = pair(found.pool, found.selection.kept, template, bench.training.max_length, bench.preference.pairs, bench.seed, shots)
     if not pairs:
-        raise Refused("no task has both a pass that is kept and a fail to compare it with; make more tries of each task")
+        raise Refused(NO_PAIR)
     selection = preferred(found.selection, pairing)
     model, report = bench.prefer(rung, standing.model, pairs, pairing, selection)
     chosen = set(selection.kept)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from sharpen.errors import Refused, SettingsError
 from sharpen.models import open_folder
-from sharpen.pairs import PairSettings
+from sharpen.pairs import NO_PAIR, PairSettings
 from sharpen.records import Model, PreferencePair, Record, Row, TrainingReport
 from sharpen.training.base import DEFAULT_RATES as SFT_RATES
 from sharpen.training.base import Progress, Training, Work, descend, trained, unmarked
@@ -137,9 +137,7 @@ def prepare(pairs: Sequence[PreferencePair], model: Model, settings: Preference,
 def plan_pairs(pairs: Sequence[PreferencePair], epochs: int, batch_size: int) -> PairPlan:
     """``pairs`` without who made them, sorted. Refused where there are none, SettingsError where a row of one has no label to learn."""
     if not pairs:
-        raise Refused(
-            "there is no pair to learn from: no task has both a pass that is kept and a fail to compare it with; make more tries of each task"
-        )
+        raise Refused(NO_PAIR)
     bare = {PreferencePair(chosen=good, rejected=bad) for good, bad in (unmarked((one.chosen, one.rejected)) for one in pairs)}
     rows = [row for one in bare for row in (one.chosen, one.rejected)]
     if not all(map(trained, rows)):

@@ -400,11 +400,10 @@ class Bench(AbstractContextManager["Bench"]):
         if recorded is None and self.meter.begun(name):  # else whatever lies here was brought by somebody, who paid
             price, _ = price_of(agent.model, cast.engine or self.engine, self.meter.caps.prices)
             account.at_least((one.cost for key, one in trajectories.records.items() if key not in taken), price)
-        for key in had.wanted if had is not None else ():
-            if key in taken and key not in trajectories.records:
-                trajectories.append(had.trajectories[key])  # type: ignore[union-attr]
-            if key in taken and key not in verdicts.records:  # a kill may have come between the two
-                verdicts.append(had.verdicts[key])  # type: ignore[union-attr]
+        if had is not None:
+            mine = [key for key in had.wanted if key in taken]
+            trajectories.extend(had.trajectories[key] for key in mine if key not in trajectories.records)
+            verdicts.extend(had.verdicts[key] for key in mine if key not in verdicts.records)  # by itself: a kill may come between the two
         if cast.engine is not None:
             self._rest_own()  # two local models at once may be more than the memory holds
         elif recorded is None:

@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -32,6 +32,7 @@ T = TypeVar("T", Trajectory, Verdict)
 Place = tuple[int, int, int]  # the number of a file, where the line starts in it, how long it is: bytes
 Waiting = tuple[SampleKey, bytes, asyncio.Future[None]]  # a record's key and line, and who waits until it is on disk
 JOURNAL = "journal.jsonl"
+AT_ONCE = 256  # records that are encoded, and synced, at once where all of them are there
 TOGETHER_S = 0.05  # one sync in so many seconds while more is coming: it costs the processor what encoding a hundred records does
 D = TypeVar("D")
 
@@ -149,7 +150,13 @@ class Segments(Generic[T]):
 
     def append(self, record: T) -> None:
         """On disk, synced, before this returns."""
-        self._keep([record.key], self._write([self._encode(record)]))
+        self.extend([record])
+
+    def extend(self, records: Iterable[T]) -> None:
+        """All of them on disk, synced ``AT_ONCE`` together, before this returns."""
+        left = iter(records)
+        while group := list(islice(left, AT_ONCE)):
+            self._keep([record.key for record in group], self._write([self._encode(record) for record in group]))
 
     async def add(self, record: T) -> None:
         """On disk, synced, before this returns. A thread writes and syncs what is added meanwhile together: the loop goes on.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -227,62 +225,59 @@ def test_raising_n_buys_only_the_difference_and_a_new_verifier_nothing(scripted:
 # ---------------------------------------------------------------- Ctrl-C
 
 
-def started(scripted: Path, tmp_path: Path, at: str) -> subprocess.Popen[bytes]:
-    """A run in a process of its own that has come as far as the folder ``at``."""
-    command = [
-        sys.executable,
-        "-m",
-        "sharpen",
-        "run",
-        str(scripted),
-        "--runs",
-        str(tmp_path),
-        "--ladder.rungs",
-        "[]",
-        "--evaluation.n",
-        "24",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    journal = tmp_path / "ladder" / at / "trajectories/journal.jsonl"
-    while not (journal.exists() and journal.stat().st_size):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    return process
+SIGNALLED = """
+import asyncio, os, sys
+from sharpen.cli import main
+from sharpen.policies.scripted import ScriptedPolicy
+
+numbers, pause, answer, asked = [int(number) for number in sys.argv[1].split(",")], float(sys.argv[2]), ScriptedPolicy.complete, 0
+
+async def complete(self, conversation, sampling):
+    global asked
+    asked += 1
+    if asked == 400:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(pause)
+    return await answer(self, conversation, sampling)
+
+ScriptedPolicy.complete = complete
+sys.exit(main(sys.argv[3:]))
+"""  # in the midst of its four hundredth call, however fast the machine is
 
 
-@pytest.mark.real  # processes of its own, interrupted at a moment
+def signalled(scripted: Path, tmp_path: Path, signals: list[int], pause: float = 0.0) -> tuple[int, str, list[str]]:
+    """What a run that gets these signals while it samples gives and says, and the command that goes on with it."""
+    command = ["run", str(scripted), "--runs", str(tmp_path), "--ladder.rungs", "[]", "--evaluation.n", "24"]
+    sent = [sys.executable, "-c", SIGNALLED, ",".join(str(int(number)) for number in signals), str(pause), *command]
+    done = subprocess.run(sent, capture_output=True, text=True)
+    return done.returncode, done.stderr, command
+
+
+@pytest.mark.real  # processes of its own, and what is synced
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_the_first_interrupt_finishes_what_is_under_way_the_second_stops_now_and_both_lose_nothing(
     times: int, scripted: Path, tmp_path: Path
 ) -> None:
-    process = started(scripted, tmp_path, "rungs/000-base/dev")
-    for _ in range(times):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.05 if times == 2 else 0.0)
-    _, err = process.communicate(timeout=30)
-    said = err.decode()
-    assert process.returncode == 130, said
+    code, said, command = signalled(scripted, tmp_path, [signal.SIGINT] * times, 0.05 if times == 2 else 0.0)
+    assert code == 130, said
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("sharpen: interrupted") and "the same command goes on" in said.splitlines()[-1]
-    on_disk = [
-        json.loads(line)["key"] for line in (tmp_path / "ladder/rungs/000-base/dev/trajectories/journal.jsonl").read_bytes().splitlines()
-    ]
+    tries = tmp_path / "ladder/rungs/000-base/dev/trajectories"
+    on_disk = [json.loads(line)["key"] for line in (tries / "journal.jsonl").read_bytes().splitlines()]
     if times == 1:  # every call that was answered is a try on disk, and one line said what happens
-        assert read_json(tmp_path / "ladder/spent.json", Bill).stages["rungs/000-base/dev"].calls == len(on_disk)
+        assert read_json(tmp_path / "ladder/spent.json", Bill).stages["rungs/000-base/dev"].calls == len(on_disk) >= 400
         assert "what is under way is finished" in said
-    again = subprocess.run([*process.args], capture_output=True)  # type: ignore[misc]
-    assert again.returncode == 0, again.stderr.decode()
-    sealed = next((tmp_path / "ladder/rungs/000-base/dev/trajectories").glob("*.jsonl")).read_bytes().splitlines()
+    assert main(command) == 0
+    sealed = next(tries.glob("*.jsonl")).read_bytes().splitlines()
     keys = [json.dumps(json.loads(line)["key"], sort_keys=True) for line in sealed]
     assert len(keys) == len(set(keys)) == 40 * 24
     assert {json.dumps(key, sort_keys=True) for key in on_disk} <= set(keys)
 
 
 def test_a_terminate_stops_now(scripted: Path, tmp_path: Path) -> None:
-    process = started(scripted, tmp_path, "rungs/000-base/dev")
-    os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in err.decode()
+    code, said, _ = signalled(scripted, tmp_path, [signal.SIGTERM])
+    assert code == 130 and "Traceback" not in said
 
 
 def test_totals_add_up() -> None:

@@ -29,7 +29,7 @@ from sharpen.audit import Tries, audit, tries_in
 from sharpen.errors import SharpenError
 from sharpen.labels import BAR, Labels
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Measurements, Purity, SampleKey, Verdict
+from sharpen.records import Measurements, Purity
 from sharpen.report.terminal import audit_text
 from sharpen.run import climb
 from sharpen.sampling import Pool
@@ -44,7 +44,7 @@ from sharpen.verifiers.judge import Judge
 from sharpen.verifiers.load import load_verifier
 from sharpen.verifiers.math import Math
 from sharpen.verifiers.regex import Regex
-from sharpen.verifiers.run import judge
+from sharpen.verifiers.run import judge_many
 
 SUMS = Path(__file__).parents[1] / "examples" / "reasoning_gym" / "sums.yaml"
 
@@ -55,9 +55,10 @@ def audited(tasks: TaskSet, verifier: Verifier, tries: Tries, settings: RunSetti
     assert truth is not None
     known = {task.key: task for task in tasks.tasks}
     keys = tuple(sorted(tries.trajectories, key=order))
-    good = {key: bool(judge(known[key.task], tries.trajectories[key], truth)) for key in keys}
+    pairs = [(known[key.task], tries.trajectories[key]) for key in keys]
+    good = {one.key: bool(verdict) for one, verdict in judge_many(pairs, truth)}
     began = time.monotonic()
-    verdicts: dict[SampleKey, Verdict] = {key: judge(known[key.task], tries.trajectories[key], verifier) for key in keys}
+    verdicts = {one.key: verdict for one, verdict in judge_many(pairs, verifier)}
     per_verdict = (time.monotonic() - began) / max(len(keys), 1)
     kept = select(Pool(known, keys, tries.trajectories, verdicts), settings.selection, settings.seed).kept
     looks = labelled({key: tries.trajectories[key] for key in kept}, good)

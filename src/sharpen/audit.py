@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.base import Verifier
 from sharpen.verifiers.part import HEDGES
-from sharpen.verifiers.run import judge
+from sharpen.verifiers.run import judge_many
 
 Turns = tuple[str | Message, ...]
 TASKS = 20
@@ -73,8 +73,7 @@ def audit(
     here = {key: one for key, one in tries.trajectories.items() if key.task in known}
     if gone := len(tries.trajectories) - len(here):
         limits.append(f"{gone} tries are of no task of these settings and were left aside")
-    for key in sorted(here, key=order)[:limit]:
-        asked.twice(known[key.task], here[key])
+    asked.twice([(known[key.task], here[key]) for key in sorted(here, key=order)[:limit]])
     plain = {
         key: one for key, one in here.items() if one.hint is None
     }  # what was shown the solution says nothing of how often a policy is right
@@ -89,8 +88,10 @@ def audit(
         )
     forecast = _forecast(by_labels, verdicts)
     if second is not None:
-        pairs = [(asked.once(known[key.task], one), judge(known[key.task], one, second, timeout_s)) for key, one in plain.items()]
-        confusions.append(_held_against(f"the verifier {second.name}", [(mine, _good(other), 1.0) for mine, other in pairs]))
+        pairs = [(known[key.task], one) for key, one in plain.items()]
+        others = (verdict for _, verdict in judge_many(pairs, second, timeout_s))
+        judged = [(mine, _good(other), 1.0) for mine, other in zip(asked.once(pairs), others, strict=True)]
+        confusions.append(_held_against(f"the verifier {second.name}", judged))
         forecast = 1 - confusions[-1].false_passes.value if math.isnan(forecast) else forecast
         if not here:
             limits.append("there are no tries to hold the second verifier against")
@@ -99,8 +100,8 @@ def audit(
     if not here:
         limits.append("there are no tries here: nothing says how often the verifier is wrong on what a policy does")
     elif not kept:
-        others = " by this verifier; give sharpen verify" if len(verdicts) < len(plain) else ""
-        limits.append(f"no try here is kept or passes{others}, so there is no purity to measure")
+        unjudged = " by this verifier; give sharpen verify" if len(verdicts) < len(plain) else ""
+        limits.append(f"no try here is kept or passes{unjudged}, so there is no purity to measure")
     return Audit(
         verifier=verifier.name,
         exact=verifier.exact,
@@ -158,26 +159,27 @@ def tries_in(folder: Path, rung: str | None = None) -> Tries:
 
 
 class _Asked:
-    """A verifier that is asked everything twice."""
+    """A verifier that is asked about many tries at once, as it is when it judges what was sampled; about some of them twice."""
 
     def __init__(self, verifier: Verifier, timeout_s: float) -> None:
         self.verifier, self._timeout_s = verifier, timeout_s
         self.repeated = self.unstable = 0
         self.example = ""
 
-    def once(self, task: Task, trajectory: Trajectory) -> Verdict:
-        return judge(task, trajectory, self.verifier, self._timeout_s)
+    def once(self, tries: Iterable[tuple[Task, Trajectory]]) -> list[Verdict]:
+        return [verdict for _, verdict in judge_many(tries, self.verifier, self._timeout_s)]
 
-    def twice(self, task: Task, trajectory: Trajectory) -> Verdict:
-        """The first of two verdicts; whether the second is the same is counted."""
-        first, again = (judge(task, trajectory, self.verifier, self._timeout_s) for _ in range(2))
-        self.repeated += 1
-        if (first.outcome, first.score) != (again.outcome, again.score) and not (
-            first.outcome == again.outcome == "error" or (_nan(first.score) and _nan(again.score))
-        ):
-            self.unstable += 1
-            self.example = self.example or f"task {task.key!r}: {word(first)}, then {word(again)}"
-        return first
+    def twice(self, tries: Sequence[tuple[Task, Trajectory]]) -> list[Verdict]:
+        """The first of two verdicts on each; how often the second is not the same is counted."""
+        firsts = self.once(tries)
+        for (task, _), first, again in zip(tries, firsts, self.once(tries), strict=True):
+            self.repeated += 1
+            if (first.outcome, first.score) != (again.outcome, again.score) and not (
+                first.outcome == again.outcome == "error" or (_nan(first.score) and _nan(again.score))
+            ):
+                self.unstable += 1
+                self.example = self.example or f"task {task.key!r}: {word(first)}, then {word(again)}"
+        return firsts
 
 
 def _nan(score: float | None) -> bool:
@@ -193,19 +195,19 @@ def _probes(taskset: TaskSet, tasks: Sequence[Task], asked: _Asked, limits: list
         one = "there is one task" if len(taskset.tasks) == 1 else "one task was tried"
         limits.append(f"{one}: another task's answer could not be tried, and nothing says how the verifier does on others")
     found: dict[str, Probe] = {}
-    for task in tasks:
-        for kind, answer in _made_up(taskset, task, tasks, golds):
-            must = "pass" if kind == "gold" else "fail"
-            verdict = asked.twice(task, loop.run(attempt(taskset, task, answer)))
-            before = found.get(kind) or Probe(kind=kind, must=must, tried=0, right=0, errors=0)  # type: ignore[arg-type]
-            wrong = f"task {task.key!r}: {short(answer)} got {word(verdict)}" if verdict.outcome != must else ""
-            found[kind] = replace(
-                before,
-                tried=before.tried + 1,
-                right=before.right + (verdict.outcome == must),
-                errors=before.errors + (verdict.outcome == "error"),
-                example=before.example or wrong,
-            )
+    made = [(task, kind, answer) for task in tasks for kind, answer in _made_up(taskset, task, tasks, golds)]
+    verdicts = asked.twice([(task, loop.run(attempt(taskset, task, answer))) for task, _, answer in made])
+    for (task, kind, answer), verdict in zip(made, verdicts, strict=True):
+        must = "pass" if kind == "gold" else "fail"
+        before = found.get(kind) or Probe(kind=kind, must=must, tried=0, right=0, errors=0)  # type: ignore[arg-type]
+        wrong = f"task {task.key!r}: {short(answer)} got {word(verdict)}" if verdict.outcome != must else ""
+        found[kind] = replace(
+            before,
+            tried=before.tried + 1,
+            right=before.right + (verdict.outcome == must),
+            errors=before.errors + (verdict.outcome == "error"),
+            example=before.example or wrong,
+        )
     return tuple(found.values())
 
 
@@ -277,12 +279,12 @@ def fooled(taskset: TaskSet, limit: int = FEW, timeout_s: float = 60.0) -> str:
     tasks = spread(taskset, limit)
     golds = {task.key: gold for task in tasks if (gold := taskset.environment.expert(task)) is not None}
     passed = Counter[str]()
-    for task in tasks:
-        for kind, answer in _made_up(taskset, task, tasks, golds):
-            if kind not in SHOWN and judge(task, loop.run(attempt(taskset, task, answer)), taskset.verifier, timeout_s):
-                passed[kind] += 1
-                if passed[kind] >= min(2, len(tasks)):
-                    return f"{kind}: task {task.key!r}: {short(answer)} got pass"
+    made = [(task, kind, answer) for task in tasks for kind, answer in _made_up(taskset, task, tasks, golds) if kind not in SHOWN]
+    tries = ((task, loop.run(attempt(taskset, task, answer))) for task, _, answer in made)
+    for (task, kind, answer), (_, verdict) in zip(made, judge_many(tries, taskset.verifier, timeout_s), strict=True):
+        passed[kind] += bool(verdict)
+        if passed[kind] >= min(2, len(tasks)):
+            return f"{kind}: task {task.key!r}: {short(answer)} got pass"
     return ""
 
 
@@ -296,13 +298,14 @@ def _by_labels(known: Mapping[str, Task], labels: Labels, asked: _Asked) -> Conf
     """
     firsts = {name: next(iter(said_.values())) for name, said_ in labels.standing().items()}
     labelled = Counter((first.population, first.stratum) for first in firsts.values())
-    judged = []
-    for name, said_ in labels.standing().items():
-        first = firsts[name]
-        if (task := known.get(first.key.task)) is not None:
-            good = {"good": True, "bad": False, "unsure": None}[settled(said_.values())]
-            weight = max(first.of / labelled[first.population, first.stratum], 1.0)
-            judged.append((asked.once(task, first.trajectory), good, weight))
+    held = [
+        (first, {"good": True, "bad": False, "unsure": None}[settled(said_.values())])
+        for name, said_ in labels.standing().items()
+        if (first := firsts[name]).key.task in known
+    ]
+    verdicts = asked.once((known[first.key.task], first.trajectory) for first, _ in held)
+    weights = [max(first.of / labelled[first.population, first.stratum], 1.0) for first, _ in held]
+    judged = [(verdict, good, weight) for verdict, (_, good), weight in zip(verdicts, held, weights, strict=True)]
     found = _held_against("labels", judged)
     if any(verdict.outcome == "fail" for verdict, _, _ in judged):
         return found

@@ -27,7 +27,7 @@ from sharpen.store.run import SETTINGS
 from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.base import Verifier
-from sharpen.verifiers.run import judge
+from sharpen.verifiers.run import judge_many
 
 Among = Literal["kept", "passed", "failed", "all"]
 By = Literal["random", "disagreement"]
@@ -237,10 +237,8 @@ def _suspects(tries: Tries, rows: Collection[SampleKey], tasks: Mapping[str, Tas
         assert other is not None
         if missing := [key for key in rows if key.task not in tasks]:
             raise SettingsError(f"--second needs the tasks, and {missing[0].task!r} is not among them; name them with --settings")
-        return {
-            key for key in rows
-            if key in tries.verdicts and judge(tasks[key.task], tries.trajectories[key], other).outcome != tries.verdicts[key].outcome
-        }  # fmt: skip
+        judged = judge_many(((tasks[key.task], tries.trajectories[key]) for key in rows if key in tries.verdicts), other)
+        return {one.key for one, verdict in judged if verdict.outcome != tries.verdicts[one.key].outcome}
     scores = {key: verdict.score for key in rows if (verdict := tries.verdicts.get(key)) is not None and verdict.score is not None}
     if len(set(scores.values())) < 2:
         raise SettingsError("the verdicts have no scores to go by; name another verifier with --second, or label --by random")

@@ -1,6 +1,6 @@
 """Three verifiers of one set of tries, audited where the truth is known: a good one, a weak one, and the small model as a judge.
 
-    python benchmarks/audits.py WORK --out audits.json     # 3 minutes for the run, then 5 to 15, nearly all of them the judge's
+    python benchmarks/audits.py WORK --out audits.json     # 3 minutes for the run, then the judge's
     python benchmarks/audits.py WORK --smoke               # a scripted model, seconds: shows that it works, nothing else
 
 The tries are those of `examples/reasoning_gym/sums.yaml`'s rejection sampling (the run is made in WORK, or gone on with): sums answered by SmolLM2-135M
@@ -93,7 +93,7 @@ def audited(tasks: TaskSet, verifier: Verifier, tries: Tries, settings: RunSetti
 
 def settings_of(given: argparse.Namespace) -> RunSettings:
     if not given.smoke:
-        return load_settings(SUMS, {})
+        return load_settings(SUMS, {"ladder.retries": "0"})  # the first try of rejection sampling is what is audited
     scripted_model(given.work / "base", skill=0.4)
     path = given.work / "smoke.yaml"
     tasks = {**SMOKE["tasks"], "splits": {"demo": 4, "train": 24, "dev": 8}}

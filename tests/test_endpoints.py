@@ -291,6 +291,21 @@ async def test_token_ids() -> None:
             await once(server, token_ids=True)
 
 
+async def test_log_probabilities_are_those_of_what_was_drawn() -> None:
+    told = {"choice": {"logprobs": {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.25}]}}}
+    async with Fake(*[completion(**told)] * 2, completion()) as server:
+        server.on_probe = lambda body: completion(**(told if body.get("logprobs") else {}))
+        policy = EndpointPolicy(settings(server, logprobs=True, retries=0))
+        assert (await policy.complete(ask(), Sampling())).tokens.logprob == -1.75
+        assert (await policy.complete(ask(), Sampling(temperature=0))).tokens.logprob is None
+        with pytest.raises(PolicyError, match="gives no log-probabilities"):
+            await policy.complete(ask(), Sampling())
+        await policy.close()
+    async with Fake() as server:
+        with pytest.raises(SettingsError, match=r"gives no log-probabilities .*set engine.logprobs: false"):
+            await once(server, logprobs=True)
+
+
 # ---------------------------------------------------------------- the start
 
 

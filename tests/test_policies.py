@@ -271,7 +271,7 @@ async def test_an_engine_equals_transformers(real_policies: dict[str, Policy], e
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("engine", ["transformers", "openvino"])
+@pytest.mark.parametrize("engine", REAL)
 async def test_the_log_probability_is_that_of_what_was_sampled(real_policies: dict[str, Policy], engine: str) -> None:
     """In float32: what the weights say of the tokens when they are read again, at the temperature that they were drawn at."""
     policy, reader = real(engine, real_policies), real("transformers", real_policies)

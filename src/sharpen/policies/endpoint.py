@@ -29,7 +29,19 @@ from sharpen.policies.endpoint_wire import Completion, Trouble
 from sharpen.records import Message, Record
 
 MOST = 64 << 20  # bytes of one answer
-_OURS = ("model", "messages", "tools", "temperature", "top_p", "max_tokens", "max_completion_tokens", "n", "stream", "return_token_ids")
+_OURS = (
+    "model",
+    "messages",
+    "tools",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "stream",
+    "return_token_ids",
+    "logprobs",
+)
 Tools = tuple[dict[str, Any], ...]
 _Kind = tuple[float, float, bool]  # temperature, top_p, and whether there are tools
 _HELLO = Conversation(messages=(Message(role="user", content="Hi"),))
@@ -62,9 +74,12 @@ class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpo
     ``base_urls`` end before ``/chat/completions`` and all serve ``model``; ``base_url`` is one such. Both are taken from the run's model where it
     is a URL. ``api_key_env`` names the environment variable that holds the key, empty for none.
 
-    ``extra`` fields are sent as they are (``top_k``, ``chat_template_kwargs``, ...); a null takes ``seed`` out. ``token_ids`` asks for token ids
-    (vLLM's ``return_token_ids``). ``answers_as`` is the name that the servers give the model in their answers, where that is another.
-    ``check`` asks each server, before its first request, whether it serves the model and reads every setting.
+    ``extra`` fields are sent as they are (``top_k``, ``chat_template_kwargs``, ...); a null takes ``seed`` out. ``answers_as`` is the name that the
+    servers give the model in their answers, where that is another. ``check`` asks each server, before its first request, whether it serves the model
+    and reads every setting.
+
+    ``token_ids`` asks for token ids (vLLM's ``return_token_ids``), ``logprobs`` for how probable what was sampled was. That must be under the
+    temperature and top-p that it was drawn at: start vLLM with ``--logprobs-mode processed_logprobs``.
 
     ``batch`` asks the provider's batch API, cheaper and slower, and needs tasks of a single turn.
 
@@ -79,6 +94,7 @@ class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpo
     api_key_env: str = ""
     extra: dict[str, Any] = {}
     token_ids: bool = False
+    logprobs: bool = False
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     answers_as: str = ""
     check: bool = True
@@ -147,7 +163,8 @@ class EndpointPolicy:
         servers = [Server(url, Limit(settings.max_concurrent)) for url in settings.urls]
         self._balancer = Balancer(servers, settings.backoff, settings.patience, settings.retries)
         self._known = {server: _Known(frozenset({settings.model})) for server in servers}
-        self._extra = settings.extra | ({"return_token_ids": True} if settings.token_ids else {})
+        asked = {"return_token_ids": settings.token_ids, "logprobs": settings.logprobs}
+        self._extra = settings.extra | {name: True for name, wanted in asked.items() if wanted}
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -161,7 +178,7 @@ class EndpointPolicy:
         try:
             opening = wire.opening(conversation) if len(self._known) > 1 else b""  # one server is no choice
             completion = await self._ask(msgspec.json.encode(body), opening, sampling, conversation.tools)
-            return wire.turn(completion, conversation)
+            return wire.turn(completion, conversation, sampling)
         except PolicyError as error:
             if error.failure == "content_filter" and (conversation.turns or isinstance(error, ContentFiltered)):
                 self.counts["content_filter"] += isinstance(error, ContentFiltered)
@@ -236,6 +253,8 @@ class EndpointPolicy:
             known.names |= {answer.model}
         if self.settings.token_ids and (answer.prompt_token_ids is None or answer.choices[0].token_ids is None):
             return wire.malformed(f"{server.url} gives no token ids though return_token_ids was set; set engine.token_ids: false")
+        if self.settings.logprobs and answer.choices[0].logprobs is None:
+            return wire.malformed(f"{server.url} gives no log-probabilities though logprobs was set; set engine.logprobs: false")
         return answer
 
     async def _post(self, url: str, body: bytes) -> Completion | Trouble:

@@ -44,10 +44,19 @@ class _Answer(msgspec.Struct):
     tool_calls: list[_Call] | None = None
 
 
+class _Token(msgspec.Struct):
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
 class _Choice(msgspec.Struct):
     message: _Answer
     finish_reason: str | None = None
     token_ids: tuple[int, ...] | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -156,9 +165,10 @@ def malformed(line: str) -> Trouble:
     return Trouble(PolicyError(line, "malformed"), "again", lost=True)
 
 
-def turn(completion: Completion, conversation: Conversation) -> Turn:
+def turn(completion: Completion, conversation: Conversation, sampling: Sampling) -> Turn:
     """The turn in a completion: tool calls and reasoning kept, ids of calls told apart. ContentFiltered where the server cut it.
 
+    Of greedy turns no log-probability is told: nothing was drawn.
     Arguments that are not JSON stay as they are: that is what the model wrote, and its environment tells it so.
     """
     choice = completion.choices[0]
@@ -173,9 +183,11 @@ def turn(completion: Completion, conversation: Conversation) -> Turn:
         tool_calls=calls,
     )
     stop: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
+    told = choice.logprobs.content if choice.logprobs is not None and sampling.temperature > 0 else None
+    logprob = None if told is None else round(sum(token.logprob for token in told), 4)
     return Turn(
         message=told_apart(message, conversation.messages) if calls else message,
-        tokens=TurnTokens(prompt=completion.prompt_token_ids, output=choice.token_ids, stop=stop),
+        tokens=TurnTokens(prompt=completion.prompt_token_ids, output=choice.token_ids, stop=stop, logprob=logprob),
         prompt_tokens=completion.prompted,
         sampled_tokens=completion.sampled,
     )

@@ -34,6 +34,7 @@ from sharpen.records import Model, Record
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_DIE = 30.0  # a killed process gives its memory back when it is gone, which takes a while for many gigabytes
+LOGPROBS = ("--logprobs-mode", "processed_logprobs")  # under temperature and top-p, as TurnTokens has them
 _SIDE = Path(__file__).parent / "vllm_side"
 _ASIDE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")  # of config.json: may differ where only weights do
 
@@ -56,10 +57,15 @@ class Vllm(Record, frozen=True, kw_only=True, tag_field="engine", tag="vllm"):
     keep: bool = True
 
 
+class _Logprobs(msgspec.Struct):
+    token_logprobs: list[float]
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str
     token_ids: list[int]
     prompt_token_ids: list[int]
+    logprobs: _Logprobs | None = None
 
 
 class _Completion(msgspec.Struct):
@@ -116,6 +122,7 @@ class VllmPolicy:
             "skip_special_tokens": False,
             "return_token_ids": True,
             "cache_salt": self._model.fingerprint,  # keys and values of other weights are never taken for these
+            "logprobs": 0 if sampling.temperature > 0 else None,  # of what is sampled, and of nothing beside it
         }
         answer = await server.ask("/v1/completions", body)
         try:
@@ -126,7 +133,8 @@ class VllmPolicy:
             raise PolicyError(f"vLLM ended a turn with {choice.finish_reason!r} (log: {self.log})")
         if choice.prompt_token_ids != prompt:
             raise PolicyError(f"vLLM read another prompt than it was sent (log: {self.log})")
-        return turn_of(self.template, conversation, prompt, choice.token_ids)
+        logprob = sum(choice.logprobs.token_logprobs) if choice.logprobs is not None else None
+        return turn_of(self.template, conversation, prompt, choice.token_ids, logprob)
 
     async def close(self) -> None:
         """End the server; whoever still waits gets a PolicyError."""
@@ -220,7 +228,7 @@ class _Server:
         try:
             with log.open("ab") as stream:
                 self._process = subprocess.Popen(
-                    [*command, *settings.args],
+                    [*command, *settings.args, *LOGPROBS],
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,

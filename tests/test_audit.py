@@ -275,6 +275,17 @@ def test_a_second_verifier_is_a_truth_to_be_held_against() -> None:
     assert held.truth == "the verifier strict" and held.false_passes.value == 0.25 and found.forecast == 0.75
 
 
+def test_verdicts_that_are_there_are_not_asked_for_again() -> None:
+    asked: list[str] = []
+    tasks = taskset(lambda answer, reference: bool(asked.append(answer)) or somewhere(answer, reference), 20)
+    made = tries(tasks, {n: f"try {n}" for n in range(20)})
+    known = {key: Verdict(key=key, outcome="fail", verifier="v") for key in list(made)[3:]}
+    audit(tasks, Tries(made, known), Labels(), second=FunctionVerifier(last_word, "strict"), limit=1)
+    assert (
+        sum(answer.startswith("try ") for answer in asked) == 2 + 3
+    )  # one try twice, to see whether it gets the same, and what is not judged
+
+
 def test_tries_of_unknown_tasks_and_of_another_verifier_are_said() -> None:
     tasks = taskset(last_word)
     made = tries(tasks, {0: "The answer is 40."})

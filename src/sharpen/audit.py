@@ -88,9 +88,12 @@ def audit(
         )
     forecast = _forecast(by_labels, verdicts)
     if second is not None:
-        pairs = [(known[key.task], one) for key, one in plain.items()]
-        others = (verdict for _, verdict in judge_many(pairs, second, timeout_s))
-        judged = [(mine, _good(other), 1.0) for mine, other in zip(asked.once(pairs), others, strict=True)]
+        new = [
+            (known[key.task], one) for key, one in plain.items() if key not in verdicts
+        ]  # a verdict may cost money: none is asked for again
+        mine = verdicts | {verdict.key: verdict for verdict in asked.once(new)}
+        others = judge_many([(known[key.task], one) for key, one in plain.items()], second, timeout_s)
+        judged = [(mine[one.key], _good(other), 1.0) for one, other in others]
         confusions.append(_held_against(f"the verifier {second.name}", judged))
         forecast = 1 - confusions[-1].false_passes.value if math.isnan(forecast) else forecast
         if not here:

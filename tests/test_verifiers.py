@@ -103,6 +103,13 @@ def test_environment_outcome(outcome: dict[str, Any], says: str) -> None:
         ("yes", None, "error", "str"),
         (Verdict(key=replace(KEY, index=9), outcome="fail", reason="too long"), None, "fail", "too long"),
         (Verdict(key=KEY, outcome="error", reason="no judge"), None, "error", "no judge"),
+        (Verdict(key=KEY, outcome="passed"), None, "error", "Invalid enum value 'passed'"),  # type: ignore[arg-type]
+        (Verdict(key=KEY, outcome=True), None, "error", "got `bool` - at `$.outcome`"),  # type: ignore[arg-type]
+        (Verdict(key=KEY, outcome="pass", score="high"), None, "error", "got `str` - at `$.score`"),  # type: ignore[arg-type]
+        (Verdict(key=KEY, outcome="pass", score=object()), None, "error", "object"),  # type: ignore[arg-type]
+        (Verdict(key=KEY, outcome="pass", reason=None), None, "error", "got `null` - at `$.reason`"),  # type: ignore[arg-type]
+        (Verdict(key=KEY, outcome="pass", score=float("nan")), None, "error", "score nan"),
+        (Verdict(key=KEY, outcome="pass", score=float("inf")), None, "error", "score inf"),
     ],
 )
 def test_what_a_function_may_return(returned: Any, threshold: float | None, says: str, why: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import msgspec
 from msgspec.structs import replace
 
 from sharpen.records import Task, Trajectory, Verdict
@@ -42,7 +44,16 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
         return verdict("error", f"the verifier raised {type(answer).__name__}: {answer}")
     if not isinstance(answer, Verdict):
         return verdict("error", f"the verifier returned {type(answer).__name__}, not a Verdict")
-    return replace(answer, key=trajectory.key)  # a verdict is on this trajectory, whatever its author wrote
+    given = replace(answer, key=trajectory.key)  # a verdict is on this trajectory, whatever its author wrote
+    try:
+        msgspec.convert(
+            msgspec.to_builtins(given), Verdict
+        )  # building one checks nothing, and one that cannot be read back ruins what is on disk
+    except (msgspec.ValidationError, TypeError) as error:
+        return verdict("error", f"the verifier returned a Verdict that is none: {error}")
+    if given.score is not None and not math.isfinite(given.score):
+        return verdict("error", f"the verifier returned a Verdict with the score {given.score}, which is no finite number")
+    return given
 
 
 def judge_many(

@@ -31,8 +31,8 @@ def test_report_and_show_read_a_run_back(run: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["report", "nowhere"], "there is no run in nowhere"),
-        (["show", "nowhere"], "there is no run in nowhere"),
+        (["report", "nowhere"], "no such run or work folder: nowhere; "),
+        (["show", "nowhere"], "no such run or work folder: nowhere; "),
         (["show", "nowhere", "--limit", "0"], "--limit is 0"),
         (["report", "nowhere", "--bogus"], "unknown argument '--bogus'"),
         (["run"], "name a settings file"),
@@ -45,6 +45,29 @@ def test_a_mistake_is_one_line(words: list[str], problem: str, capsys: pytest.Ca
     assert main(words) == 2
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
+
+
+ON_WHAT_IS_THERE = ["verify S W", "select S W", "train S W --out out", "audit S W", "label W", "export W out.jsonl --format trl",
+    "export W out --format model", "handoff W", "report W", "show W", "distil W --teacher best-of-2"]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ON_WHAT_IS_THERE)
+def test_a_mistyped_folder_is_one_line_and_nothing_is_made(
+    words: str, scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/quickstart/rungs/002-sft").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    for wrong, there in {
+        "runs/quikstart": "; did you mean runs/quickstart?",
+        "runs/quickstrat/rungs/002-sft": "; did you mean runs/quickstart/rungs/002-sft?",
+        "runs/quickstart/rungs/7": "; runs/quickstart/rungs has 002-sft",
+        "runs/quickstart/rungs/002-sft/sampling": "; there is no folder in runs/quickstart/rungs/002-sft",
+    }.items():
+        assert main([{"S": str(scripted), "W": wrong}.get(word, word) for word in words.split()]) == 2
+        error = capsys.readouterr().err
+        assert f": {wrong}{there}" in error and "no such run" in error and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_nothing_matches_names_the_rungs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,7 @@ def test_sample_verify_select_train_eval_and_show(scripted: Path, tmp_path: Path
 
 def test_a_step_too_early_says_what_comes_before(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = str(tmp_path / "w")
+    Path(work).mkdir()
     for words, why in {
         ("verify", str(scripted), work): "holds no trajectories; make some with sharpen sample",
         ("select", str(scripted), work): "holds no trajectories",

@@ -166,7 +166,8 @@ def make_parser() -> argparse.ArgumentParser:
     audited = on_files(
         "audit", _audit, "find out what a verifier is worth",
         "Try the tasks' verifier on gold solutions, empty, broken-off and cheating answers, ask everything twice, and hold it against labels\n"
-        "(--labels FILE, from sharpen label) and a second verifier. What is found lies in WORK/audit.json; of a run its page shows it.",
+        "(--labels FILE, from sharpen label) and a second verifier. What is found lies in WORK/audit.json; of a run its page shows it.\n"
+        "WORK may be an empty folder, for an audit before there are tries.",
         "sharpen audit run.yaml runs/mine",
     )  # fmt: skip
     audited.add_argument("--second", metavar="NAME", help="another verifier to hold it against: file.py:function, or environment")

@@ -43,7 +43,7 @@ from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSett
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_atomic, write_json
-from sharpen.store.run import SETTINGS, Run
+from sharpen.store.run import SETTINGS, Run, existing
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.data_file import OwnData, verifier_of
@@ -111,7 +111,7 @@ def export(work: Path, path: Path, format: str) -> Exported:
     """
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}{nearest(format, (*FORMATS, *MODEL_FORMATS))}")
-    tries, chosen = work, work
+    tries, chosen = existing(work), work
     if work.name == "sampling" and (work.parent / "selection.json").exists():
         chosen = work.parent  # a rung of a run keeps its tries below
     elif not (work / "trajectories").exists() and (work / "sampling").is_dir():
@@ -155,7 +155,7 @@ def export_weights(source: Path, out: Path, format: str, licence: str = "") -> M
     ``format`` is ``model`` (merged weights, a plain folder) or ``adapter`` (the LoRA, for PEFT). ``licence`` is what the card says it is under, as the
     hub writes it (``apache-2.0``). ModelError or RunError where there is no model.
     """
-    folder, view, rung = _weights(source.resolve())
+    folder, view, rung = _weights(existing(source, "run, rung or model folder").resolve())
     model, adapter = open_folder(folder), format == "adapter"
     if adapter:
         check_adapter(model)
@@ -192,6 +192,7 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
     TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier; TooManyErrors where more than the share
     ``sampling.max_errors`` of the verdicts are errors.
     """
+    existing(work)
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
     known = {task.key: task for task in tasks.tasks}
@@ -234,6 +235,7 @@ def select_(settings: RunSettings, work: Path) -> Selection:
     Tries of dev and test tasks are left out, whatever they did: what judges must not teach. Where the verifier is not exact and the settings' labels do
     not show that what is kept is pure, the selection, and what is trained on it, carry a banner that says so.
     """
+    existing(work)
     tasks = load_tasks(settings.tasks)
     judging = {task.key: task.split for task in tasks.tasks if task.split in ("dev", "test")}
     with _held(work):
@@ -257,6 +259,7 @@ def train(settings: RunSettings, work: Path, out: Path, *, watch: Watcher = UNWA
 
     Unsettled where rows are words of someone outside the model's lineage and neither the settings' terms nor those they came with let them train.
     """
+    existing(work)
     if out.exists():
         raise RunError(f"{out} exists already; choose another folder with --out")
     with _held(work):
@@ -291,6 +294,7 @@ def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limi
 
     ``second`` names another verifier to hold it against, as ``tasks.verifier`` does. Written to ``work/audit.json``.
     """
+    existing(work)
     tasks = load_tasks(settings.tasks)
     required(tasks)
     other = verifier_of(OwnData(verifier=second)) if second is not None else None

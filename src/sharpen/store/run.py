@@ -170,6 +170,23 @@ class Run:
         return lines
 
 
+def existing(folder: Path, what: str = "run or work folder") -> Path:
+    """``folder``, where it is there. RunError where it is not, with the nearest name of what lies beside it; nothing is made."""
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise RunError(f"{folder} is a file; name a {what}")
+    lost = next(path for path in (folder, *folder.parents) if path.parent.is_dir())
+    beside = sorted(path.name for path in lost.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if close := difflib.get_close_matches(lost.name, beside, n=1, cutoff=0.5):
+        there = f"did you mean {lost.with_name(close[0]) / folder.relative_to(lost)}?"
+    elif beside:
+        there = f"{lost.parent} has {', '.join(beside[:8])}" + (f" and {len(beside) - 8} more" if len(beside) > 8 else "")
+    else:
+        there = f"there is no folder in {lost.parent}"
+    raise RunError(f"no such {what}: {folder}; {there}")
+
+
 def fork(old: Path, new: Path, settings: str) -> None:
     """Copy a run's folder under a new name, with other ``settings``. Stages whose inputs and settings still hold are not done again.
 

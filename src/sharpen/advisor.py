@@ -30,7 +30,7 @@ from sharpen.records import (
     Teaching,
     Tried,
 )
-from sharpen.stats import clopper_pearson, decide
+from sharpen.stats import clopper_pearson, decide, level_text
 
 Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation"]
 Variant = Literal["hints", "more-samples", "temperature", "negatives", "continue"]
@@ -93,7 +93,7 @@ def teaching_line(teaching: Teaching) -> str:
     silent = f", {teaching.silent} of its {teaching.tries} tries empty" if teaching.silent else ""
     return (
         f"the teacher {teaching.teacher} passes {_rate(teaching.teacher_rate)}{silent}, the student {_rate(teaching.student_rate)}: paired gain "
-        f"{d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families, {test}; of the {teaching.lacks} tasks that the student passed "
+        f"{_decided(d)}, {test}; of the {teaching.lacks} tasks that the student passed "
         f"in none of {teaching.student_tries} tries the teacher solves {teaching.solves}"
     )
 
@@ -131,6 +131,11 @@ def unaudited(verifier: str | None) -> str:
     return f"nobody audited the verifier {verifier}: how much of what it kept is truly good is not known"
 
 
+def _decided(d: Interval, form: str = "+.1%", unit: str = "") -> str:
+    """``+3.1% [+1.0%, +5.2%] at 98.75% over 40 families``."""
+    return f"{d.value:{form}}{unit} [{d.low:{form}}, {d.high:{form}}] at {level_text(d.level)}% over {d.n} families"
+
+
 def purity_line(purity: Purity) -> str:
     """Purity in a line: the estimate with its bound and n, or what is missing."""
     labelled = purity.good + purity.bad + purity.unsure
@@ -138,7 +143,7 @@ def purity_line(purity: Purity) -> str:
     seen = f"{purity.good} of {labelled} labelled rows are good{unsure}" if labelled else "no row is labelled"
     if labelled:
         value = "undefined" if math.isnan(purity.share.value) else f"{purity.share.value:.1%}"
-        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided, at any look)"
+        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({level_text(purity.share.level)}%, one-sided, at any look)"
     match purity.outcome:
         case "clears":
             return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"
@@ -151,7 +156,7 @@ def judge_gain(gain: Gain, delta: float) -> Decision:
     """Keep, roll back, or say that it is undecided: three outcomes for every gain (honesty rule 3). ``delta`` is the smallest effect of interest."""
     outcome = decide(gain, delta)
     d = gain.deciding
-    numbers = f"paired gain {d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families"
+    numbers = f"paired gain {_decided(d)}"
     reason = {
         "keep": f"{numbers}: better",
         "worse": f"{numbers}: worse",
@@ -166,7 +171,7 @@ def judge_gain(gain: Gain, delta: float) -> Decision:
 def judge_forgetting(decision: Decision, aside: Gain, drop: float) -> Decision:
     """``decision``, or ``worse`` where the off-task panel surely fell by more than ``drop`` since the bare model (``aside`` is that difference)."""
     d = aside.deciding
-    line = f"off-task panel {d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families since {aside.base.removeprefix('rungs/')}"
+    line = f"off-task panel {_decided(d)} since {aside.base.removeprefix('rungs/')}"
     if d.high < -drop:
         reasons = (*decision.reasons, f"{line}: it has forgotten what it could do")
         return Decision(outcome="worse", action="roll it back: it forgets", reasons=reasons, gain=decision.gain)
@@ -200,7 +205,7 @@ def loss_line(change: Change) -> str:
     """``pass@16 -12.0% [-18.1%, -6.2%] at 98.8% over 40 families``."""
     form, unit = {"share": ("+.1%", ""), "solutions": ("+.2f", ""), "nats": ("+.3f", " nats")}[change.unit]
     d = change.deciding
-    return f"{change.words} {d.value:{form}}{unit} [{d.low:{form}}, {d.high:{form}}] at {d.level:.1%} over {d.n} families"
+    return f"{change.words} {_decided(d, form, unit)}"
 
 
 def _rate(interval: Interval) -> str:
@@ -763,7 +768,7 @@ def _plateau(case: Case) -> Reason | None:
     last = _since_kept(case.seen)[-1].gain
     assert last is not None
     return Reason(
-        says=f"a plateau: {case.settings.patience} rounds surely gained too little", measured=f"gain of the last round, at {last.deciding.level:.1%}",
+        says=f"a plateau: {case.settings.patience} rounds surely gained too little", measured=f"gain of the last round, at {level_text(last.deciding.level)}%",
         threshold=f"under {_points(case.delta)}", interval=last.deciding, setting="ladder.delta, advice.patience",
     )  # fmt: skip
 

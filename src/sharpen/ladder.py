@@ -37,7 +37,7 @@ from sharpen.methods.sft import sft
 from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
-from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, smallest_effect
+from sharpen.stats import families_needed, level_text, next_alpha, paired_gain, pass_interval, smallest_effect
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
@@ -540,5 +540,5 @@ def too_small(settings: LadderSettings, evaluation: EvaluationSettings, tasks: T
     needed = families_needed(settings.delta, len(dev) / families, n, level)
     return (
         f"dev: {families} families, {len(dev)} tasks, {n} tries each show a gain of about {100 * visible:.0f} points or more (four times in five, judged at "
-        f"{100 * level:.4g} %); one of {100 * settings.delta:g} points, ladder.delta, will most likely stay undecided: that takes about {needed} families"
+        f"{level_text(level)} %); one of {100 * settings.delta:g} points, ladder.delta, will most likely stay undecided: that takes about {needed} families"
     )

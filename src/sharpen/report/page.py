@@ -39,7 +39,7 @@ from sharpen.records import (
     Verdict,
     Worked,
 )
-from sharpen.stats import pass_range_with_errors
+from sharpen.stats import level_text, pass_range_with_errors
 
 
 class SampleView(Record, frozen=True, kw_only=True):
@@ -135,6 +135,7 @@ def _page() -> Template:
         "copied": copied,
         "takes": takes,
         "facets": facets,
+        "level": level_text,
     }
     return environment.get_template("page.html.j2")
 

@@ -365,6 +365,19 @@ def test_the_plot_keeps_controls_off_the_spine() -> None:
 # ---------------------------------------------------------------- the terminal
 
 
+def test_long_names_break_between_words_and_no_number_is_cut_off_on_a_narrow_terminal() -> None:
+    view = ladder()
+    again = replace(view.rungs[2], name="004-rejection-sampling-retry-1-more-samples", panel=evaluation(0.2))
+    view = replace(view, rungs=(*view.rungs, again))
+    for width, tables in ((80, 2), (120, 1)):
+        lines = text_of(ladder_table(view), width).splitlines()
+        assert max(map(len, lines)) <= width and sum(line.startswith("rung ") for line in lines) == tables
+        assert not [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line]
+        at = next(number for number, line in enumerate(lines) if line.startswith("004-"))
+        assert [line[:14].rstrip() for line in lines[at : at + 4]] == ["004-rejection-", "sampling", "retry 1: more", "samples"]
+        assert all(f" {said}" in "\n".join(lines) for said in ("48.8", "+10.4", "1.2M", "52k", "24.9", "[+1.0,+18.5]"))
+
+
 @pytest.mark.parametrize("width", [100, 140])
 def test_the_table_fits_and_has_no_colour_in_a_pipe(width: int) -> None:
     table = text_of(ladder_table(ladder()), width)

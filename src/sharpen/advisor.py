@@ -45,18 +45,21 @@ def advise(method: Method, seen: Measurements) -> Decision:
     return Decision(outcome="proceed", action=f"try {method}", reasons=(_ground(method, seen),))
 
 
-def after_sampling(method: Method, seen: Measurements) -> Decision:
-    """Whether survivors are worth training on, once the tries have been made and judged."""
+def after_sampling(method: Method, seen: Measurements, *, hinted: bool = False) -> Decision:
+    """Whether survivors are worth training on, once the tries have been made and judged. ``hinted``: solutions were shown too, and nothing came of it."""
     if seen.tasks_sampled is None or seen.samples_per_task is None or seen.tasks_solved is None:
         return Decision(outcome="refuse", action=f"leave out {method}", reasons=("no try could be judged: there is nothing to keep",))
     tries = f"{seen.samples_per_task} tries on each of {seen.tasks_sampled} tasks"
     if seen.tasks_solved + seen.solved_later == 0:
-        lift = (
-            "raise distillation.n, or name a stronger teacher"
-            if method == "distillation"
-            else "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
-        )
-        reason = f"{tries} hold no success: there is nothing to keep; {lift}"
+        none = f"{tries} hold no success"
+        if method == "distillation":
+            lift = "raise distillation.n, or name a stronger teacher"
+        elif hinted:
+            none += ", nor did showing the solution bring a try that may train"
+            lift = "teach by demonstrations or a teacher first, choose easier tasks, or look with sharpen show --failed whether the verifier fails what is right"
+        else:
+            lift = "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
+        reason = f"{none}: there is nothing to keep; {lift}"
         return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
     reason = f"{tries}: {seen.tasks_solved} solved at least once, {seen.tasks_mixed} of them not always"
     if seen.solved_later:

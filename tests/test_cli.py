@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from conftest import Ended
 from sharpen.cli import main
+from sharpen.report.page import render
+from sharpen.report.read import read_run
 
 
 @pytest.fixture
@@ -68,6 +71,29 @@ def test_a_mistyped_folder_is_one_line_and_nothing_is_made(
         error = capsys.readouterr().err
         assert f": {wrong}{there}" in error and "no such run" in error and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_rung_deleted_by_hand_is_named_alike_by_all_who_ask_what_ships(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ships = next(rung.name for rung in read_run(run, samples=0).rungs if rung.shipped)
+    shutil.rmtree(run / "rungs" / ships / "model")
+    for words in (["handoff", str(run)], ["export", str(run), str(tmp_path / "out"), "--format", "model"]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert ships in error and "weights" in error and "gone" in error and "sharpen run" in error and error.count("\n") == 1
+    shutil.rmtree(run / "rungs" / ships)
+    said = set()
+    for words in (
+        ["handoff", str(run)],
+        ["export", str(run), str(tmp_path / "out"), "--format", "model"],
+        ["distil", str(run), "--teacher", "best-of-2"],
+    ):
+        assert main(words) == 2
+        said.add(capsys.readouterr().err)
+    gone = f"{run}/rungs/{ships} is gone, so what the run ships is not known; put it back, or give sharpen run again\n"
+    assert said == {f"sharpen: {gone}"} and not (tmp_path / "out").exists()
+    assert f"{ships} is gone" in render(read_run(run))
 
 
 def test_nothing_matches_names_the_rungs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def after_sampling(method: Method, seen: Measurements, *, hinted: bool = False) 
             lift = "raise distillation.n, or name a stronger teacher"
         elif hinted:
             none += ", nor did showing the solution bring a try that may train"
-            lift = "teach by demonstrations or a teacher first, choose easier tasks, or look with sharpen show --failed whether the verifier fails what is right"
+            lift = "teach by demonstrations or a teacher first, choose easier tasks, or see by sharpen show --failed whether the verifier fails what is right"
         else:
             lift = "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
         reason = f"{none}: there is nothing to keep; {lift}"

@@ -31,7 +31,7 @@ from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
 from sharpen.report.terminal import distillation_table, diversity_table, ladder_table
 from sharpen.settings import RunSettings, load_settings, to_yaml
-from sharpen.store.run import SETTINGS, Run, existing, fork
+from sharpen.store.run import ENDED, SETTINGS, Run, existing, fork
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
@@ -61,6 +61,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
                 run.note(_circumstances(settings))
                 ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust, advice=settings.advice)
                 shipped = ladder.climb()
+                run.note({"event": ENDED, "rungs": [rung.name.removeprefix("rungs/") for rung in ladder.rungs if not rung.control]})
     except Stopped:
         _print(folder)
         raise

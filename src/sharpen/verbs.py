@@ -43,7 +43,7 @@ from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSett
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_atomic, write_json
-from sharpen.store.run import SETTINGS, Run, existing
+from sharpen.store.run import SETTINGS, Run, check_rungs, existing
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.data_file import OwnData, verifier_of
@@ -165,14 +165,17 @@ def export_weights(source: Path, out: Path, format: str, licence: str = "") -> M
 
 def _weights(source: Path) -> tuple[Path, RunView | None, RungView | None]:
     """The model folder that ``source`` means, with the run and the rung that it comes from."""
-    run = next((path for path in (source, *source.parents) if (path / SETTINGS).exists() and (path / "rungs").is_dir()), None)
-    if run is None:
+    if (run := _run_of(source)) is None:
         return source, None, None
+    if run == source:
+        check_rungs(run)
     view = read_run(run, samples=0)
     rung = next((one for one in view.rungs if (one.shipped if run == source else one.name in source.parts)), None)
     if rung is None:
         raise RunError(f"{source} is no rung of {run}, and no run that ships one; name a rung's folder, such as {run}/rungs/002-sft")
     folder = run / "rungs" / rung.name / "model"
+    if not folder.is_dir() and rung.training is not None:
+        raise RunError(f"the weights of {rung.name}, {folder}, are gone; put them back, or give sharpen run again, which makes them anew")
     if not folder.is_dir():
         raise RunError(f"{rung.name} has no weights of its own: it is a prompt, the base model, or refused; name another rung's folder")
     return folder, view, rung
@@ -393,9 +396,18 @@ def _mend(say: Callable[[str], None], *places: Segments[Any]) -> None:
             say(said)
 
 
+def _run_of(folder: Path) -> Path | None:
+    """The run that ``folder`` is, or is a part of."""
+    return next((path for path in (folder, *folder.parents) if (path / SETTINGS).exists() and (path / "rungs").is_dir()), None)
+
+
 def _trajectories(work: Path) -> Segments[Trajectory]:
     found = Segments(work / "trajectories", Trajectory)
     if not found.records:
+        run = _run_of(work)
+        if run is not None and (places := [*run.glob("*/trajectories"), *run.glob("rungs/*/sampling/trajectories")]):
+            stages = ", ".join(str(path.parent) for path in sorted(places))
+            raise RunError(f"{work} is a run, or a part of one, and holds no trajectories itself; name one of {stages}")
         raise RunError(f"{work} holds no trajectories; make some with sharpen sample, or bring some with sharpen import")
     return found
 

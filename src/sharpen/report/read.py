@@ -42,7 +42,7 @@ from sharpen.records import (
 from sharpen.report.page import RungView, RunView, SampleView, render
 from sharpen.sampling import HINTS, WAVES, Waves
 from sharpen.store.files import read_if_there, write_atomic
-from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest, existing
+from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest, existing, lost_rungs
 from sharpen.store.segments import Segments
 
 CONTROL = "-control"
@@ -80,7 +80,11 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         demonstrations=read_if_there(folder / DEMONSTRATIONS, DemonstrationQuality),
         habits=read_if_there(folder / DEMONSTRATED, Behaviour),
         audit=read_if_there(folder / AUDIT, Audit),
-        banners=(*_banners(notes, rungs), *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played)),
+        banners=(
+            *(f"{folder / 'rungs' / name} is gone: what is shown as shipped may be another rung than was" for name in lost_rungs(folder)),
+            *_banners(notes, rungs),
+            *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played),
+        ),
         hardware=str(started.get("hardware", "")),
         commit=str(started.get("commit", "")),
         engine=next((str(note["engine"]) for note in reversed(notes) if note.get("event") == "engine"), ""),

@@ -123,3 +123,21 @@ def test_a_damaged_decision_is_named_in_one_line(run: Path, capsys: pytest.Captu
 def test_keys_are_listed_and_a_closed_pipe_is_no_error() -> None:
     listed = subprocess.run(f"{sys.executable} -m sharpen run --keys | head -1", shell=True, capture_output=True, text=True)
     assert listed.stdout.startswith("--name") and listed.stderr == ""
+
+
+def test_the_keys_of_one_section_on_any_verb_that_takes_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--keys"]) == 0
+    sections = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+    assert [line.split()[0] for line in sections[0]] == ["--name"] and all("." in line for line in sections[1])
+    sampling = next(block for block in sections if block[0].startswith("--sampling."))
+    for verb in ("run", "distil", "advise", "sample", "verify", "select", "train", "eval", "audit"):
+        assert main([verb, "--keys", "sampling"]) == 0
+        assert [line.split() for line in capsys.readouterr().out.splitlines()] == [line.split() for line in sampling]
+    assert main(["run", "--keys", "sampling.budget"]) == 0
+    assert all(line.startswith("--sampling.budget.") for line in capsys.readouterr().out.splitlines())
+    for words, near in (
+        (["run", "--keys", "samplng"], "did you mean 'sampling'?"),
+        (["report", "r", "--keys"], "unknown argument '--keys'"),
+    ):
+        assert main(words) == 2
+        assert near in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -45,7 +45,9 @@ def test_no_success_in_n_samples_on_every_task_is_refused() -> None:
     seen = replace(READY, samples_per_task=8, tasks_sampled=50, tasks_solved=0, tasks_mixed=0)
     decision = after_sampling("rejection-sampling", seen)
     assert decision.outcome == "refuse"
-    assert "8 tries on each of 50 tasks hold no success" in decision.reasons[0]
+    assert "8 tries on each of 50 tasks hold no success" in decision.reasons[0] and "give hints" in decision.reasons[0]
+    (why,) = after_sampling("rejection-sampling", seen, hinted=True).reasons
+    assert "hold no success, nor did showing the solution" in why and "easier tasks" in why and "hints" not in why
     assert after_sampling("rejection-sampling", replace(seen, tasks_solved=1, tasks_mixed=1)).outcome == "proceed"
 
 

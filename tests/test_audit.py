@@ -321,6 +321,7 @@ def test_the_verb_prints_a_table_and_leaves_a_record(tmp_path: Path, capsys: pyt
     from sharpen.records import Audit
 
     second = f"{tmp_path / 'verifiers.py'}:good"
+    (tmp_path / "work").mkdir()
     assert main(["audit", str(project(tmp_path)), str(tmp_path / "work"), "--second", second]) == 0
     printed = capsys.readouterr().out
     assert "every answer listed" in printed and "not exact" in printed and "there are no tries" in printed
@@ -341,6 +342,7 @@ def test_the_verb_prints_a_table_and_leaves_a_record(tmp_path: Path, capsys: pyt
 def test_an_audit_that_cannot_be_made_is_one_line(
     verifier: str, flags: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "work").mkdir()
     assert main(["audit", str(project(tmp_path, verifier)), str(tmp_path / "work"), *flags]) == 2
     error = capsys.readouterr().err
     assert why in error and error.count("\n") == 1
@@ -429,6 +431,7 @@ def test_the_gate_hears_of_a_cheat_that_passes_and_not_of_what_may_be_right() ->
 
 def test_no_labels_and_contradictory_ones_are_said_in_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings, work = str(project(tmp_path, "good")), str(tmp_path / "work")
+    (tmp_path / "work").mkdir()
     assert main(["audit", settings, work]) == 0
     assert f"there are no labels in {tmp_path / 'labels.jsonl'}; sharpen label {work} asks for them" in capsys.readouterr().out
     tasks = load_tasks(load_settings(Path(settings), {}).tasks)

@@ -138,7 +138,7 @@ def test_what_was_changed_by_hand_is_not_overwritten(name: str, run: Path) -> No
 
 
 def test_an_older_hand_over_of_the_same_run_is_no_edit(run: Path) -> None:
-    shutil.rmtree(run / "rungs" / "003-rejection-sampling")
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling" / "sampling")
     fewer = hand_over(run)
     assert fewer.tasks["unmeasured"] == TRAIN and not (run / "rl" / "tasks" / "mixed.jsonl").exists()
     hand_over(run)
@@ -213,7 +213,7 @@ def test_weights_that_changed_since_are_refused(run: Path) -> None:
 
 
 def test_without_a_sampling_stage_the_tasks_are_unmeasured_and_dev_does_not_train(run: Path) -> None:
-    shutil.rmtree(run / "rungs" / "003-rejection-sampling")
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling" / "sampling")
     handoff = hand_over(run)
     assert handoff.tasks == {"solved": 0, "mixed": 0, "never-solved": 0, "unmeasured": TRAIN}
     assert f"no try was made at the {TRAIN} tasks that may train" in handoff.justification.paragraph or handoff.headroom.climb != "plateau"

@@ -84,6 +84,13 @@ def test_a_line_that_is_no_label_is_named_with_its_place(line: bytes, file: Path
     assert "\n" not in str(raised.value)
 
 
+def test_a_label_that_says_something_twice_is_named_with_its_place(file: Path) -> None:
+    write_label(file, label(1))
+    file.write_bytes(file.read_bytes().replace(b"{", b'{"labeller": "x", ', 1))
+    with pytest.raises(FormatError, match=r"mine\.jsonl:1 has the key 'labeller' twice; delete one"):
+        read_labels(file)
+
+
 def test_the_last_word_of_a_labeller_counts_and_it_is_said(file: Path) -> None:
     for said in ("good", "bad"):
         write_label(file, label(0, said))

@@ -17,6 +17,7 @@ from sharpen.behaviour import as_pool, compare, faults
 from sharpen.records import (
     Agreement,
     Audit,
+    Behaviour,
     Confusion,
     Cost,
     Decision,
@@ -34,9 +35,25 @@ from sharpen.records import (
     ToolCall,
     TrainingReport,
     Trajectory,
+    Use,
     Verdict,
+    Worked,
 )
-from sharpen.report.page import RungView, RunView, SampleView, heat_map, numbers, outcome, plot, render
+from sharpen.report.page import (
+    RungView,
+    RunView,
+    SampleView,
+    beside,
+    count,
+    heat_map,
+    minutes,
+    numbers,
+    outcome,
+    plot,
+    rate,
+    render,
+    takes,
+)
 from sharpen.report.terminal import audit_text, ladder_table, trajectory_text
 from sharpen.sampling import Pool
 from sharpen.stats import clopper_pearson, paired_gain, pass_interval
@@ -294,7 +311,7 @@ def test_one_rung_that_failed_to_be_measured() -> None:
     view = RunView(name="one", settings_yaml="", rungs=(RungView(name="000-base", method="prompt", dev=None),))
     assert Tags(render(view)).open == []
     cells = next(line.split() for line in text_of(ladder_table(view)).splitlines() if "000-base" in line)
-    assert cells == ["000-base", "-", "-", "-", "-", "-", "-", "-"]
+    assert cells == ["000-base", "-", "-", "-", "-", "0", "0", "0.0"]  # no rate is known; that nothing was sampled is
 
 
 def test_undefined_is_never_zero() -> None:
@@ -312,6 +329,20 @@ def test_undefined_is_never_zero() -> None:
     assert "nan" not in re.sub(r"<title>.*?</title>|<h1>.*?</h1>", "", page).lower()
     assert table.count("undefined") == 5 and "nan" not in table.lower()
     assert numbers(undefined) == ("undefined",) * 3 and numbers(None) == ("-",) * 3
+
+
+def test_a_measured_zero_is_a_zero_and_what_nobody_recorded_is_a_dash() -> None:
+    assert (count(0), count(950), minutes(0.0), minutes(120.0)) == ("0", "950", "0.0", "120")
+    free = Worked(who="s", rate=clopper_pearson(0, 4), tries=4, turns=1.0, prompt_tokens=9.0, sampled_tokens=0.0, seconds=0.0, dollars=0.0)
+    assert takes(free) == ("1", "9", "0", "0", "$0.00")
+    assert takes(replace(free, seconds=NAN, dollars=NAN)) == ("1", "9", "0", "-", "unknown")
+    assert takes(replace(free, prompt_tokens=0.0, seconds=NAN)) == ("1", "-", "-", "-", "-")  # from a file that says nothing of them
+
+    look = Use(name="look", share=clopper_pearson(4, 4))
+    busy = Behaviour(agent="a", tries=4, errors=0, tasks=2, pass_rate=clopper_pearson(2, 4), measures={}, uses=(look,))
+    idle = replace(busy, uses=())
+    assert beside([busy, idle])[0] == ("look", [rate(look.share), "0 %"])
+    assert [beside([busy, one])[0][1][1] for one in (replace(idle, others=3), replace(idle, tasks=0))] == ["-", "-"]
 
 
 def test_an_untried_task_is_not_a_failed_one() -> None:
@@ -332,6 +363,19 @@ def test_the_plot_keeps_controls_off_the_spine() -> None:
 
 
 # ---------------------------------------------------------------- the terminal
+
+
+def test_long_names_break_between_words_and_no_number_is_cut_off_on_a_narrow_terminal() -> None:
+    view = ladder()
+    again = replace(view.rungs[2], name="004-rejection-sampling-retry-1-more-samples", panel=evaluation(0.2))
+    view = replace(view, rungs=(*view.rungs, again))
+    for width, tables in ((80, 2), (120, 1)):
+        lines = text_of(ladder_table(view), width).splitlines()
+        assert max(map(len, lines)) <= width and sum(line.startswith("rung ") for line in lines) == tables
+        assert not [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line]
+        at = next(number for number, line in enumerate(lines) if line.startswith("004-"))
+        assert [line[:14].rstrip() for line in lines[at : at + 4]] == ["004-rejection-", "sampling", "retry 1: more", "samples"]
+        assert all(f" {said}" in "\n".join(lines) for said in ("48.8", "+10.4", "1.2M", "52k", "24.9", "[+1.0,+18.5]"))
 
 
 @pytest.mark.parametrize("width", [100, 140])

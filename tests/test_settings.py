@@ -31,6 +31,13 @@ MISTAKES = {
     "ladder.rungs [stf]": r"ladder\.rungs is 'stf'; did you mean 'sft'\?",
     "training.method lore": r"training\.method is 'lore'; did you mean 'lora'\?",
     "ladder.delta -1": "delta is -1",
+    "hints.wording It is {referenz}": r"hints: wording has the unknown placeholder \{referenz\}; did you mean \{reference\}\?; its placeholders: \{reference\}",
+    "hints.wording It is {}{reference}": r"hints: wording has the unknown placeholder \{\}; its placeholders: \{reference\}",
+    "hints.wording It is known": r"hints: wording has no place for the reference; write \{reference\} in it",
+    "hints.wording It is {reference": r"hints: wording holds a lone brace; write \{\{ or \}\} for a plain one; its placeholders: \{reference\}",
+    "hints.wording It is {reference!r}": r"hints: wording says how \{reference\} is to be printed; write \{reference\} alone",
+    "harness.command [python3, '{promt}']": r"harness\.command has the unknown placeholder \{promt\}; did you mean \{prompt\}\?; its placeholders: ",
+    "harness {command: [python3, '{prompt}'], env: {URL: '{baseurl}/v1'}}": r"harness\.env\.URL has the unknown placeholder \{baseurl\}",
     "seed [": "not a value that YAML can read",
 }
 
@@ -45,6 +52,16 @@ def test_a_mistake_ends_in_one_line(flag: str, scripted: Path, tmp_path: Path, c
 
     assert re.search(MISTAKES[flag], error), error
     assert not (tmp_path / "runs").exists()
+
+
+def test_braces_that_are_meant_as_braces_are_let_alone(scripted: Path) -> None:
+    wording = 'Say {{"answer": ...}} and think of {reference}.'
+    assert (
+        load_settings(scripted, {"hints.wording": yaml.safe_dump(wording)}).hints.wording.format(reference="{x}")
+        == 'Say {"answer": ...} and think of {x}.'
+    )
+    command = ["awk", "{print}", "${prompts}", "f'{{prompts}}'", "{prompt}", "{"]
+    assert load_settings(scripted, {"harness.command": yaml.safe_dump(command)}).harness.command == tuple(command)  # type: ignore[union-attr]
 
 
 def test_flags_and_yaml_are_one_definition(scripted: Path) -> None:

@@ -463,3 +463,17 @@ def test_an_excess_over_chance_covers_the_truth_at_least_as_often_as_it_says() -
     assert sum(i.low <= 0 <= i.high for i in null) >= 55 and sum(i.low <= truth <= i.high for i in real) >= 55
     assert abs(np.mean([i.value for i in null])) < 0.01 and abs(np.mean([i.value for i in real]) - truth) < 0.02
     assert sum(i.low > 0 for i in real) > 50
+
+
+def test_a_level_is_printed_as_it_is_and_never_as_certainty() -> None:
+    said = {
+        0.9: "90",
+        0.95: "95",
+        1 - 0.05 / 3: "98.33",
+        0.9875: "98.75",
+        0.99997: "99.997",
+        1 - 1e-9: "99.9999999",
+        1 - 0.05 / 512: "99.9902",
+    }
+    assert {level: stats.level_text(level) for level in said} == said
+    assert all(float(stats.level_text(1 - 2.0**-n)) < 100 for n in range(1, 53))

@@ -218,6 +218,8 @@ def test_named_splits_and_messages(rows: Callable[..., Jsonl]) -> None:
     ("lines", "settings", "says"),
     [
         (["{"], {}, r"tasks\.jsonl:1 is not JSON"),
+        (['{"prompt": "x"}', '{"key": "a", "key": "b", "prompt": "y"}'], {}, r"tasks\.jsonl:2 has the key 'key' twice; delete one"),
+        (['{"prompt": "\\": ", "reference": [{"\\"": 1, "\\"" : 2}]}'], {}, r"tasks\.jsonl:1 has the key '\"' twice"),
         (["", "[1]"], {}, r"tasks\.jsonl:2 holds list"),
         ([{"promt": "x"}], {}, r"tasks\.jsonl:1 has the unknown field 'promt'; did you mean 'prompt'"),
         ([{"prompt": 3}], {}, r"tasks\.jsonl:1: Expected"),

@@ -97,6 +97,11 @@ def test_the_last_turn_can_be_asked_for_alone(tmp_path: Path) -> None:
 BAD: list[tuple[str, bytes, str]] = [
     ("empty", b"", "is of no known format, or empty"),
     ("not JSON", b'{"messages": [\n', "not JSON"),
+    (
+        "a key twice",
+        b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}\n',
+        r"jsonl:1: a key given twice: 'content'; delete one",
+    ),
     ("UTF-16", "{}".encode("utf-16"), "UTF-16"),
     ("no messages", b'{"messages": []}\n', "no messages"),
     ("nulls everywhere", b'{"messages": null}\n', "no messages"),

@@ -49,6 +49,7 @@ def test_sample_verify_select_train_eval_and_show(scripted: Path, tmp_path: Path
 
 def test_a_step_too_early_says_what_comes_before(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = str(tmp_path / "w")
+    Path(work).mkdir()
     for words, why in {
         ("verify", str(scripted), work): "holds no trajectories; make some with sharpen sample",
         ("select", str(scripted), work): "holds no trajectories",
@@ -187,6 +188,17 @@ def test_a_rungs_kept_tries_go_out_and_no_others(climbed: Ended, tmp_path: Path)
     for name in (rung, rung / "sampling"):
         assert main(["export", str(name), str(tmp_path / f"{name.name}.jsonl"), "--format", "atif"]) == 0
         assert len((tmp_path / f"{name.name}.jsonl").read_text().splitlines()) == len(kept) < len(tries)
+
+
+def test_a_whole_run_is_told_which_of_its_stages_can_go_out(climbed: Ended, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (climbed.folder, climbed.folder / "rungs/002-sft"):
+        assert main(["export", str(name), str(tmp_path / "rows.jsonl"), "--format", "trl"]) == 2
+        error = capsys.readouterr().err
+        assert f"{name} is a run, or a part of one, and holds no trajectories itself; name one of " in error and error.count("\n") == 1
+        named = error.strip().partition("name one of ")[2].split(", ")
+        assert f"{climbed.folder}/rungs/003-rejection-sampling/sampling" in named
+        assert main(["export", named[-1], str(tmp_path / "rows.jsonl"), "--format", "trl"]) == 0
+        capsys.readouterr()
 
 
 def test_what_judges_does_not_teach(scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from sharpen.records import (
     Teaching,
     Tried,
 )
-from sharpen.stats import clopper_pearson, decide
+from sharpen.stats import clopper_pearson, decide, level_text
 
 Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation"]
 Variant = Literal["hints", "more-samples", "temperature", "negatives", "continue"]
@@ -45,18 +45,21 @@ def advise(method: Method, seen: Measurements) -> Decision:
     return Decision(outcome="proceed", action=f"try {method}", reasons=(_ground(method, seen),))
 
 
-def after_sampling(method: Method, seen: Measurements) -> Decision:
-    """Whether survivors are worth training on, once the tries have been made and judged."""
+def after_sampling(method: Method, seen: Measurements, *, hinted: bool = False) -> Decision:
+    """Whether survivors are worth training on, once the tries have been made and judged. ``hinted``: solutions were shown too, and nothing came of it."""
     if seen.tasks_sampled is None or seen.samples_per_task is None or seen.tasks_solved is None:
         return Decision(outcome="refuse", action=f"leave out {method}", reasons=("no try could be judged: there is nothing to keep",))
     tries = f"{seen.samples_per_task} tries on each of {seen.tasks_sampled} tasks"
     if seen.tasks_solved + seen.solved_later == 0:
-        lift = (
-            "raise distillation.n, or name a stronger teacher"
-            if method == "distillation"
-            else "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
-        )
-        reason = f"{tries} hold no success: there is nothing to keep; {lift}"
+        none = f"{tries} hold no success"
+        if method == "distillation":
+            lift = "raise distillation.n, or name a stronger teacher"
+        elif hinted:
+            none += ", nor did showing the solution bring a try that may train"
+            lift = "teach by demonstrations or a teacher first, choose easier tasks, or see by sharpen show --failed whether the verifier fails what is right"
+        else:
+            lift = "teach by demonstrations or a teacher first, give hints, choose easier tasks, or raise sampling.n"
+        reason = f"{none}: there is nothing to keep; {lift}"
         return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
     reason = f"{tries}: {seen.tasks_solved} solved at least once, {seen.tasks_mixed} of them not always"
     if seen.solved_later:
@@ -93,7 +96,7 @@ def teaching_line(teaching: Teaching) -> str:
     silent = f", {teaching.silent} of its {teaching.tries} tries empty" if teaching.silent else ""
     return (
         f"the teacher {teaching.teacher} passes {_rate(teaching.teacher_rate)}{silent}, the student {_rate(teaching.student_rate)}: paired gain "
-        f"{d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families, {test}; of the {teaching.lacks} tasks that the student passed "
+        f"{_decided(d)}, {test}; of the {teaching.lacks} tasks that the student passed "
         f"in none of {teaching.student_tries} tries the teacher solves {teaching.solves}"
     )
 
@@ -131,6 +134,11 @@ def unaudited(verifier: str | None) -> str:
     return f"nobody audited the verifier {verifier}: how much of what it kept is truly good is not known"
 
 
+def _decided(d: Interval, form: str = "+.1%", unit: str = "") -> str:
+    """``+3.1% [+1.0%, +5.2%] at 98.75% over 40 families``."""
+    return f"{d.value:{form}}{unit} [{d.low:{form}}, {d.high:{form}}] at {level_text(d.level)}% over {d.n} families"
+
+
 def purity_line(purity: Purity) -> str:
     """Purity in a line: the estimate with its bound and n, or what is missing."""
     labelled = purity.good + purity.bad + purity.unsure
@@ -138,7 +146,7 @@ def purity_line(purity: Purity) -> str:
     seen = f"{purity.good} of {labelled} labelled rows are good{unsure}" if labelled else "no row is labelled"
     if labelled:
         value = "undefined" if math.isnan(purity.share.value) else f"{purity.share.value:.1%}"
-        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({purity.share.level:.0%}, one-sided, at any look)"
+        seen += f": purity {value}, lower bound {purity.share.low:.1%} ({level_text(purity.share.level)}%, one-sided, at any look)"
     match purity.outcome:
         case "clears":
             return f"{seen}, over the bar of {purity.bar:.0%}; no more labels are needed"
@@ -151,7 +159,7 @@ def judge_gain(gain: Gain, delta: float) -> Decision:
     """Keep, roll back, or say that it is undecided: three outcomes for every gain (honesty rule 3). ``delta`` is the smallest effect of interest."""
     outcome = decide(gain, delta)
     d = gain.deciding
-    numbers = f"paired gain {d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families"
+    numbers = f"paired gain {_decided(d)}"
     reason = {
         "keep": f"{numbers}: better",
         "worse": f"{numbers}: worse",
@@ -166,7 +174,7 @@ def judge_gain(gain: Gain, delta: float) -> Decision:
 def judge_forgetting(decision: Decision, aside: Gain, drop: float) -> Decision:
     """``decision``, or ``worse`` where the off-task panel surely fell by more than ``drop`` since the bare model (``aside`` is that difference)."""
     d = aside.deciding
-    line = f"off-task panel {d.value:+.1%} [{d.low:+.1%}, {d.high:+.1%}] at {d.level:.1%} over {d.n} families since {aside.base.removeprefix('rungs/')}"
+    line = f"off-task panel {_decided(d)} since {aside.base.removeprefix('rungs/')}"
     if d.high < -drop:
         reasons = (*decision.reasons, f"{line}: it has forgotten what it could do")
         return Decision(outcome="worse", action="roll it back: it forgets", reasons=reasons, gain=decision.gain)
@@ -200,7 +208,7 @@ def loss_line(change: Change) -> str:
     """``pass@16 -12.0% [-18.1%, -6.2%] at 98.8% over 40 families``."""
     form, unit = {"share": ("+.1%", ""), "solutions": ("+.2f", ""), "nats": ("+.3f", " nats")}[change.unit]
     d = change.deciding
-    return f"{change.words} {d.value:{form}}{unit} [{d.low:{form}}, {d.high:{form}}] at {d.level:.1%} over {d.n} families"
+    return f"{change.words} {_decided(d, form, unit)}"
 
 
 def _rate(interval: Interval) -> str:
@@ -763,7 +771,7 @@ def _plateau(case: Case) -> Reason | None:
     last = _since_kept(case.seen)[-1].gain
     assert last is not None
     return Reason(
-        says=f"a plateau: {case.settings.patience} rounds surely gained too little", measured=f"gain of the last round, at {last.deciding.level:.1%}",
+        says=f"a plateau: {case.settings.patience} rounds surely gained too little", measured=f"gain of the last round, at {level_text(last.deciding.level)}%",
         threshold=f"under {_points(case.delta)}", interval=last.deciding, setting="ladder.delta, advice.patience",
     )  # fmt: skip
 

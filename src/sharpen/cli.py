@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sharpen.errors import SettingsError, SharpenError, Stopped
+from sharpen.errors import SettingsError, SharpenError, Stopped, nearest
 
 if TYPE_CHECKING:
     from sharpen.settings import RunSettings
@@ -23,12 +24,14 @@ EXIT_ERROR, EXIT_CAP, EXIT_INTERRUPT = 2, 3, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0, or with one line on stderr 2 for an error, 3 where a cap on spending was reached, 130 when interrupted."""
     parser = make_parser()
-    arguments, rest = parser.parse_known_args(argv)
     try:
+        arguments, rest = parser.parse_known_args(argv)
         if rest and not arguments.takes_settings:
             raise SettingsError(f"unknown argument {rest[0]!r}; see sharpen {arguments.verb} --help")
         arguments.overrides = _overrides(rest)
         arguments.do(arguments)
+    except _Listed:
+        return 0
     except SharpenError as error:
         print(f"sharpen: {error}", file=sys.stderr)
         return (EXIT_INTERRUPT if error.asked else EXIT_CAP) if isinstance(error, Stopped) else EXIT_ERROR
@@ -64,6 +67,14 @@ def make_parser() -> argparse.ArgumentParser:
             name, help=help, description=description, epilog=f"Example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
         )
         made.set_defaults(do=do, takes_settings=settings)
+        if settings:
+            made.add_argument(
+                "--keys",
+                action=_Keys,
+                nargs="?",
+                metavar="SECTION",
+                help="list the settings of SECTION (default: all) with their defaults, and stop",
+            )
         return made
 
     def on_files(name: str, do: Callable[[argparse.Namespace], None], help: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -84,7 +95,8 @@ def make_parser() -> argparse.ArgumentParser:
     run = verb(
         "run", _run, "climb the ladder: measure, train, keep only what held-out tasks prove",
         "Climb the ladder that SETTINGS describes. Given again after a kill, it goes on where it stopped.\n"
-        "Every setting is also a flag: --sampling.n 16, --training.method full. `sharpen run --keys` lists them with their defaults.",
+        "Every setting is also a flag: --sampling.n 16, --training.method full. `sharpen run --keys` lists them with their defaults,\n"
+        "`sharpen run --keys sampling` those of one section.",
         "sharpen run examples/textworld/quickstart.yaml --name mine --sampling.n 16", settings=True,
     )  # fmt: skip
     run.add_argument("settings", type=Path, nargs="?", metavar="SETTINGS", help="a YAML file, such as examples/textworld/quickstart.yaml")
@@ -102,7 +114,6 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train on what a verifier keeps that is neither exact nor audited; all that is made says so",
     )
-    run.add_argument("--keys", action="store_true", help="list every setting with its default, and stop")
 
     distil = verb(
         "distil", _distil, "copy a stronger agent into a model: best-of-8 into a single try",
@@ -166,7 +177,8 @@ def make_parser() -> argparse.ArgumentParser:
     audited = on_files(
         "audit", _audit, "find out what a verifier is worth",
         "Try the tasks' verifier on gold solutions, empty, broken-off and cheating answers, ask everything twice, and hold it against labels\n"
-        "(--labels FILE, from sharpen label) and a second verifier. What is found lies in WORK/audit.json; of a run its page shows it.",
+        "(--labels FILE, from sharpen label) and a second verifier. What is found lies in WORK/audit.json; of a run its page shows it.\n"
+        "WORK may be an empty folder, for an audit before there are tries.",
         "sharpen audit run.yaml runs/mine",
     )  # fmt: skip
     audited.add_argument("--second", metavar="NAME", help="another verifier to hold it against: file.py:function, or environment")
@@ -268,6 +280,32 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Listed(Exception):
+    """What was asked for is printed: nothing more is to be done."""
+
+
+class _Keys(argparse.Action):
+    """``--keys`` and ``--keys SECTION``, on every verb that takes settings. Nothing else that the verb needs has to be given beside it."""
+
+    def __call__(self, parser: object, namespace: object, values: object, option_string: str | None = None) -> None:
+        from sharpen.settings import known_keys
+
+        section, known = values, known_keys()
+        if section is not None:
+            sections = {".".join(parts[:depth]) for parts in (key.split(".") for key in known) for depth in range(1, len(parts) + 1)}
+            if section not in sections:
+                top = {key.split(".")[0] for key in known}
+                raise SettingsError(f"--keys: no settings are called {section!r}{nearest(str(section), top)}")
+            known = {key: default for key, default in known.items() if f"{key}.".startswith(f"{section}.")}
+        width = max(map(len, known))
+        for number, (_, keys) in enumerate(itertools.groupby(known, key=lambda key: key.split(".")[0] if "." in key else "")):
+            if number:
+                print()
+            for key in keys:
+                print(f"--{key:<{width}}  {known[key]}")
+        raise _Listed
+
+
 def _overrides(rest: Sequence[str]) -> dict[str, str]:
     """``--sampling.n 16`` or ``--sampling.n=16`` as a mapping."""
     found: dict[str, str] = {}
@@ -316,14 +354,6 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.keys:
-        from sharpen.settings import known_keys
-
-        known = known_keys()
-        width = max(map(len, known))
-        for key, default in known.items():
-            print(f"--{key:<{width}}  {default}")
-        return
     if arguments.settings is None:
         raise SettingsError("name a settings file, for example: sharpen run examples/textworld/quickstart.yaml")
     if arguments.plan:

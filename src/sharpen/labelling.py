@@ -23,7 +23,7 @@ from sharpen.labels import Labels, Shown, content, copy_of, draw, measure, read_
 from sharpen.records import Label, Purity, SampleKey, Task
 from sharpen.report.terminal import agreement_line, question_text, said_text
 from sharpen.settings import RunSettings, load_settings
-from sharpen.store.run import SETTINGS
+from sharpen.store.run import SETTINGS, existing
 from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.base import Verifier
@@ -55,7 +55,7 @@ def label(
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # what is no text is no answer either
     labeller = labeller or getpass.getuser()
-    given = _settings(folder, settings)
+    given = _settings(existing(folder), settings)
     place = labels or (given.labels_place if given is not None else Path(f"labels/{folder.resolve().name}.jsonl"))
     tries = tries_in(folder, rung)
     rows = _rows(folder, tries, among)

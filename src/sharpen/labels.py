@@ -19,6 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen.errors import FormatError
+from sharpen.formats.base import key_given_twice
 from sharpen.records import Agreement, Label, Purity, SampleKey, Trajectory
 from sharpen.stats import krippendorff_alpha, labels_needed, purity_bound
 from sharpen.store.files import digest, writing
@@ -99,8 +100,10 @@ def read_labels(place: Path) -> Labels:
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 if number == len(lines):
                     found.notes.append(f"{path}: the last line is torn and not used")
-                else:
-                    raise FormatError(f"{path}:{number} is no label ({error}); mend that line or delete it") from None
+                    continue
+                raise FormatError(f"{path}:{number} is no label ({error}); mend that line or delete it") from None
+            if (key := key_given_twice(line, msgspec.json.decode(line))) is not None:
+                raise FormatError(f"{path}:{number} has the key {key!r} twice; delete one")
     if changed := found.changed():
         found.notes.append(f"{changed} trajectories were called both good and bad by the same labeller; the last word counts")
     disagreed = sum({"good", "bad"} <= {line.label for line in said.values()} for said in found.standing().values())

@@ -37,7 +37,7 @@ from sharpen.methods.sft import sft
 from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey, Tried
 from sharpen.sampling import Pool
 from sharpen.selection import select
-from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, smallest_effect
+from sharpen.stats import families_needed, level_text, next_alpha, paired_gain, pass_interval, smallest_effect
 from sharpen.store.files import write_json
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
@@ -333,7 +333,7 @@ class Ladder:
             rate = pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed)
             shown = hintable(bench, found.pool) if self._differs("hints") and self.settings.again else None  # which asks the verifier
             self.seen = replace(self._succeeded(found.pool), rate=rate, hintable=shown)
-        self._worth(method, name, found)
+        self._worth(method, name, found, hinted=how.hints)
         trains = how.negatives, how.begins(bench, standing).fingerprint, frozenset(found.selection.kept)
         if trains in self._made:
             raise Refused(
@@ -374,9 +374,9 @@ class Ladder:
         control = self.settings.control and not uncontrolled(bench.teacher, bench.distillation)
         return distillation(bench, name, standing, self.survivors, control=control)
 
-    def _worth(self, method: advisor.Method, name: str, found: Gathered) -> None:
+    def _worth(self, method: advisor.Method, name: str, found: Gathered, *, hinted: bool = False) -> None:
         """Ask the advisor whether a round's tries hold anything to keep, and whether what is kept may be trusted."""
-        decision = advisor.after_sampling(method, self._succeeded(found.pool))
+        decision = advisor.after_sampling(method, self._succeeded(found.pool), hinted=hinted)
         if decision.outcome == "refuse" and not found.selection.kept:  # where hints brought some there is something to keep
             raise Refused(decision.reasons[0])
         self._gate(method, name, found)
@@ -540,5 +540,5 @@ def too_small(settings: LadderSettings, evaluation: EvaluationSettings, tasks: T
     needed = families_needed(settings.delta, len(dev) / families, n, level)
     return (
         f"dev: {families} families, {len(dev)} tasks, {n} tries each show a gain of about {100 * visible:.0f} points or more (four times in five, judged at "
-        f"{100 * level:.4g} %); one of {100 * settings.delta:g} points, ladder.delta, will most likely stay undecided: that takes about {needed} families"
+        f"{level_text(level)} %); one of {100 * settings.delta:g} points, ladder.delta, will most likely stay undecided: that takes about {needed} families"
     )

@@ -31,7 +31,7 @@ from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
 from sharpen.report.terminal import distillation_table, diversity_table, ladder_table
 from sharpen.settings import RunSettings, load_settings, to_yaml
-from sharpen.store.run import SETTINGS, Run, fork
+from sharpen.store.run import ENDED, SETTINGS, Run, existing, fork
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
@@ -61,6 +61,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
                 run.note(_circumstances(settings))
                 ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust, advice=settings.advice)
                 shipped = ladder.climb()
+                run.note({"event": ENDED, "rungs": [rung.name.removeprefix("rungs/") for rung in ladder.rungs if not rung.control]})
     except Stopped:
         _print(folder)
         raise
@@ -78,7 +79,8 @@ def distilling(source: Path, teacher: str | None, overrides: Mapping[str, str], 
     """
     given = {"ladder.rungs": "[distillation]"} | ({"teacher": teacher} if teacher is not None else {}) | dict(overrides)
     if not (source / SETTINGS).exists():
-        if source.is_dir():
+        if source.is_dir() or not (source.exists() or source.suffix in (".yaml", ".yml")):
+            existing(source, "run or settings file")
             raise RunError(f"there is no run in {source}: it has no {SETTINGS}; name a folder that sharpen run made, or a settings file")
         settings = load_settings(source, given)
         name = f"{settings.name}-{_slug(teacher)}" if teacher is not None and "name" not in overrides else settings.name

@@ -23,6 +23,7 @@ from sharpen.policies.base import Sampling
 from sharpen.policies.choose import Engine, batch_of
 from sharpen.policies.meter import Account, Meter
 from sharpen.records import Cost, Record, SampleKey, Spent, Task, Trajectory, Verdict
+from sharpen.stats import level_text
 from sharpen.store.files import digest, read_json, write_blob
 from sharpen.store.segments import Segments
 from sharpen.verifiers.base import Verifier
@@ -193,7 +194,7 @@ class Waves(Record, frozen=True, kw_only=True):
         if self.set_aside:
             tries, bound = min(item.tries for item in self.set_aside), max(item.bound for item in self.set_aside)
             said += f"; set aside: {len(self.set_aside)} tasks, none of which passed in {tries} tries, so each passes at most {bound:.1%} of the time"
-            said += f" ({LEVEL:.0%}, one-sided)"
+            said += f" ({level_text(LEVEL)}%, one-sided)"
         return said
 
     @property

@@ -621,6 +621,12 @@ def _by_task(results: Sequence[TaskResult]) -> dict[str, TaskResult]:
     return by_task
 
 
+def level_text(level: float) -> str:
+    """A confidence level, in (0, 1), in percent: ``95``, ``98.75``, ``99.997``. With digits enough that it never reads 100."""
+    doubt = math.floor(math.log10(100 * (1 - level)))  # the place of its first digit
+    return f"{100 * level:.{max(2, 1 - doubt)}f}".rstrip("0").rstrip(".")
+
+
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"a confidence level lies between 0 and 1, got {level}")

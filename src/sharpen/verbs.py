@@ -43,7 +43,7 @@ from sharpen.sampling import WAVES, Goal, Listener, Pool, Progress, SamplingSett
 from sharpen.selection import build_rows, merge, select
 from sharpen.settings import RunSettings
 from sharpen.store.files import digest, read_json, replacing, write_atomic, write_json
-from sharpen.store.run import SETTINGS, Run
+from sharpen.store.run import SETTINGS, Run, check_rungs, existing
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.data_file import OwnData, verifier_of
@@ -111,7 +111,7 @@ def export(work: Path, path: Path, format: str) -> Exported:
     """
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}{nearest(format, (*FORMATS, *MODEL_FORMATS))}")
-    tries, chosen = work, work
+    tries, chosen = existing(work), work
     if work.name == "sampling" and (work.parent / "selection.json").exists():
         chosen = work.parent  # a rung of a run keeps its tries below
     elif not (work / "trajectories").exists() and (work / "sampling").is_dir():
@@ -155,7 +155,7 @@ def export_weights(source: Path, out: Path, format: str, licence: str = "") -> M
     ``format`` is ``model`` (merged weights, a plain folder) or ``adapter`` (the LoRA, for PEFT). ``licence`` is what the card says it is under, as the
     hub writes it (``apache-2.0``). ModelError or RunError where there is no model.
     """
-    folder, view, rung = _weights(source.resolve())
+    folder, view, rung = _weights(existing(source, "run, rung or model folder").resolve())
     model, adapter = open_folder(folder), format == "adapter"
     if adapter:
         check_adapter(model)
@@ -165,14 +165,17 @@ def export_weights(source: Path, out: Path, format: str, licence: str = "") -> M
 
 def _weights(source: Path) -> tuple[Path, RunView | None, RungView | None]:
     """The model folder that ``source`` means, with the run and the rung that it comes from."""
-    run = next((path for path in (source, *source.parents) if (path / SETTINGS).exists() and (path / "rungs").is_dir()), None)
-    if run is None:
+    if (run := _run_of(source)) is None:
         return source, None, None
+    if run == source:
+        check_rungs(run)
     view = read_run(run, samples=0)
     rung = next((one for one in view.rungs if (one.shipped if run == source else one.name in source.parts)), None)
     if rung is None:
         raise RunError(f"{source} is no rung of {run}, and no run that ships one; name a rung's folder, such as {run}/rungs/002-sft")
     folder = run / "rungs" / rung.name / "model"
+    if not folder.is_dir() and rung.training is not None:
+        raise RunError(f"the weights of {rung.name}, {folder}, are gone; put them back, or give sharpen run again, which makes them anew")
     if not folder.is_dir():
         raise RunError(f"{rung.name} has no weights of its own: it is a prompt, the base model, or refused; name another rung's folder")
     return folder, view, rung
@@ -192,6 +195,7 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
     TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier; TooManyErrors where more than the share
     ``sampling.max_errors`` of the verdicts are errors.
     """
+    existing(work)
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
     known = {task.key: task for task in tasks.tasks}
@@ -234,6 +238,7 @@ def select_(settings: RunSettings, work: Path) -> Selection:
     Tries of dev and test tasks are left out, whatever they did: what judges must not teach. Where the verifier is not exact and the settings' labels do
     not show that what is kept is pure, the selection, and what is trained on it, carry a banner that says so.
     """
+    existing(work)
     tasks = load_tasks(settings.tasks)
     judging = {task.key: task.split for task in tasks.tasks if task.split in ("dev", "test")}
     with _held(work):
@@ -257,6 +262,7 @@ def train(settings: RunSettings, work: Path, out: Path, *, watch: Watcher = UNWA
 
     Unsettled where rows are words of someone outside the model's lineage and neither the settings' terms nor those they came with let them train.
     """
+    existing(work)
     if out.exists():
         raise RunError(f"{out} exists already; choose another folder with --out")
     with _held(work):
@@ -291,6 +297,7 @@ def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limi
 
     ``second`` names another verifier to hold it against, as ``tasks.verifier`` does. Written to ``work/audit.json``.
     """
+    existing(work)
     tasks = load_tasks(settings.tasks)
     required(tasks)
     other = verifier_of(OwnData(verifier=second)) if second is not None else None
@@ -389,9 +396,18 @@ def _mend(say: Callable[[str], None], *places: Segments[Any]) -> None:
             say(said)
 
 
+def _run_of(folder: Path) -> Path | None:
+    """The run that ``folder`` is, or is a part of."""
+    return next((path for path in (folder, *folder.parents) if (path / SETTINGS).exists() and (path / "rungs").is_dir()), None)
+
+
 def _trajectories(work: Path) -> Segments[Trajectory]:
     found = Segments(work / "trajectories", Trajectory)
     if not found.records:
+        run = _run_of(work)
+        if run is not None and (places := [*run.glob("*/trajectories"), *run.glob("rungs/*/sampling/trajectories")]):
+            stages = ", ".join(str(path.parent) for path in sorted(places))
+            raise RunError(f"{work} is a run, or a part of one, and holds no trajectories itself; name one of {stages}")
         raise RunError(f"{work} holds no trajectories; make some with sharpen sample, or bring some with sharpen import")
     return found
 

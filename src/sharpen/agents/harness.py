@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec.structs import replace
 
+from sharpen import placeholders
 from sharpen.agents.proxy import Call, Calls, conversations, serve
 from sharpen.errors import ContentFiltered, EnvironmentFault, ModelError, SettingsError
 from sharpen.policies.base import Policy, Sampling, turn_seed
@@ -26,7 +27,8 @@ from sharpen.records import Cost, Maker, Message, Record, SampleKey, Stop, Task,
 from sharpen.store.files import digest
 
 TAIL = 16 << 10  # bytes kept of what a program prints, the last ones
-_PLACEHOLDER = re.compile(r"\{(prompt|prompt_file|base_url|api_key|model|here)\}")
+PLACEHOLDERS = ("prompt", "prompt_file", "base_url", "api_key", "model", "here")
+_PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 
 
 class Harness(Record, frozen=True, kw_only=True):
@@ -49,6 +51,10 @@ class Harness(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.command:
             raise SettingsError("harness.command is empty; name the program and its arguments, one item each")
+        for part in self.command:
+            placeholders.check_spelling("harness.command", part, PLACEHOLDERS)
+        for name, value in self.env.items():
+            placeholders.check_spelling(f"harness.env.{name}", value, PLACEHOLDERS)
         needed = {"argument": "{prompt}", "file": "{prompt_file}"}.get(self.prompt_by, "")
         if not any(needed in part for part in (*self.command, *self.env.values())):
             raise SettingsError(f"harness.prompt_by is {self.prompt_by}, but neither command nor env has {needed} in it")

@@ -6,7 +6,9 @@ A format is one file with one ``FORMAT``: ``units`` finds the pieces of a file (
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ RECORDED = "recorded"  # stands for sampling settings in the key of a trajectory
 TOO_LONG = "too long"
 NOT_UTF8 = "not UTF-8"
 NOT_JSON = "not JSON"
+TWICE = "a key given twice"
 NO_MESSAGES = "no messages"
 NO_CONTENT = "a message without content"
 NOT_TEXT = "content that is not text"
@@ -197,10 +200,17 @@ def text_start(start: bytes, path: Path) -> bytes:
 def decoded(path: Path, max_bytes: int) -> Iterator[tuple[str, Any]]:
     """Each JSON line's value, or its Fault."""
     for where, line in lines(path, max_bytes):
+        if isinstance(line, Fault):
+            yield where, line
+            continue
         try:
-            yield where, line if isinstance(line, Fault) else decode(line)
+            value = decode(line)
+            if (key := key_given_twice(line, value)) is not None:
+                raise Fault(TWICE, f"{key!r}; delete one")
         except Fault as fault:
             yield where, fault
+        else:
+            yield where, value
 
 
 def decode(data: bytes | str) -> Any:
@@ -222,6 +232,35 @@ def decode(data: bytes | str) -> Any:
         except ValueError:
             raise Fault(NOT_JSON, str(error)) from None
         return value
+
+
+_END_OF_KEY = re.compile(rb'"(?<![^\\]\\")\s*:')  # in strings it is found too often, behind a key always
+
+
+def key_given_twice(data: bytes, value: Any) -> str | None:
+    """A key that stands twice in one object of the JSON text ``data``, which decodes to ``value``: decoders keep the last one without a word.
+
+    Where the text holds no more ends of keys than ``value`` has keys, there is none: a microsecond or two for a row.
+    """
+    kept, inside = 0, [value]
+    while inside:
+        one = inside.pop()
+        if type(one) is dict:
+            kept += len(one)
+            inside += one.values()
+        elif type(one) is list:
+            inside += one
+    if len(_END_OF_KEY.findall(data)) <= kept:
+        return None
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in pairs}) < len(pairs):
+            twice.append(next(key for at, (key, _) in enumerate(pairs) if key in {before for before, _ in pairs[:at]}))
+
+    with contextlib.suppress(RecursionError, ValueError):
+        json.loads(data, object_pairs_hook=once)
+    return twice[0] if twice else None
 
 
 # ---------------------------------------------------------------- parts of a conversation

@@ -55,7 +55,7 @@ from sharpen.sampling import WAVES, Waves
 from sharpen.settings import RunSettings, load_settings
 from sharpen.stats import clopper_pearson, cluster_bootstrap_mean, pass_at_k, pass_interval
 from sharpen.store.files import as_json, file_digest, read_if_there, read_json, write_atomic, write_json, writing
-from sharpen.store.run import MANIFEST, SETTINGS, Manifest, Run
+from sharpen.store.run import MANIFEST, SETTINGS, Manifest, Run, check_rungs
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
@@ -167,6 +167,7 @@ def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
     """
     view = read_run(folder, samples=0)
     folder = folder.resolve()
+    check_rungs(folder)
     settings = load_settings(folder / SETTINGS, {})
     run = Run.hold(folder)
     try:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from sharpen import loop
+from sharpen import loop, placeholders
 from sharpen.agents.base import Agent
 from sharpen.agents.choose import CONSIDERED, Several, check_turns, load_members, make_agent, make_several, most_turns, playing
 from sharpen.agents.harness import Harness
@@ -144,7 +144,7 @@ class Distillation(Record, frozen=True, kw_only=True):
             raise SettingsError(f"n is {self.n}, but must be at least 1")
 
 
-HERE = "{reference}"
+HERE = "reference"
 
 
 class Hints(Record, frozen=True, kw_only=True):
@@ -153,14 +153,14 @@ class Hints(Record, frozen=True, kw_only=True):
     ``n`` tries of each (4; ours: fewer than without a hint, since the solution is in view), of which at most one trains. ``share``, in [0, 1], bounds the
     hinted ones among all tries that train, demonstrations aside (0.2, ours: twice STaR's, whose last set on CommonsenseQA solved 78.2 % of the questions
     without and another 8.5 % with a hint); 1 is no bound, nor is there one where nothing else trains. ``wording`` is what stands behind the task, with
-    ``{reference}`` for the solution.
+    ``{reference}`` for the solution; ``{{`` and ``}}`` are plain braces.
     """
 
     n: int = 4
     share: float = 0.2
     wording: str = (
         "For this try only, here is a solution that is known to be right:\n"
-        f"{HERE}\n"
+        "{reference}\n"
         "Now do the task in the form that it asks for, as if you had not seen that solution."
     )
 
@@ -169,8 +169,7 @@ class Hints(Record, frozen=True, kw_only=True):
             raise SettingsError(f"n is {self.n}, but must be at least 1")
         if not 0 <= self.share <= 1:
             raise SettingsError(f"share is {self.share}, but is a share of the tries that train: 0 to 1")
-        if HERE not in self.wording:
-            raise SettingsError(f"wording does not say where the solution goes; write {HERE} in it")
+        placeholders.check("wording", self.wording, [HERE])
 
 
 @dataclass

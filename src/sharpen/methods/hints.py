@@ -120,7 +120,7 @@ def _sample(bench: Bench, rung: str, standing: Prompted, tasks: list[Task], solu
     """Single tries of the model that stands, whatever agent the run's own is."""
     if not tasks:
         return Pool({}, ())
-    hints = {task.key: settings.wording.replace(HERE, solutions[task.key]) for task in tasks}
+    hints = {task.key: settings.wording.format_map({HERE: solutions[task.key]}) for task in tasks}
     n = settings.n if bench.sampling.temperature > 0 else 1  # greedy tries are all the same
     sampling = msgspec.structs.replace(bench.sampling, n=n, budget=Uniform())
     return bench.sample(f"{rung}/{HINTS}", standing, tasks, sampling, cast=Cast(hints=hints))
@@ -160,7 +160,7 @@ def speaks_of(task: Task, trajectory: Trajectory, solution: str, wording: str) -
 
 def _found(text: str, wording: str) -> Iterator[str]:
     yield from _PHRASES.findall(text)
-    for part in wording.split(HERE):
+    for part in wording.split(f"{{{HERE}}}"):
         words = _words(part).split()
         stretches = (f" {' '.join(words[at : at + STRETCH])} " for at in range(len(words) - STRETCH + 1))
         yield from (stretch for stretch in stretches if stretch in text)

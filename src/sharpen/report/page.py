@@ -39,7 +39,7 @@ from sharpen.records import (
     Verdict,
     Worked,
 )
-from sharpen.stats import pass_range_with_errors
+from sharpen.stats import level_text, pass_range_with_errors
 
 
 class SampleView(Record, frozen=True, kw_only=True):
@@ -135,6 +135,7 @@ def _page() -> Template:
         "copied": copied,
         "takes": takes,
         "facets": facets,
+        "level": level_text,
     }
     return environment.get_template("page.html.j2")
 
@@ -258,11 +259,13 @@ def _said(change: Change) -> tuple[str, str]:
     return ("", "less, as much as is let pass") if d.high < 0 else ("keep", "more") if d.low > 0 else ("", "not surely changed")
 
 
-def beside(agents: Sequence[Behaviour]) -> list[tuple[str, list[Interval | None]]]:
-    """The tools or verbs that any of the agents uses, most used first, with each one's share of tries; None where it is not among its commonest."""
+def beside(agents: Sequence[Behaviour]) -> list[tuple[str, list[str]]]:
+    """The tools or verbs that any of the agents uses, most used first, with each one's share of tries; ``-`` where it is not among its commonest."""
     shares = [{use.name: use.share for use in agent.uses} for agent in agents]
     most = {name: max(side[name].value for side in shares if name in side) for side in shares for name in side}
-    return [(name, [side.get(name) for side in shares]) for name in sorted(most, key=lambda name: (-most[name], name))]
+    absent = ["-" if agent.others or not agent.tasks else "0 %" for agent in agents]
+    used = sorted(most, key=lambda name: (-most[name], name))
+    return [(name, [rate(side[name]) if name in side else none for side, none in zip(shares, absent, strict=True)]) for name in used]
 
 
 def _with_bounds(interval: Interval | None, texts: tuple[str, str, str], unit: str) -> str:
@@ -275,9 +278,7 @@ def _with_bounds(interval: Interval | None, texts: tuple[str, str, str], unit: s
 
 
 def count(n: int) -> str:
-    """``950``, ``12k``, ``4.5M``; ``-`` for none."""
-    if not n:
-        return "-"
+    """``0``, ``950``, ``12k``, ``4.5M``."""
     if n < 1000:
         return str(n)
     return f"{n / 1e3:.0f}k" if n < 999_500 else f"{n / 1e6:.1f}M"
@@ -330,12 +331,16 @@ def paid(spent: Spent) -> str:
 
 
 def takes(worked: Worked) -> tuple[str, str, str, str, str]:
-    """What one try takes: turns, prompt tokens, sampled tokens, seconds, dollars; ``-`` where not known."""
+    """What one try takes: turns, prompt tokens, sampled tokens, seconds, dollars; ``-`` where nobody recorded it."""
 
     def number(value: float) -> str:
-        return "-" if math.isnan(value) or not value else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+        return "-" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
-    price = "unknown" if math.isnan(worked.dollars) else dollars(worked.dollars) if worked.dollars else "-"
+    if (
+        not worked.prompt_tokens and not worked.sampled_tokens
+    ):  # no model answers without either: tries from a file that says nothing of them
+        return number(worked.turns), "-", "-", number(worked.seconds), "-"
+    price = "unknown" if math.isnan(worked.dollars) else dollars(worked.dollars)
     return number(worked.turns), number(worked.prompt_tokens), number(worked.sampled_tokens), number(worked.seconds), price
 
 
@@ -363,7 +368,7 @@ def copied(made: Distilled) -> tuple[str, ...]:
 
 
 def minutes(value: float) -> str:
-    return f"{value:.{1 if value < 100 else 0}f}" if value else "-"
+    return f"{value:.{1 if value < 100 else 0}f}"
 
 
 def outcome(rung: RungView) -> str:

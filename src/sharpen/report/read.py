@@ -42,7 +42,7 @@ from sharpen.records import (
 from sharpen.report.page import RungView, RunView, SampleView, render
 from sharpen.sampling import HINTS, WAVES, Waves
 from sharpen.store.files import read_if_there, write_atomic
-from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
+from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest, existing, lost_rungs
 from sharpen.store.segments import Segments
 
 CONTROL = "-control"
@@ -57,7 +57,7 @@ def write_page(folder: Path) -> Path:
 
 def read_run(folder: Path, samples: int = 4) -> RunView:
     """The run as far as it has come. ``samples`` trajectories are shown for each rung. RunError where there is no run."""
-    if not (folder / SETTINGS).exists():
+    if not (existing(folder) / SETTINGS).exists():
         raise RunError(f"there is no run in {folder}: it has no {SETTINGS}; name a folder that sharpen run made, such as runs/quickstart")
     settings_yaml = (folder / SETTINGS).read_text()
     notes = _ledger(folder)
@@ -80,7 +80,11 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         demonstrations=read_if_there(folder / DEMONSTRATIONS, DemonstrationQuality),
         habits=read_if_there(folder / DEMONSTRATED, Behaviour),
         audit=read_if_there(folder / AUDIT, Audit),
-        banners=(*_banners(notes, rungs), *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played)),
+        banners=(
+            *(f"{folder / 'rungs' / name} is gone: what is shown as shipped may be another rung than was" for name in lost_rungs(folder)),
+            *_banners(notes, rungs),
+            *dict.fromkeys(rung.dev.played for rung in rungs if rung.dev and rung.dev.played),
+        ),
         hardware=str(started.get("hardware", "")),
         commit=str(started.get("commit", "")),
         engine=next((str(note["engine"]) for note in reversed(notes) if note.get("event") == "engine"), ""),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from sharpen.advisor import purity_line
+from sharpen.ladder import RETRY
 from sharpen.records import Agreement, Audit, Distilled, Diversity, Interval, Message, Task, Trajectory, Verdict
 from sharpen.report.page import (
+    RungView,
     RunView,
     SampleView,
     chosen,
@@ -37,39 +41,95 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _VERDICT_STYLE = {"pass": "bold green", "fail": "bold red", "error": "bold yellow"}
 
 
-def ladder_table(view: RunView) -> Table:
-    """One row a rung. Rates in percent and gains in points, each over its 95 % interval; the test columns appear once test was opened."""
-    many = many_tries(view.rungs)
-    has_test = any(rung.test for rung in view.rungs)
-    splits = ("dev", "test") if has_test else ("dev",)
+def ladder_table(view: RunView) -> RenderableType:
+    """One row a rung. Rates in percent and gains in points, each over its 95 % interval; the test columns appear once test was opened.
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption=_caption(view))
-    table.add_column("rung", overflow="fold", min_width=12)
-    for split in splits:
-        table.add_column(f"pass@1\n{split} 95 %", justify="right", no_wrap=True)
-        table.add_column(f"{many}\n{split} 95 %", justify="right", no_wrap=True)
-    has_panel = any(rung.panel for rung in view.rungs)
-    if has_panel:
-        table.add_column("off-task\n95 %", justify="right", no_wrap=True)
-    table.add_column("gain over\nbefore 95 %", justify="right", no_wrap=True)
-    table.add_column("outcome", min_width=9)
-    for header in ("tokens\nsampled", "tokens\ntrained", "min"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for rung in view.rungs:
-        # Rich alone would break a name in the middle of a word. A control stands under its rung.
-        cells = [_plain("  its control" if rung.control else textwrap.fill(rung.name, 12))]
-        for evaluation in (rung.dev, rung.test)[: len(splits)]:
-            k = largest(rung)
-            cells.append(_rate(evaluation.pass_at.get(1) if evaluation else None))
+    Where the terminal is too narrow for it, what does not fit beside the rungs comes in a table of its own below.
+    """
+    return _Ladder(view)
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    cells: list[Text]
+    justify: Literal["left", "right"] = "right"
+    min_width: int | None = None
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    view: RunView
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        together: list[_Column] = []
+        for block in _blocks(self.view):
+            if (
+                together
+                and self._table([*together, *block]).__rich_measure__(console, options.update(width=1000)).minimum > options.max_width
+            ):
+                yield self._table(together)
+                yield Text()
+                together = []
+            together += block
+        yield self._table(together)
+        yield _caption(self.view)
+
+    def _table(self, columns: Sequence[_Column]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("rung", no_wrap=True)
+        for column in columns:
+            table.add_column(column.header, justify=column.justify, no_wrap=column.min_width is None, min_width=column.min_width)
+        for at, rung in enumerate(self.view.rungs):
+            style = "dim" if rung.control else "bold" if rung.shipped else ""
+            table.add_row(_name(rung), *(column.cells[at] for column in columns), style=style)
+        return table
+
+
+def _blocks(view: RunView) -> Iterator[list[_Column]]:
+    """The columns that stand together."""
+    many = many_tries(view.rungs)
+    for split in ("dev", "test") if any(rung.test for rung in view.rungs) else ("dev",):
+        once, often = [], []
+        for rung in view.rungs:
+            evaluation, k = rung.dev if split == "dev" else rung.test, largest(rung)
+            once.append(_rate(evaluation.pass_at.get(1) if evaluation else None))
             text = _rate(evaluation.pass_at.get(k) if evaluation and k > 1 else None)
-            cells.append(text if many != "pass@k" or text.plain == "-" else Text(f"k {k}: ") + text)
-        if has_panel:
-            cells.append(_rate(rung.panel.pass_at.get(1) if rung.panel else None))
-        cells.append(_gain(rung.gain.printed if rung.gain else None))
-        cells.append(_plain(outcome(rung) + (", shipped" if rung.shipped else "")))
-        cells += [Text(count(rung.sampled_tokens)), Text(count(rung.trained_tokens)), Text(minutes(rung.minutes))]
-        table.add_row(*cells, style="dim" if rung.control else "bold" if rung.shipped else "")
-    return table
+            often.append(text if many != "pass@k" or text.plain == "-" else Text(f"k {k}: ") + text)
+        yield [_Column(f"pass@1\n{split} 95 %", once), _Column(f"{many}\n{split} 95 %", often)]
+    if any(rung.panel for rung in view.rungs):
+        yield [_Column("off-task\n95 %", [_rate(rung.panel.pass_at.get(1) if rung.panel else None) for rung in view.rungs])]
+    yield [
+        _Column("gain over\nbefore 95 %", [_gain(rung.gain.printed if rung.gain else None) for rung in view.rungs]),
+        _Column("outcome", [_plain(outcome(rung) + (", shipped" if rung.shipped else "")) for rung in view.rungs], "left", 9),
+    ]
+    yield [
+        _Column("tokens\nsampled", [Text(count(rung.sampled_tokens)) for rung in view.rungs]),
+        _Column("tokens\ntrained", [Text(count(rung.trained_tokens)) for rung in view.rungs]),
+        _Column("min", [Text(minutes(rung.minutes)) for rung in view.rungs]),
+    ]
+
+
+def _name(rung: RungView) -> Text:
+    """A rung's name on short lines that end where a word does; what a round was made again with is dim. A control stands under its rung."""
+    if rung.control:
+        return Text("  its control")
+    name, _, again = rung.name.partition(f"-{RETRY}-")
+    number, _, way = again.partition("-")
+    said = _plain("\n".join(_filled(re.findall(r"[^-]*-|[^-]+", name))))
+    if again:
+        said.append("\n" + "\n".join(_filled(re.findall(r"\S+ ?", _clean(f"{RETRY} {number}: {way.replace('-', ' ')}")))), style="dim")
+    return said
+
+
+def _filled(words: Iterable[str], width: int = 14) -> list[str]:
+    """``words``, with what stands behind each, in lines of at most ``width`` where none is longer."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1] + word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return [line.rstrip() for line in lines]
 
 
 def distillation_table(name: str, made: Distilled) -> RenderableType:
@@ -252,4 +312,4 @@ def _caption(view: RunView) -> Text:
                 said.append(
                     f"{rung.name}, {e.split}: {e.errors} errors, in no rate; pass@1 is {error_range(e)} with them as fails, then as passes"
                 )
-    return Text("; ".join([*said, *(_clean(banner) for banner in view.banners)]))
+    return Text("; ".join([*said, *(_clean(banner) for banner in view.banners)]), style="table.caption")

@@ -22,6 +22,7 @@ R = TypeVar("R")
 SETTINGS = "run.yaml"
 LEDGER = "ledger.jsonl"
 MANIFEST = "stage.json"
+ENDED = "ended"  # the ledger's event that names the rungs there were
 CONCLUSIONS = (
     "decision.json",
     "evaluation*.json",
@@ -168,6 +169,38 @@ class Run:
             except msgspec.DecodeError:
                 continue
         return lines
+
+
+def existing(folder: Path, what: str = "run or work folder") -> Path:
+    """``folder``, where it is there. RunError where it is not, with the nearest name of what lies beside it; nothing is made."""
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise RunError(f"{folder} is a file; name a {what}")
+    lost = next(path for path in (folder, *folder.parents) if path.parent.is_dir())
+    beside = sorted(path.name for path in lost.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if close := difflib.get_close_matches(lost.name, beside, n=1, cutoff=0.5):
+        there = f"did you mean {lost.with_name(close[0]) / folder.relative_to(lost)}?"
+    elif beside:
+        there = f"{lost.parent} has {', '.join(beside[:8])}" + (f" and {len(beside) - 8} more" if len(beside) > 8 else "")
+    else:
+        there = f"there is no folder in {lost.parent}"
+    raise RunError(f"no such {what}: {folder}; {there}")
+
+
+def lost_rungs(folder: Path) -> list[str]:
+    """The rungs that the run in ``folder`` had when it ended last, and whose folders somebody deleted since."""
+    ended: list[str] = next((line["rungs"] for line in reversed(Run(folder).ledger()) if line.get("event") == ENDED), [])
+    return [name for name in ended if not (folder / "rungs" / name).is_dir()]
+
+
+def check_rungs(folder: Path) -> None:
+    """RunError where a rung has lost its folder: what is left does not say which rung the run ships."""
+    if lost := lost_rungs(folder):
+        gone = " and ".join(f"{folder / 'rungs' / name}" for name in lost)
+        raise RunError(
+            f"{gone} {'is' if len(lost) == 1 else 'are'} gone, so what the run ships is not known; put it back, or give sharpen run again"
+        )
 
 
 def fork(old: Path, new: Path, settings: str) -> None:

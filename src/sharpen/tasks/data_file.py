@@ -11,6 +11,7 @@ import msgspec
 from sharpen.environments.load import EnvironmentSettings, load_environment
 from sharpen.environments.single_turn import SingleTurnSettings
 from sharpen.errors import SettingsError, TaskError, nearest
+from sharpen.formats.base import key_given_twice
 from sharpen.records import Message, Record, Task
 from sharpen.store.files import digest
 from sharpen.tasks.base import SPLITS, Splits, TaskSet, split_by_family
@@ -191,9 +192,12 @@ def _jsonl(path: Path) -> Rows:
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # Windows editors put UTF-8's mark there
                 if line.strip():
                     try:
-                        yield place, msgspec.json.decode(line)
+                        row = msgspec.json.decode(line)
                     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                         raise TaskError(f"{place} is not JSON in UTF-8: {error}") from None
+                    if (key := key_given_twice(line, row)) is not None:
+                        raise TaskError(f"{place} has the key {key!r} twice; delete one")
+                    yield place, row
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror or error}") from None
 

@@ -11,7 +11,7 @@ rounds, rejection sampling and then expert iteration from what it gave, are done
 evaluated by the truth on the same dev games.
 
 For each arm and round: the purity forecast from the injected rates and the observed pass rate, beside that of all passes; the purity of the rows that
-are selected, by as many labels (of the truth) as the gate asks for at first, with its one-sided 95 % lower bound (``stats.purity_bound``, at any look), what the gate
+are selected, by as many labels (of the truth) as the gate asks for at first, with its one-sided 95 % lower bound (``stats.purity_bound``), what the gate
 makes of it, and the labels until it is settled; the true purity of those rows, and of all sampled rows that train. Gains are paired differences in
 pass@1 on dev, over SFT and over the arm without false positives: 95 % intervals over families (all seeds' games together, so training noise that a
 seed's games share is not in them), and over seeds (Student's t), which hold it but are wide.

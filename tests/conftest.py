@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import shutil
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -44,6 +48,30 @@ def benchmark(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs. A dead one that nobody waits for does not: where the first process of a container reaps no orphans, they stay for ever."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def later(seconds: float) -> None:
+    """Sets the running loop's clock forward: what waits for less than ``seconds`` is over now, on a slow machine as on a fast one."""
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    loop.time = lambda: time() + seconds  # type: ignore[method-assign]
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port of loopback that refuses, and that no other program can get, until a server of ours listens there (which the system allows)."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 FEW = "{demo: 4, train: 12, dev: 12, test: 4}"  # tasks.splits, where nothing rests on how many there are

@@ -8,14 +8,15 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from sharpen.policies.scripted import scripted_model
 from sharpen.run import climb
@@ -38,6 +39,14 @@ LADDER = {
 }
 
 
+# The same examples each time, however long they take.
+settings.register_profile("same", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
+# What a terminal, a CI or a proxy says of itself is not for these tests: they read what is printed, and their servers are on loopback.
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CLICOLOR_FORCE"):
+    os.environ.pop(name, None)
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -58,20 +67,27 @@ def runs(pid: int) -> bool:
         return False
 
 
+def wait_until(what: Callable[[], object]) -> None:
+    """Back when ``what`` holds. Ten minutes measure nothing; they are an end for a test that has failed."""
+    end = time.monotonic() + 600
+    while not what():
+        assert time.monotonic() < end, "it never came to hold"
+        time.sleep(0.005)
+
+
 def later(seconds: float) -> None:
     """Sets the running loop's clock forward: what waits for less than ``seconds`` is over now, on a slow machine as on a fast one."""
     loop = asyncio.get_running_loop()
-    time = loop.time
-    loop.time = lambda: time() + seconds  # type: ignore[method-assign]
+    now = loop.time
+    loop.time = lambda: now() + seconds  # type: ignore[method-assign]
 
 
-@contextmanager
-def held_port() -> Iterator[int]:
-    """A port of loopback that refuses, and that no other program can get, until a server of ours listens there (which the system allows)."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+def held_port() -> tuple[socket.socket, int]:
+    """A port of loopback that refuses, and that nobody is given by chance, as long as the socket is open; a server of ours may listen there by its number."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held, held.getsockname()[1]
 
 
 FEW = "{demo: 4, train: 12, dev: 12, test: 4}"  # tasks.splits, where nothing rests on how many there are

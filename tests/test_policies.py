@@ -7,7 +7,6 @@ import importlib.util
 import json
 import random
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from conftest import held_port
 from sharpen import loop
 from sharpen.chat.load import load_template
 from sharpen.errors import ContextOverflow, ModelError, PolicyError, SettingsError
@@ -403,11 +403,9 @@ async def test_a_hanging_server_times_out(serve: Serve) -> None:
 
 
 async def test_a_dead_server_cannot_be_reached() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    held, port = held_port()
     policy = EndpointPolicy(Endpoint(base_url=f"http://127.0.0.1:{port}", model="m", retries=1, backoff=0.01, check=False))
-    with pytest.raises(PolicyError, match="cannot be reached"):
+    with held, pytest.raises(PolicyError, match="cannot be reached"):
         await policy.complete(ask("Hi"), Sampling())
     await policy.close()
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from conftest import held_port
 from sharpen.agents.base import PolicyAgent
 from sharpen.agents.checks import gold_and_noop
 from sharpen.agents.recorded import replay
@@ -164,13 +166,17 @@ async def test_a_tool_that_hangs_is_an_error_and_many_are_a_fault(monkeypatch: p
         Args:
             x: Anything.
         """
-        time.sleep(2)
+        freed.wait()
 
+    freed = threading.Event()
     monkeypatch.setattr(tools, "STUCK", 2)
     env = environment(hang, timeout_s=0.05, max_turns=4)
-    assert await results(env, call("hang", x="")) == ["error: hang gave no result within 0.05 s"]
-    with pytest.raises(EnvironmentFault, match="2 tool calls hang"):
-        await results(env, call("hang", x=""), call("hang", x=""))
+    try:
+        assert await results(env, call("hang", x="")) == ["error: hang gave no result within 0.05 s"]
+        with pytest.raises(EnvironmentFault, match="2 tool calls hang"):
+            await results(env, call("hang", x=""), call("hang", x=""))
+    finally:
+        freed.set()
 
 
 async def test_a_turn_makes_so_many_calls_and_no_more() -> None:
@@ -351,22 +357,22 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str,
 
 @contextmanager
 def http_server(path: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The server in ``path`` on a free port of loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    """The server in ``path`` on a port of loopback."""
+    held, port = held_port()
     process = subprocess.Popen([sys.executable, path, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        while True:
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
                 break
             except OSError:
                 assert process.poll() is None
-                time.sleep(0.1)
+                time.sleep(0.02)
         yield f"http://127.0.0.1:{port}/mcp", process
     finally:
         process.kill()
         process.wait()
+        held.close()
 
 
 async def test_an_mcp_server_is_played_with(server: dict[str, Any]) -> None:

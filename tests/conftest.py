@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
+from sharpen.models import cache_folder
 from sharpen.policies.scripted import scripted_model
 from sharpen.run import climb
 from sharpen.sandbox.box import probe
@@ -45,6 +47,10 @@ settings.load_profile("same")
 # What a terminal, a CI or a proxy says of itself is not for these tests: they read what is printed, and their servers are on loopback.
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CLICOLOR_FORCE"):
     os.environ.pop(name, None)
+try:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+except (OSError, RuntimeError):  # a user without a home
+    os.environ["SHARPEN_CACHE"] = tempfile.mkdtemp(prefix="sharpen-cache-")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

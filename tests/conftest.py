@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import shutil
+import socket
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
+from sharpen.models import cache_folder
 from sharpen.policies.scripted import scripted_model
 from sharpen.run import climb
 from sharpen.sandbox.box import probe
@@ -34,6 +41,18 @@ LADDER = {
 }
 
 
+# The same examples each time, however long they take.
+settings.register_profile("same", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
+# What a terminal, a CI or a proxy says of itself is not for these tests: they read what is printed, and their servers are on loopback.
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CLICOLOR_FORCE"):
+    os.environ.pop(name, None)
+try:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+except (OSError, RuntimeError):  # a user without a home
+    os.environ["SHARPEN_CACHE"] = tempfile.mkdtemp(prefix="sharpen-cache-")
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -44,6 +63,37 @@ def benchmark(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs. A dead one that nobody waits for does not: where the first process of a container reaps no orphans, they stay for ever."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(what: Callable[[], object]) -> None:
+    """Back when ``what`` holds. Ten minutes measure nothing; they are an end for a test that has failed."""
+    end = time.monotonic() + 600
+    while not what():
+        assert time.monotonic() < end, "it never came to hold"
+        time.sleep(0.005)
+
+
+def later(seconds: float) -> None:
+    """Sets the running loop's clock forward: what waits for less than ``seconds`` is over now, on a slow machine as on a fast one."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+
+
+def held_port() -> tuple[socket.socket, int]:
+    """A port of loopback that refuses, and that nobody is given by chance, as long as the socket is open; a server of ours may listen there by its number."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held, held.getsockname()[1]
 
 
 FEW = "{demo: 4, train: 12, dev: 12, test: 4}"  # tasks.splits, where nothing rests on how many there are

@@ -281,9 +281,9 @@ def test_few_shot_examples_are_not_judged() -> None:
 def test_what_is_too_long_is_cut_in_the_middle_and_that_is_said() -> None:
     long = tried(f"START{'x' * 10_000_000}THE END")
     policy = answering(PASS)
-    began = time.monotonic()
+    began = time.process_time()
     verdict = LLMJudge(ONE, policy).verify(TASK, long)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
     shown = policy.asked[0][0].messages[0].content
     assert len(shown) < 25_000 and "| START" in shown and "THE END" in shown
     assert re.search(r"\n\.\.\. 9984013 of 10000013 characters are left out here \.\.\.\n", shown)

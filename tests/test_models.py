@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sharpen.errors import ModelError
-from sharpen.models import cache_folder, fingerprint, load_model, save_lineage
+from sharpen.models import cache_folder, fingerprint, load_model, save_lineage, with_template
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Lineage
+from sharpen.records import Lineage, Model
 
 
 def safetensors(data: bytes = b"\0" * 8, claimed: int = 8) -> bytes:
@@ -123,6 +123,14 @@ def test_a_read_only_folder_has_a_fingerprint(folder: Path) -> None:
         assert fingerprint(folder) == expected
     finally:
         folder.chmod(0o700)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("<|im_start|> <|im_end|> <|endoftext|>")
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="cannot be written: Not a directory; set SHARPEN_CACHE") as caught:
+        with_template(Model(name="m", path=str(tmp_path), fingerprint="f", lineage=Lineage(base="m")), "hermes", tmp_path / "file")
+    assert "\n" not in str(caught.value)
 
 
 def test_lineage_is_kept(tmp_path: Path) -> None:

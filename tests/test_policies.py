@@ -7,7 +7,6 @@ import importlib.util
 import json
 import random
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from conftest import held_port
 from sharpen import loop
 from sharpen.chat.load import load_template
 from sharpen.errors import ContextOverflow, ModelError, PolicyError, SettingsError
@@ -295,10 +295,11 @@ async def test_a_dead_engine_is_a_policy_error() -> None:
     pytest.importorskip("openvino_genai")
     policy = OpenVinoPolicy(smollm(), OpenVino(cache_gb=1))
     task = asyncio.create_task(policy.complete(ask("Tell me a story."), Sampling(max_tokens=2000)))
-    await asyncio.sleep(0.5)
+    while not policy._waiting or not policy._outbox.empty():  # until it is asked: it may answer soon
+        await asyncio.sleep(0)
     policy._process.kill()
     with pytest.raises(PolicyError, match="died"):
-        await asyncio.wait_for(task, 10)
+        await task
     with pytest.raises(PolicyError, match="died"):
         await policy.complete(ask("Hi"), GREEDY)
     await policy.close()
@@ -403,11 +404,9 @@ async def test_a_hanging_server_times_out(serve: Serve) -> None:
 
 
 async def test_a_dead_server_cannot_be_reached() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    held, port = held_port()
     policy = EndpointPolicy(Endpoint(base_url=f"http://127.0.0.1:{port}", model="m", retries=1, backoff=0.01, check=False))
-    with pytest.raises(PolicyError, match="cannot be reached"):
+    with held, pytest.raises(PolicyError, match="cannot be reached"):
         await policy.complete(ask("Hi"), Sampling())
     await policy.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import later
 from sharpen.agents.base import PolicyAgent, with_shots, without_shots
 from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import ContextOverflow, EnvironmentFault, PolicyError, SettingsError, TooManyErrors
@@ -104,24 +105,31 @@ async def test_one_broken_call_is_made_again_and_a_dead_engine_ends_the_stage_wi
 
 
 class Faulty(SingleTurn):
-    """An environment that raises or hangs on some tasks."""
+    """An environment that raises or hangs on two tasks; what hangs has run for as long as it may when the others have ended."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what = what
+        self.what, self.alone = what, asyncio.Event()
+
+    def listen(self, seen: Progress) -> None:
+        if seen.done == len(TASKS) - 2:
+            self.alone.set()
 
     async def start(self, task: Task):  # type: ignore[no-untyped-def]
         episode, opening = await super().start(task)
         if task.key in ("t3", "t7"):
             if self.what == "raises":
                 raise EnvironmentFault(f"task {task.key}: the environment raised KeyError")
-            await asyncio.sleep(60)
+            await self.alone.wait()
+            later(601)
+            await asyncio.Event().wait()
         return episode, opening
 
 
 @pytest.mark.parametrize("what", ["raises", "hangs"])
 async def test_an_environment_that_raises_or_hangs_is_an_error_on_its_own_tasks(what: str, tmp_path: Path) -> None:
-    made = await pool(tmp_path, agent(ScriptedPolicy(right), Faulty(what)), episode_timeout_s=0.2)
+    faulty = Faulty(what)
+    made = await pool(tmp_path, agent(ScriptedPolicy(right), faulty), episode_timeout_s=600.0, listen=faulty.listen)
     by_task = {key.task: verdict.outcome for key, verdict in made.verdicts.items()}
     assert {task for task, outcome in by_task.items() if outcome == "error"} == {"t3", "t7"}
     assert sum(outcome == "pass" for outcome in by_task.values()) == 10
@@ -256,7 +264,8 @@ async def test_one_error_stops_no_small_stage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("what", "fault"), [("raises", "environment"), ("hangs", "timeout")])
 async def test_what_broke_is_named_by_its_class(what: str, fault: str, tmp_path: Path) -> None:
-    made = await pool(tmp_path, agent(ScriptedPolicy(right), Faulty(what)), episode_timeout_s=0.2, max_errors=0.5)
+    faulty = Faulty(what)
+    made = await pool(tmp_path, agent(ScriptedPolicy(right), faulty), episode_timeout_s=600.0, max_errors=0.5, listen=faulty.listen)
     assert {one.fault for one in made.trajectories.values() if one.stop == "error"} == {fault}
 
 

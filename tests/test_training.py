@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from conftest import runs
 from sharpen.errors import ModelError, SettingsError, StorageError, TrainingError
 from sharpen.models import Model, load_model, open_folder
 from sharpen.records import Lineage, Row, SampleKey
@@ -290,7 +291,7 @@ def test_an_interrupt_ends_the_whole_group(tiny: Model, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         sft.train(some_rows(4), tiny, msgspec.structs.replace(FULL, epochs=20_000), tmp_path / "model", on_progress=interrupt)
-    assert not running(found[0])
+    assert not runs(found[0])
     assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
 
 
@@ -312,10 +313,3 @@ def command(process: Path) -> str:
         return (process / "cmdline").read_text()
     except OSError:
         return ""
-
-
-def running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False

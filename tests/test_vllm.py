@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import msgspec
 import pytest
 import yaml
 
+from conftest import wait_until
 from sharpen import loop
 from sharpen.errors import ContextOverflow, ModelError, PolicyError
 from sharpen.methods import base as bench
@@ -60,16 +60,9 @@ def refuses(port: int) -> bool:
     return False
 
 
-def wait_for(what: Any, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not (done := what()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(done)
-
-
 # ---------------------------------------------------------------- the leash
 
-SERVER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']); time.sleep({})"
+SERVER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(6000)']); time.sleep({})"
 OWNER = """
 import os, subprocess, sys
 print(subprocess.Popen([sys.executable, {leash!r}, str(os.getpid()), sys.executable, "-c", {server!r}], start_new_session=True).pid, flush=True)
@@ -77,7 +70,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("server_s", [100, 0.5], ids=["the owner is killed", "the command ends"])
+@pytest.mark.parametrize("server_s", [6000, 0.5], ids=["the owner is killed", "the command ends"])
 def test_no_process_outlives_the_leash(server_s: float) -> None:
     """The server has a child of its own, which nobody else would end."""
     code = OWNER.format(leash=leash.__file__, server=SERVER.format(server_s))
@@ -85,9 +78,9 @@ def test_no_process_outlives_the_leash(server_s: float) -> None:
     assert owner.stdout
     leader = int(owner.stdout.readline())
     if server_s > 1:
-        assert wait_for(lambda: len(group(leader)) == 3)
+        wait_until(lambda: len(group(leader)) == 3)
         os.kill(owner.pid, signal.SIGKILL)
-    assert wait_for(lambda: not group(leader))
+    wait_until(lambda: not group(leader))
     owner.kill()
     owner.communicate()
 
@@ -349,7 +342,7 @@ async def test_a_dead_server_is_started_again_once(server: OnTheLoop) -> None:
         )
         with pytest.raises(PolicyError, match=r"vLLM died: .*vllm.log"):
             await asyncio.wait_for(under_way, 30)
-        assert wait_for(lambda leader=leader: not group(leader))
+        wait_until(lambda leader=leader: not group(leader))
         if expected is PolicyError:
             assert (await server.complete(ask(SHORT), GREEDY)).message.content
         else:
@@ -409,11 +402,11 @@ def test_kill_9_of_the_run_leaves_nothing(tmp_path: Path, when: str) -> None:
         assert run.stdout.readline() == "up\n"
         assert len(group(leader)) > 3  # the leash, the server, its engine and its workers
     else:
-        assert wait_for(lambda: len(group(leader)) > 2, 60)  # the server has begun to start others
+        wait_until(lambda: len(group(leader)) > 2)  # the server has begun to start others
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    assert wait_for(lambda: not group(leader))
-    assert wait_for(lambda: refuses(port))  # a little later: a leader is a zombie before its last thread has let go of the socket
+    wait_until(lambda: not group(leader))
+    wait_until(lambda: refuses(port))  # a little later: a leader is a zombie before its last thread has let go of the socket
 
 
 @pytest.mark.real

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
@@ -127,8 +127,7 @@ class _Asking:
 
     def _answer(self) -> str:
         while True:
-            self.console.print(PROMPT, end="", markup=False)
-            key = read_key(self.stdin)
+            key = read_key(self.stdin, lambda: self.console.print(PROMPT, end="", markup=False))
             if not self.stdin.isatty() or key in (*KEYS, "s", "z", "q"):
                 self.console.print(key, markup=False) if key.isprintable() else self.console.print()
             if key in (*KEYS, "s", "z", "q"):
@@ -169,12 +168,13 @@ class _Asking:
             self.console.print(line, markup=False, soft_wrap=True)
 
 
-def read_key(stdin: TextIO) -> str:
-    """One answer, in lower case: a key where there is a terminal, else the first letter of a line. ``q`` at the end of the input, "" for no answer.
+def read_key(stdin: TextIO, ask: Callable[[], None]) -> str:
+    """``ask``, and one answer, in lower case: a key where there is a terminal, else the first letter of a line. ``q`` at the end of the input, "" for none.
 
     What was typed before the question was shown is no answer to it, and a key that sends several bytes (an arrow ends in ``B``) is none of ours.
     """
     if not stdin.isatty():
+        ask()
         line = stdin.readline()
         return line.strip()[:1].lower() if line else "q"
     import termios
@@ -184,6 +184,7 @@ def read_key(stdin: TextIO) -> str:
     before = termios.tcgetattr(handle)
     try:
         tty.setcbreak(handle, termios.TCSAFLUSH)
+        ask()  # not before: what was pressed at once would be flushed away
         pressed = os.read(handle, 64)
     finally:
         termios.tcsetattr(handle, termios.TCSADRAIN, before)

@@ -118,8 +118,7 @@ def with_template(model: Model, template: str, cache: Path | None = None) -> Mod
         / f"{model.name}-{source.stem}-{hashlib.sha256(model.fingerprint.encode() + text).hexdigest()[:12]}"
     )
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".template-"))
+        work = _work_beside(folder)
         try:
             for file in Path(model.path).iterdir():
                 if file.name not in ("chat_template.jinja", _DIGESTS, CARD):
@@ -307,8 +306,7 @@ def _packaged(name: str, cache: Path) -> Path:
         import transformers
     except ImportError as error:
         raise ModelError(f"{name} is unpacked with transformers; install sharpen[train]") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
+    work = _work_beside(folder)
     try:
         settings = transformers.GgufConfig(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=file, quantization_config=settings, dtype=torch.float32)
@@ -321,6 +319,17 @@ def _packaged(name: str, cache: Path) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _work_beside(folder: Path) -> Path:
+    """A new folder in which to make ``folder``, of the cache."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    except OSError as error:
+        raise ModelError(
+            f"the cache {folder.parent} cannot be written: {error.strerror}; set SHARPEN_CACHE to a folder that can"
+        ) from error
 
 
 def _from_hub(name: str) -> Path:

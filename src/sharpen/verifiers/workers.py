@@ -158,10 +158,10 @@ class _Worker:
         now = time.monotonic()
         deadline, latest = now + seconds, now + PATIENCE * seconds
         while not self._arrived:
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._poll.poll(left * 1000):
+            left = max(0.0, deadline - time.monotonic())
+            if not self._poll.poll(left * 1000):  # also where no time is left: it may be this process that was kept waiting
                 deadline = min(latest, time.monotonic() + self._starved_of(seconds))
-                if deadline <= time.monotonic():
+                if deadline <= time.monotonic() and not self._poll.poll(0):  # it may have answered while it was looked at
                     raise TimeoutError(f"{what} within {seconds:g} s")
                 continue
             try:

@@ -38,10 +38,10 @@ from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, Ro
 from sharpen.sampling import Pool
 from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, smallest_effect
 from sharpen.store.files import write_json
+from sharpen.store.rungs import CONTROL, RungName
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
 
-RETRY = "retry"  # between the name of a round that was rolled back and the other way that it was made in
 DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{DESCRIBED}"
 
 
@@ -466,7 +466,7 @@ class Ladder:
         assert before.dev is not None and before.agent is not None and rung.dev is not None and rung.agent is not None
         exchange(bench, rung.name, taught, (before.name, before.agent, before.dev), (rung.agent, rung.dev))
         was, now = self._tries(before), self._tries(rung)
-        beside = next((self._tries(one) for one in self.rungs if one.name == f"{rung.name}-control"), None)
+        beside = next((self._tries(one) for one in self.rungs if one.name == f"{rung.name}{CONTROL}"), None)
         write_json(folder / DESCRIBED, compare(taught.pool, was, now, bench.seed))
         write_json(folder / FAULTY, faults(taught.pool, was, now, beside, bench.seed))
 
@@ -485,7 +485,7 @@ class Ladder:
     def _control(self, real: Rung, attempt: Attempt) -> None:
         """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""
         before = next(rung for rung in self.rungs if real.decision.gain is not None and rung.name == real.decision.gain.base)
-        name = f"{real.name}-control"
+        name = f"{real.name}{CONTROL}"
         assert real.dev is not None and before.agent is not None
         n = real.dev.tasks[0].samples
         dev = self.bench.evaluate(name, attempt.proposal, "dev", n)
@@ -512,8 +512,9 @@ class Ladder:
 
     def _name(self, method: str, variant: str | None = None) -> str:
         """Retries have the number of the round that they make again, so that the others are named as if none had been made."""
-        plain = [rung for rung in self.rungs if not rung.control and not rung.variant]
-        return f"rungs/{len(plain):03d}-{method}" if variant is None else f"{plain[-1].name}-{RETRY}-{self._retried}-{variant}"
+        plain = sum(not rung.control and not rung.variant for rung in self.rungs)
+        name = RungName(plain, method) if variant is None else RungName(plain - 1, method, self._retried, variant)
+        return name.stage
 
     def _add(self, rung: Rung) -> Rung:
         rung.decision = replace(rung.decision, banners=self.bench.banners, variant=rung.variant)

@@ -33,12 +33,14 @@ from sharpen.run import open_bench
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.store.files import read_if_there
 from sharpen.store.run import MANIFEST, Manifest, Run
+from sharpen.store.rungs import CONTROL, RungName
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
 MEASURED = 16  # tries of the run's first stage that a plan makes where they cost nothing
-FIRST = "rungs/000-base/dev"
+BASE = RungName(0, "base").stage
+FIRST = f"{BASE}/dev"
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,9 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
         earlier += sizes["train"] * min(how.n, settings.selection.limit or how.n)
         yield Ahead(name, rows=demonstrations + earlier)
 
-    yield from evaluated("rungs/000-base", "dev")
+    yield from evaluated(BASE, "dev")
     for number, method in enumerate(settings.ladder.climbs, 1):
-        name = f"rungs/{number:03d}-{method}"
+        name = RungName(number, method).stage
         if method == "distillation":
             yield from taught(name)
         if method in ("rejection-sampling", "expert-iteration"):
@@ -157,16 +159,16 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
             method == "rejection-sampling" or (method == "distillation" and not uncontrolled(settings.teacher, settings.distillation))
         )
         if beside and method == "distillation":
-            yield Ahead(f"{name}-control/sampling", sampling.n * sizes["train"])
+            yield Ahead(f"{name}{CONTROL}/sampling", sampling.n * sizes["train"])
         if beside:
-            yield Ahead(f"{name}-control", rows=demonstrations + earlier)
-            yield from (stage for stage in evaluated(f"{name}-control", "dev") if not stage.name.endswith("panel"))
+            yield Ahead(f"{name}{CONTROL}", rows=demonstrations + earlier)
+            yield from (stage for stage in evaluated(f"{name}{CONTROL}", "dev") if not stage.name.endswith("panel"))
     if again := settings.ladder.again:
         yield Ahead("rounds made again/sampling", more=again * max(sampling.n, settings.hints.n) * sizes["train"])
         dev = sizes["dev"] * max(looks[-1], settings.ladder.collapse_n) + (len(panel.tasks) * looks[0] if panel is not None else 0)
         yield Ahead("rounds made again/dev", more=again * dev, more_rows=again * (demonstrations + earlier))
     if sizes["test"]:
-        yield from evaluated("rungs/000-base", "test")
+        yield from evaluated(BASE, "test")
         yield from evaluated("what ships", "test")
 
 

@@ -33,6 +33,7 @@ from sharpen.selection import among, build_rows, merge
 from sharpen.stats import paired_gain, ratio_of_means, share_of_gain
 from sharpen.store.files import read_json, write_json
 from sharpen.store.run import MANIFEST, Manifest
+from sharpen.store.rungs import CONTROL
 from sharpen.training.on_policy import INSTEAD, fit, openings
 
 UNTAUGHT = "of a task on which nothing of the teacher's is kept"
@@ -73,13 +74,13 @@ def distillation(
     if not control or attempt.training is None:
         return attempt
     uniform = replace(how, sampling=msgspec.structs.replace(bench.sampling, budget=Uniform()))
-    own = gather(bench, f"{rung}-control", standing, earlier, uniform)
+    own = gather(bench, f"{rung}{CONTROL}", standing, earlier, uniform)
     mine = among(own.selection, {key.task for key in found.selection.kept}, UNTAUGHT)
     if not mine.kept:
         bench.say(f"{rung.removeprefix('rungs/')}: no control, since the student passes none of the tasks that it was taught")
         return attempt
     beside = replace(own, selection=mine, survivors=tuple(one for one in own.survivors if one[1].key in set(mine.kept)))
-    return replace(attempt, control=imitate(f"{rung}-control", beside, token_budget=attempt.training.trained_tokens))
+    return replace(attempt, control=imitate(f"{rung}{CONTROL}", beside, token_budget=attempt.training.trained_tokens))
 
 
 def uncontrolled(teacher: Teacher | None, how: Distillation) -> str:

@@ -25,6 +25,7 @@ from sharpen.pairs import NO_PAIR, pair, preferred
 from sharpen.records import Model, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool, SamplingSettings
 from sharpen.selection import build_rows, ignore_verdicts, merge, select
+from sharpen.store.rungs import CONTROL
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def rejection_sampling(
         return attempt
     indifferent = ignore_verdicts(found.pool, found.selection, bench.seed)
     drawn = _sourced(found.pool, indifferent, standing)
-    return dataclasses.replace(attempt, control=imitate(f"{rung}-control", indifferent, drawn, attempt.training.trained_tokens))
+    return dataclasses.replace(attempt, control=imitate(f"{rung}{CONTROL}", indifferent, drawn, attempt.training.trained_tokens))
 
 
 @dataclass(frozen=True)

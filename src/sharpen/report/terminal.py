@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpen.advisor import purity_line
-from sharpen.ladder import RETRY
 from sharpen.records import Agreement, Audit, Distilled, Diversity, Interval, Message, Task, Trajectory, Verdict
 from sharpen.report.page import (
     RungView,
@@ -34,6 +33,7 @@ from sharpen.report.page import (
     rate,
     takes,
 )
+from sharpen.store.rungs import RungName
 
 # C0 and C1 controls but newline and tab, and the bidirectional overrides: each can rewrite what the reader sees.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -114,11 +114,12 @@ def _name(rung: RungView) -> Text:
     """A rung's name on short lines that end where a word does; what a round was made again with is dim. A control stands under its rung."""
     if rung.control:
         return Text("  its control")
-    name, _, again = rung.name.partition(f"-{RETRY}-")
-    number, _, way = again.partition("-")
+    called = RungName.of(rung.name)
+    name = rung.name if called is None else rung.name.removesuffix(f"-{called.again}")
     said = _plain("\n".join(_filled(re.findall(r"[^-]*-|[^-]+", name))))
-    if again:
-        said.append("\n" + "\n".join(_filled(re.findall(r"\S+ ?", _clean(f"{RETRY} {number}: {way.replace('-', ' ')}")))), style="dim")
+    if called is not None and called.variant:
+        way = called.variant.replace("-", " ")
+        said.append("\n" + "\n".join(_filled(re.findall(r"\S+ ?", _clean(f"retry {called.retry}: {way}")))), style="dim")
     return said
 
 

@@ -100,6 +100,8 @@ class Anthropic(Provider):
     async def _chat(self, request: web.Request) -> web.Response:
         assert request.headers["anthropic-version"] == "2023-06-01" and "Authorization" not in request.headers
         body = await request.json()
+        if body["model"] != "m":
+            return refuse(404, "not_found_error", f"model: {body['model']}")
         for name in body:
             if name not in FIELDS:
                 return refuse(400, "invalid_request_error", f"{name}: Extra inputs are not permitted")
@@ -219,9 +221,9 @@ async def test_how_an_answer_ends(tmp_path: Path) -> None:
         turns = await asyncio.gather(*(policy.complete(ask(text), Sampling()) for text in said), return_exceptions=True)
         await policy.close()
         found = dict(zip(said, turns, strict=True))
-        assert [found[text].tokens.stop for text in ("long", "full", "empty")] == ["length", "length", "stop"]  # type: ignore[union-attr]
-        assert found["empty"].message.content == "" and found["thought"].message.content == "4"  # type: ignore[union-attr]
-        assert found["thought"].message.reasoning == "Hm."  # type: ignore[union-attr]
+        assert [found[text].tokens.stop for text in ("long", "full", "empty")] == ["length", "length", "stop"]
+        assert found["empty"].message.content == "" and found["thought"].message.content == "4"
+        assert found["thought"].message.reasoning == "Hm."
         assert isinstance(found["cut"], ContentFiltered)
         refused = found["refused"]
         assert isinstance(refused, PolicyError) and not isinstance(refused, ContentFiltered) and refused.failure == "content_filter"
@@ -467,7 +469,7 @@ async def test_a_server_without_message_batches(tmp_path: Path) -> None:
         (error,) = await asked(server, tmp_path / "a", "one")
         assert isinstance(error, SettingsError) and "no batch API at POST /messages/batches" in line(error)
         (error,) = await asked(server, tmp_path / "b", "one", model="n")
-        assert isinstance(error, SettingsError) or "n" in line(error)
+        assert isinstance(error, SettingsError) and "answered 404: model: n (not_found_error)" in line(error)
 
 
 # ---------------------------------------------------------------- settings and prices

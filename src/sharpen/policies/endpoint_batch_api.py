@@ -90,9 +90,9 @@ class Calls:
             if not isinstance(found, Trouble):
                 return found
             self.counts[found.error.failure or "dead"] += 1
-            if found.error.failure == "throttled" and self.busy():
-                began = time.monotonic()
-            if found.then == "give up" or time.monotonic() - began > self.settings.patience:
+            now = time.monotonic()
+            began = now if found.error.failure == "throttled" and self.busy() else began
+            if found.then == "give up" or now - began > self.settings.patience:
                 raise found.error
             await asyncio.sleep(max(wait, found.retry_after))
             wait = min(60.0, 2 * wait)

@@ -59,12 +59,17 @@ def expired(id: str) -> dict[str, Any]:
     return wrong(id, "batch_expired", "This request could not be executed before the completion window expired.")
 
 
+QUICK = Batch(quiet_s=0.05, poll_s=0.01)
+
+
 class Provider:
     """OpenAI's files and batches, as documented: a batch is validated, worked on while ``open`` is set, and ends; its lines come in another order.
 
     ``end`` says what a batch, given by its number and its requests, ends as: its status and the lines of both files, None for what is usual.
     ``hooks`` are called with a request, before it is answered, by method and path; a response that they give is the answer.
     """
+
+    batch = QUICK  # the settings to ask it with
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -81,13 +86,8 @@ class Provider:
 
     async def __aenter__(self) -> Provider:
         app = web.Application(client_max_size=1 << 24)
-        app.router.add_get("/v1/models", self._answer(self._models))
-        app.router.add_post("/v1/chat/completions", self._answer(self._chat))
-        app.router.add_post("/v1/files", self._answer(self._upload))
-        app.router.add_get("/v1/files/{id}/content", self._answer(self._content))
-        app.router.add_post("/v1/batches", self._answer(self._create))
-        app.router.add_get("/v1/batches", self._answer(self._list))
-        app.router.add_get("/v1/batches/{id}", self._answer(self._look))
+        for route, usual in self.routes().items():
+            app.router.add_route(*route.split(), self._answer(usual))
         self.runner = web.AppRunner(app, shutdown_timeout=0.05)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
@@ -97,6 +97,17 @@ class Provider:
     async def __aexit__(self, *_: object) -> None:
         self.open.set()
         await self.runner.cleanup()
+
+    def routes(self) -> dict[str, Callable[[web.Request], Awaitable[web.Response]]]:
+        return {
+            "GET /v1/models": self._models,
+            "POST /v1/chat/completions": self._chat,
+            "POST /v1/files": self._upload,
+            "GET /v1/files/{id}/content": self._content,
+            "POST /v1/batches": self._create,
+            "GET /v1/batches": self._list,
+            "GET /v1/batches/{id}": self._look,
+        }
 
     def _answer(self, usual: Callable[[web.Request], Awaitable[web.Response]]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -182,11 +193,9 @@ class Provider:
         return {one["body"]["messages"][-1]["content"] for one in self.requests[number]}
 
 
-QUICK = Batch(quiet_s=0.05, poll_s=0.01)
-
-
-def settings(server: Provider, batch: Batch = QUICK, **more: Any) -> Endpoint:
-    return Endpoint(**{"base_urls": (server.url,), "model": "m", "backoff": 0.01, "retries": 2, "patience": 20.0, "batch": batch} | more)
+def settings(server: Provider, batch: Batch | None = None, **more: Any) -> Endpoint:
+    usual = {"base_urls": (server.url,), "model": "m", "backoff": 0.01, "retries": 2, "patience": 20.0, "batch": batch or server.batch}
+    return Endpoint(**usual | more)
 
 
 def ask(text: str) -> Conversation:
@@ -255,7 +264,7 @@ async def killed(server: Provider, folder: Path, left: Path, when: str, *texts: 
 
     async def hook(request: web.Request) -> web.Response:
         if after:
-            await {"POST /v1/batches": server._create, "POST /v1/files": server._upload}[when](request)
+            await server.routes()[when](request)
         shutil.copytree(folder, left)
         taken.set()
         await asyncio.Event().wait()  # no answer ever reaches it

@@ -51,7 +51,7 @@ def open_policy(model: Model, engine: Engine, logs: Path | None = None) -> tuple
                 return EndpointPolicy(filled), f"endpoint: {why}"
             kept = Path(batch.folder) if batch.folder else (logs or cache_folder()) / "batches"
             batches = BatchPolicy(filled, kept)
-            return batches, f"endpoint: {why}, in batches, which lie in {batches.ledger.folder}"
+            return batches, f"endpoint: {why}, in {batches.api.name}; they lie in {batches.ledger.folder}"
         case OpenVino():
             openvino = OpenVinoPolicy(model, chosen)
             has = "has bf16" if openvino.precision == "bf16" else "has no bf16"

@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 
 from sharpen.errors import ContentFiltered, ContextOverflow, PolicyError, SettingsError
+from sharpen.policies import endpoint_messages as messages
 from sharpen.policies import endpoint_start as start
 from sharpen.policies import endpoint_wire as wire
 from sharpen.policies.balance import Balancer, Limit, Server
@@ -29,6 +30,7 @@ from sharpen.policies.endpoint_wire import Completion, Trouble
 from sharpen.records import Message, Record
 
 MOST = 64 << 20  # bytes of one answer
+_MESSAGES_MB = 244.0  # MiB, which are 256 MB
 _OURS = (
     "model",
     "messages",
@@ -48,7 +50,9 @@ _HELLO = Conversation(messages=(Message(role="user", content="Hi"),))
 
 
 class Batch(Record, frozen=True, kw_only=True):
-    """A provider's batch API, as OpenAI documents it: files of requests, answered within ``window``.
+    """A provider's batch API, as OpenAI or Anthropic documents it: many requests at once, answered within ``window``.
+
+    ``api`` says whose it is; "" is Anthropic's at its own address, OpenAI's at any other.
 
     Up to ``size`` requests, of ``max_mb`` MiB together, are in one batch, and as many wait at once. They are submitted when they are as many, or when
     none has come for ``quiet_s`` seconds; a batch is looked at every ``poll_s`` seconds. A try waits ``wait_s`` seconds at most, batches that are
@@ -58,6 +62,7 @@ class Batch(Record, frozen=True, kw_only=True):
     (a judge's).
     """
 
+    api: Literal["", "openai", "anthropic"] = ""
     size: Annotated[int, msgspec.Meta(ge=1, le=50_000)] = 10_000
     max_mb: Annotated[float, msgspec.Meta(gt=0)] = 100.0
     quiet_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
@@ -127,6 +132,19 @@ class Endpoint(Record, frozen=True, kw_only=True, tag_field="engine", tag="endpo
                 raise SettingsError(f"extra.{name} is null, which only takes out seed")
         if self.batch is not None and len(self.urls) > 1:
             raise SettingsError(f"base_urls names {len(self.urls)} servers, but a batch is submitted to one; name one, or take batch out")
+        if self.batch is not None and self.speaks == "anthropic":
+            messages.check(self.extra, self.token_ids, self.logprobs, self.max_tokens_field)
+            if self.batch.window != "24h":
+                raise SettingsError(f"batch.window is {self.batch.window!r}, but Anthropic's batches have 24h; take it out")
+            if self.batch.max_mb > _MESSAGES_MB:
+                raise SettingsError(f"batch.max_mb is {self.batch.max_mb:g}, but Anthropic takes at most {_MESSAGES_MB:g}")
+
+    @property
+    def speaks(self) -> Literal["openai", "anthropic"]:
+        """Whose API the servers are asked by."""
+        if self.batch is None:
+            return "openai"
+        return self.batch.api or ("anthropic" if any(urlsplit(url).hostname == messages.HOST for url in self.urls) else "openai")
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -153,6 +171,7 @@ class EndpointPolicy:
         self.name = settings.model
         self.gives_token_ids = settings.token_ids
         self.counts: Counter[str] = Counter()
+        self._wire: wire.Wire = messages if settings.speaks == "anthropic" else wire
         self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         if settings.api_key_env and not self._key:
             raise SettingsError(
@@ -174,7 +193,7 @@ class EndpointPolicy:
         ContextOverflow and ContentFiltered where a server says so; PolicyError for refusals, after the last retry, and where patience ends;
         SettingsError where no server can be used from the start.
         """
-        body = wire.request(self.settings.model, conversation, sampling, self.settings.max_tokens_field, self._extra)
+        body = self._wire.request(self.settings.model, conversation, sampling, self.settings.max_tokens_field, self._extra)
         try:
             opening = wire.opening(conversation) if len(self._known) > 1 else b""  # one server is no choice
             completion = await self._ask(msgspec.json.encode(body), opening, sampling, conversation.tools)
@@ -258,8 +277,8 @@ class EndpointPolicy:
         return answer
 
     async def _post(self, url: str, body: bytes) -> Completion | Trouble:
-        found = await self._http("POST", f"{url}/chat/completions", url, body)
-        return found if isinstance(found, Trouble) else wire.read(url, *found, self._key)
+        found = await self._http("POST", url + self._wire.PATH, url, body)
+        return found if isinstance(found, Trouble) else self._wire.read(url, *found, self._key)
 
     async def _http(
         self, method: str, address: str, url: str, body: bytes | aiohttp.Payload | None = None, most: int = MOST, seconds: float = 0.0
@@ -271,7 +290,7 @@ class EndpointPolicy:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the balancer's limits count
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+                headers={"Content-Type": "application/json"} | self._wire.headers(self._key),
             )
         seconds = seconds or (self.settings.timeout if method == "POST" else min(self.settings.timeout, 30.0))
         headers = body.headers if isinstance(body, aiohttp.Payload) else None
@@ -332,18 +351,18 @@ class EndpointPolicy:
 
         again = bool(known.passed)
         if not again:
-            names = await start.names(url, self.name, self.settings.api_key_env, get)
+            names = await start.names(url, self._wire.models(self.name), self.name, self.settings.api_key_env, get)
             if isinstance(names, Trouble):
                 return names
             known.names = names
-        hello = Sampling(temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=1)
-        body = wire.request(self.name, _HELLO, hello, self.settings.max_tokens_field, self._extra)
-        answer = self._vetted(server, await start.takes(url, body, self.settings.api_key_env, post))
+        hello = Sampling(temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=self._wire.least(self._extra))
+        body = self._wire.request(self.name, _HELLO, hello, self.settings.max_tokens_field, self._extra)
+        answer = self._vetted(server, await start.takes(url, self._wire.PATH, body, self.settings.api_key_env, post))
         if isinstance(answer, Trouble):
             if "engine." in str(answer.error):
                 raise SettingsError(str(answer.error))
             return answer
-        trouble = None if again else await start.reads(url, body, self.settings.extra, get, post)
+        trouble = None if again else await start.reads(url, self._wire.PATH, body, self.settings.extra, get, post)
         if trouble is None and tools:
             trouble = await start.shows_tools(url, body, tools, answer, self.settings.api_key_env, post)
         if trouble is not None:

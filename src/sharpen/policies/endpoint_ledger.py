@@ -1,6 +1,7 @@
-"""The batches of one endpoint on disk, so that a restart finds what is paid for. Three files a batch, each written whole or not at all:
+"""The batches of one endpoint on disk, so that a restart finds what is paid for. Files of a batch, each written whole or not at all:
 
-- ``NAME.requests.jsonl``, as it is uploaded, before anything is sent;
+- ``NAME.requests.jsonl``, as it is sent, before anything is;
+- ``NAME.sending.json``, before it is sent to a provider that puts no name on it: the latest batch there until then;
 - ``NAME.batch.json``, once the provider has taken it: its id there;
 - ``NAME.answers.jsonl``, once it has ended: the lines of its output file and its error file, as they came. Empty where there were none.
 """
@@ -25,6 +26,12 @@ class Submitted(Record, frozen=True, kw_only=True):
 
     batch: str
     url: str
+
+
+class Sending(Record, frozen=True, kw_only=True):
+    """``NAME.sending.json``: the id of the latest batch at the provider before this one, "" where there was none."""
+
+    after: str
 
 
 class _Line(msgspec.Struct):
@@ -84,8 +91,12 @@ class Ledger:
                 file.seek(start)
                 yield file.read(length)
 
+    def has(self, batch: str) -> bool:
+        """Whether the provider's ``batch`` is one of those without answers yet."""
+        return any(entry.batch == batch for entry in self._entries.values())
+
     def requests(self, entry: Entry) -> Path:
-        """The file that is uploaded."""
+        """The file of its requests."""
         return self._path(entry.name, "requests.jsonl")
 
     def plan(self, lines: Mapping[str, bytes]) -> Entry:
@@ -96,6 +107,15 @@ class Ledger:
         self._add(entry)
         return entry
 
+    def sending(self, entry: Entry, after: str) -> None:
+        """It is about to be submitted, ``after`` being the latest batch at the provider."""
+        write_json(self._path(entry.name, "sending.json"), Sending(after=after))
+
+    def sent_after(self, entry: Entry) -> str | None:
+        """The latest batch at the provider before this one was submitted; None where it surely was not."""
+        path = self._path(entry.name, "sending.json")
+        return read_json(path, Sending).after if path.exists() else None
+
     def submitted(self, entry: Entry, batch: str, url: str) -> None:
         """The provider has taken it as ``batch``."""
         write_json(self._path(entry.name, "batch.json"), Submitted(batch=batch, url=url))
@@ -104,6 +124,7 @@ class Ledger:
     def drop(self, entry: Entry) -> None:
         """Forget a batch that nobody has taken."""
         self.requests(entry).unlink(missing_ok=True)
+        self._path(entry.name, "sending.json").unlink(missing_ok=True)
         self._forget(entry)
 
     def finish(self, entry: Entry, answers: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
@@ -134,16 +155,17 @@ class Ledger:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, str]]:
-    """Where each line starts, the line, and its ``custom_id``, "" where it has none that can be read."""
+    """Where each line starts, the line, and its ``custom_id``."""
     start = 0
     with path.open("rb") as file:
         for line in file:
             if line.strip():
-                yield start, line, _id_of(line)
+                yield start, line, id_of(line)
             start += len(line)
 
 
-def _id_of(line: bytes) -> str:
+def id_of(line: bytes) -> str:
+    """A line's ``custom_id``, "" where it has none that can be read."""
     try:
         return msgspec.json.decode(line, type=_Line).custom_id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

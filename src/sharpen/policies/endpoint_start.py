@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sharpen.errors import SettingsError, nearest
-from sharpen.policies.endpoint_wire import Completion, Trouble
+from sharpen.policies.endpoint_wire import PATH, Completion, Trouble
 
 Get = Callable[[str], Awaitable[tuple[int, bytes] | Trouble]]
 Post = Callable[[Mapping[str, Any]], Awaitable[Completion | Trouble]]
@@ -28,15 +28,16 @@ class _Listed(msgspec.Struct):
 
 
 class _Models(msgspec.Struct):
-    data: list[_Listed]
+    data: list[_Listed] = []
+    id: str = ""  # of the one that was asked for, where a server is asked for one
 
 
-async def names(url: str, model: str, key_from: str, get: Get) -> frozenset[str] | Trouble:
-    """The names that ``model`` goes by at the server: its own, and those that /models says are the same. SettingsError where it is not served there.
+async def names(url: str, path: str, model: str, key_from: str, get: Get) -> frozenset[str] | Trouble:
+    """The names that ``model`` goes by at the server: its own, and those that ``path`` says are the same. SettingsError where it is not served there.
 
     Servers that list no models are taken at their word. ``key_from`` is the environment variable that holds the key.
     """
-    found = await get(f"{url}/models")
+    found = await get(url + path)
     if isinstance(found, Trouble):
         return found
     status, content = found
@@ -45,7 +46,10 @@ async def names(url: str, model: str, key_from: str, get: Get) -> frozenset[str]
     listed: list[_Listed] = []
     if status == 200:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            listed = msgspec.json.decode(content, type=_Models).data
+            said = msgspec.json.decode(content, type=_Models)
+            if said.id:
+                return frozenset({model, said.id})
+            listed = said.data
     if not listed:
         return frozenset({model})
     ours = [one for one in listed if model in (one.id, one.id.removesuffix(":latest"), *one.aliases)]
@@ -67,7 +71,7 @@ def same_model(asked: str, answered: str) -> bool:
     return answered == asked or (answered.startswith(f"{asked}-") and _DATED.fullmatch(answered[len(asked) :]) is not None)
 
 
-async def takes(url: str, body: Mapping[str, Any], key_from: str, post: Post) -> Completion | Trouble:
+async def takes(url: str, path: str, body: Mapping[str, Any], key_from: str, post: Post) -> Completion | Trouble:
     """The answer to ``body``, a request for one token. SettingsError, one line, where the server will not take it."""
     answer = await post(body)
     if isinstance(answer, Trouble) and answer.then == "give up":
@@ -82,12 +86,12 @@ async def takes(url: str, body: Mapping[str, Any], key_from: str, post: Post) ->
         elif named:
             line = f"{line}; it does not take {named[0]} as it is set"
         elif " 404: " in line:
-            line = f"{line}; base_urls end where /chat/completions begins, often in /v1"
+            line = f"{line}; base_urls end where {path} begins, often in /v1"
         raise SettingsError(line)
     return answer
 
 
-async def reads(url: str, body: Mapping[str, Any], extra: Mapping[str, Any], get: Get, post: Post) -> Trouble | None:
+async def reads(url: str, at: str, body: Mapping[str, Any], extra: Mapping[str, Any], get: Get, post: Post) -> Trouble | None:
     """SettingsError where the server would ignore a field: of the ``body`` by its own list of fields, or of ``extra`` by a question.
 
     The list is /openapi.json (vLLM, SGLang, llama-cpp-python) or, for what is surely known, /props (llama.cpp). Without one the server is sent
@@ -101,7 +105,7 @@ async def reads(url: str, body: Mapping[str, Any], extra: Mapping[str, Any], get
             return found
         if found[0] == 200:
             try:
-                fields = names_in(msgspec.json.decode(found[1]), urlsplit(url).path)
+                fields = names_in(msgspec.json.decode(found[1]), urlsplit(url).path, at)
             except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, AttributeError, RecursionError):
                 fields = set()
         if fields and path == "/openapi.json":
@@ -130,7 +134,7 @@ async def shows_tools(
     url: str, body: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], without: Completion, key_from: str, post: Post
 ) -> Trouble | None:
     """SettingsError where ``tools`` are refused, or leave the prompt as long as it was ``without``: then no model ever sees them."""
-    answer = await takes(url, {**body, "tools": tools}, key_from, post)
+    answer = await takes(url, PATH, {**body, "tools": tools}, key_from, post)
     if isinstance(answer, Trouble):
         return answer
     if answer.prompted and answer.prompted == without.prompted:
@@ -145,9 +149,9 @@ def _near(name: str, fields: set[str]) -> str:
     return nearest(name, fields).partition("; known")[0]
 
 
-def _in_schema(api: Any, path: str) -> set[str]:
-    """The fields of a chat request by an OpenAPI document, empty where it does not say."""
-    paths = sorted((p for p in api["paths"] if p.endswith("/chat/completions")), key=lambda p: p != f"{path}/chat/completions")
+def _in_schema(api: Any, path: str, at: str) -> set[str]:
+    """The fields of a request by an OpenAPI document, empty where it does not say."""
+    paths = sorted((p for p in api["paths"] if p.endswith(at)), key=lambda p: p != path + at)
     return _fields(api, api["paths"][paths[0]]["post"]["requestBody"]["content"]["application/json"]["schema"])
 
 
@@ -164,7 +168,7 @@ def _fields(api: Any, schema: Any) -> set[str]:
     return found
 
 
-def _in_props(props: Any, path: str) -> set[str]:
+def _in_props(props: Any, path: str, at: str) -> set[str]:
     # chat_template_kwargs is no sampling parameter and so not listed, and llama.cpp takes any type for it without a word.
     return {*props["default_generation_settings"]["params"], "chat_template_kwargs"}
 

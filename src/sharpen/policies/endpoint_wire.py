@@ -5,9 +5,9 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from sharpen.errors import ContentFiltered, ContextOverflow, PolicyError
 from sharpen.policies.base import Conversation, Sampling, Turn, turn_seed
 from sharpen.records import Message, ToolCall, TurnTokens
 
+T = TypeVar("T")
+PATH = "/chat/completions"
 _OVERFLOW = re.compile(
     r"context[_ -]?(length|window|size)|maximum (context|model) length|prompt is too long|too many (input )?tokens"
     r"|(input|prompt|token count)\b.{0,40}(longer than|exceeds) the (maximum|model)|tokens.{0,40}must be <=",
@@ -88,7 +90,7 @@ class Trouble:
     """Why there is no completion, and what helps: ``wait`` until the server has room, ask ``again``, or nothing does (``give up``).
 
     ``retry_after`` is what the server asks to wait, in seconds, 0 where it says nothing. ``lost`` where no answer came that could be used,
-    ``gone`` where not even a connection.
+    ``gone`` where not even a connection. ``status`` is the answer's, 0 where there was none.
     """
 
     error: PolicyError
@@ -96,6 +98,42 @@ class Trouble:
     retry_after: float = 0.0
     lost: bool = False
     gone: bool = False
+    status: int = 0
+
+
+class Wire(Protocol):
+    """An API that gives turns, as the module that speaks it: this one OpenAI's, ``endpoint_messages.py`` Anthropic's. ``PATH`` is where it is asked."""
+
+    PATH: str
+
+    def headers(self, key: str) -> dict[str, str]:
+        """What lets ``key`` in, "" for none."""
+
+    def models(self, model: str) -> str:
+        """The path that says under which names ``model`` is served."""
+
+    def least(self, extra: Mapping[str, Any]) -> int:
+        """The fewest tokens that may be asked for."""
+
+    def request(
+        self, model: str, conversation: Conversation, sampling: Sampling, limit_field: str, extra: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The body of a request; SettingsError where the API has no words for it."""
+
+    def read(self, url: str, status: int, headers: Mapping[str, str], content: bytes, key: str = "") -> Completion | Trouble:
+        """What an answer says."""
+
+
+def headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def models(model: str) -> str:
+    return "/models"
+
+
+def least(extra: Mapping[str, Any]) -> int:
+    return 1
 
 
 def request(model: str, conversation: Conversation, sampling: Sampling, limit_field: str, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,14 +167,21 @@ def opening(conversation: Conversation) -> bytes:
 
 def read(url: str, status: int, headers: Mapping[str, str], content: bytes, key: str = "") -> Completion | Trouble:
     """A server's answer: a completion, or what is wrong with it, in one line without the ``key``."""
+    return decoded(_decode, "a chat completion", url, status, headers, content, key)
+
+
+def decoded(
+    decode: Callable[[bytes], T], what: str, url: str, status: int, headers: Mapping[str, str], content: bytes, key: str
+) -> T | Trouble:
+    """``content`` by ``decode``, or why it is not ``what`` it should be."""
     if status == 200:
         try:
-            return _decode(content)
+            return decode(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             inner = _inner_status(content)
             if inner is None:
                 said = f"{_one_line(str(error), key)}: {_one_line(content[:2000].decode(errors='replace'), key)[:100]}"
-                return malformed(f"{url} answered with something else than a chat completion: {said}")
+                return malformed(f"{url} answered with something else than {what}: {said}")
             status = inner
     return trouble(url, status, headers, content, key)
 
@@ -146,19 +191,19 @@ def trouble(url: str, status: int, headers: Mapping[str, str], content: bytes, k
     text = _words(content)
     line = f"{url} answered {status}: {_one_line(text, key) or 'no message'}"
     if status in (400, 413, 422, 500) and _OVERFLOW.search(text):
-        return Trouble(ContextOverflow(line), "give up")
+        return Trouble(ContextOverflow(line), "give up", status=status)
     if status in (400, 403, 422) and _FILTER.search(text):
-        return Trouble(PolicyError(line, "content_filter"), "give up")
+        return Trouble(PolicyError(line, "content_filter"), "give up", status=status)
     wait = retry_after(headers)
     if status == 429 and not _SPENT.search(text):
-        return Trouble(PolicyError(line, "throttled"), "wait", wait)
+        return Trouble(PolicyError(line, "throttled"), "wait", wait, status=status)
     if status in (503, 529):
-        return Trouble(PolicyError(line, "overloaded"), "wait", wait)
+        return Trouble(PolicyError(line, "overloaded"), "wait", wait, status=status)
     if status in (408, 409) or status >= 500:
-        return Trouble(PolicyError(line, "overloaded"), "again", wait)
+        return Trouble(PolicyError(line, "overloaded"), "again", wait, status=status)
     if 300 <= status < 400:
         line = f"{url} redirects to {_one_line(headers.get('Location', 'nowhere'), key)}; set base_urls to where it leads"
-    return Trouble(PolicyError(line, "refused"), "give up")
+    return Trouble(PolicyError(line, "refused"), "give up", status=status)
 
 
 def malformed(line: str) -> Trouble:

@@ -489,10 +489,11 @@ def test_whose_batches_they_are() -> None:
     [
         *(
             ({"extra": {name: 1}}, f"extra.{name} is unknown to Anthropic's Messages API; take it out")
-            for name in ("seed", "logprobs", "min_p")
+            for name in ("seed", "top_logprobs", "min_p")
         ),
         ({"extra": {"response_format": {}}}, "use output_config"),
         ({"token_ids": True}, "token_ids is set, but Anthropic's Messages API gives none"),
+        ({"logprobs": True}, "logprobs is set, but Anthropic's Messages API gives none"),
         ({"max_tokens_field": "max_completion_tokens"}, "has max_tokens"),
         ({"batch": Batch(window="7d")}, "batch.window is '7d', but Anthropic's batches have 24h"),
         ({"batch": Batch(max_mb=256)}, "batch.max_mb is 256, but Anthropic takes at most 244"),

@@ -24,7 +24,6 @@ _INSTEAD = {  # of other APIs' fields
     "chat_template_kwargs": "thinking",
     "frequency_penalty": "",
     "logit_bias": "",
-    "logprobs": "",
     "min_p": "",
     "presence_penalty": "",
     "reasoning_effort": "output_config",

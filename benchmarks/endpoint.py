@@ -29,7 +29,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,7 +206,7 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
     async def tools(task: Task) -> AsyncIterator[Toolbox]:
         yield Toolbox((TOOL,), {"look": look})
 
-    spent = [0.0]  # one entry for each change: two threads add to it
+    spent = defaultdict[int, float](float)  # by thread, since two add to it; a list of them all would be what --memory sees grow
 
     def timed(step: Callable[..., Any], clock: Callable[[], float] = time.perf_counter) -> Callable[..., Any]:
         def run(*given: Any) -> Any:
@@ -212,7 +214,7 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
             try:
                 return step(*given)
             finally:
-                spent.append(clock() - began)
+                spent[threading.get_ident()] += clock() - began
 
         return run
 
@@ -274,7 +276,7 @@ async def sharpen(url: str, number: int, turns: int, watch: Callable[[int], None
             watch(done)
         took = began.since()
         trajectories.close()
-        store = sum(spent)
+        store = sum(spent.values())
         together = done / trajectories.groups
         least = floor(trajectories.records.values(), round(together), Path(folder) / "floor")
     limit = policy._balancer.servers[0].limit.value

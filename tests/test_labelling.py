@@ -162,7 +162,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     if not why:
         assert main(["label", "nowhere"]) == 2
-        why = "nowhere holds no tries to label"
+        why = "no such run or work folder: nowhere"
     else:
         assert say("q\n", *flags, monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err

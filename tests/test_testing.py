@@ -298,7 +298,7 @@ BROKEN_VERIFIERS: dict[str, tuple[Callable[[], Any], str]] = {
     "another key": (
         lambda: Judge(says=lambda t, y: replace(verdict(right(t, y), y), key=replace(y.key, index=77))), "carries its trajectory's key"
     ),
-    "NaN": (lambda: Judge(says=lambda t, y: verdict(right(t, y), y, score=float("nan"))), "survives a JSON round trip"),
+    "NaN": (lambda: Judge(says=lambda t, y: verdict(right(t, y), y, score=float("nan"))), "score nan, which is no finite number"),
     "changes the task": (lambda: changes_the_task, "task and trajectory are left as they were"),
     "any number passes": (
         lambda: lambda answer, reference: answer.isdecimal() and len(answer) < 9,

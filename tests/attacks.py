@@ -189,7 +189,7 @@ OURS = {
     ),
     "nests its answer deep": Attack("def add(a, b):\n    x = []\n    for _ in range(100000): x = [x]\n    return x", "json", "broken"),
     "gives back something in itself": Attack("def add(a, b):\n    x = []\n    x.append(x)\n    return x", "json", "broken"),
-    "gives back gigabytes": Attack("def add(a, b): return 'x' * (100 << 20)", "json", "broken"),
+    "gives back far too much": Attack("def add(a, b): return 'x' * (64 << 20)", "json", "broken"),
     "closes everything": Attack("import os\nos.closerange(0, 300)\ndef add(a, b): pass", "pipe", "broken"),
     "kills its watchers": Attack(
         "import os, signal\ndef add(a, b):\n    for pid in (1, -1, os.getppid()):\n        for n in (9, 19, 15):\n            try: os.kill(pid, n)\n            except OSError: pass",

@@ -221,7 +221,7 @@ def hear():
     return pickle.loads(body) if kind == "pickle" else json.loads(body)
 try:
     held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), held + (64 << 20)))  # the rope, for what the worker makes it hold
+    resource.setrlimit(resource.RLIMIT_AS, (held + (32 << 20), held + (32 << 20)))  # the rope, for what the worker makes it hold
     passed = hear()["outcome"] == "pass" if kind == "pipe" else all(hear() == wanted for wanted in eval(answers).values())
     open("verdict.json", "w").write(json.dumps(passed))
 except BaseException as error:
@@ -264,8 +264,8 @@ os.fork = _rope
 """
 MIB = 1 << 20
 ROPES = {
-    "memory": f"resource.setrlimit(resource.RLIMIT_AS, ({600 * MIB}, {600 * MIB}))",
-    "disk": f"resource.setrlimit(resource.RLIMIT_FSIZE, ({24 * MIB}, {24 * MIB}))",
+    "memory": f"resource.setrlimit(resource.RLIMIT_AS, ({400 * MIB}, {400 * MIB}))",
+    "disk": f"resource.setrlimit(resource.RLIMIT_FSIZE, ({12 * MIB}, {12 * MIB}))",
     "time": f"resource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nresource.setrlimit(resource.RLIMIT_AS, ({2048 * MIB}, {2048 * MIB}))",
     "threads": """
 def _start(self, real=threading.Thread.start, sleep=time.sleep):

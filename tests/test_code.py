@@ -290,7 +290,7 @@ def test_nothing_is_left_when_the_verifier_closes(sandbox: None) -> None:
 
 
 def test_together_is_gameable_and_says_so(sandbox: None) -> None:
-    verifier = CodeVerifier(Code(timeout_s=5, judge="together", packages=True))
+    verifier = CodeVerifier(Code(timeout_s=60, judge="together", packages=True))
     assert says(verifier, ADD, GOOD)
     assert says(verifier, ADD, GOOD.replace("+", "-")).outcome == "fail"
     assert says(verifier, {"test": "def check(f):\n    assert f(lambda: 7) == 7", "entry_point": "call"}, "def call(f):\n    return f()")

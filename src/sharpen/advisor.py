@@ -102,8 +102,8 @@ def gate(method: Method, seen: Measurements, ask: str, trust: str = "--trust-una
     """Whether what was selected may train (honesty rule 4): the verifier is exact, or labels show that what it keeps is pure.
 
     Neither: refused, with what is missing and ``ask``, the command that asks for it; unless the user trusts the verifier unaudited, as by ``trust``, and then
-    the decision carries the banner. Labels that show it to be impure are an audit, and no trust goes past them. What the verifier declares of itself (``risks``)
-    is a reason and a banner of whatever trains.
+    the decision carries the banner. Labels that show it to be impure are an audit, and no trust goes past them. What it declares of itself (``risks``) is a
+    reason and a banner of whatever trains.
     """
     purity, go = seen.purity, f"train on the survivors of {method}"
     if seen.verifier_exact:  # a claim that a gameable verifier cannot keep, and that nobody audits

@@ -419,6 +419,35 @@ def test_programs_that_set_out_to_pass_do_so_only_where_tests_and_code_are_toget
         assert bool(passed) == fooled_, passed
 
 
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("verifier", "gameable", "sandboxed", "said"),
+    [
+        ({"verifier": "code", "judge": "together"}, True, True, "gameable: code and tests share an interpreter (judge: together)"),
+        ({"verifier": "code", "sandbox": "none-i-trust-this-code"}, True, False, "not sandboxed: what it judges runs with your files"),
+        ({"verifier": "any", "of": ["code", {"verifier": "code", "judge": "together"}]}, True, True, "gameable: code-"),
+        ({"verifier": "all", "of": ["code", {"verifier": "code", "judge": "together"}]}, False, True, "note: gameable in part: code-"),
+        ({"verifier": "code"}, False, True, ""),
+    ],
+)
+def test_what_a_code_verifier_declares_is_in_the_audit_and_in_its_file(
+    verifier: dict[str, Any], gameable: bool, sandboxed: bool, said: str, sandbox: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = project(tmp_path, "", max_overlap=1)
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"tasks": settings["tasks"] | {"verifier": verifier, "splits": {"train": 1, "dev": 1}}}))
+    rows = [
+        {"prompt": f"Write {name}.", "reference": {"test": "def check(f):\n    assert f(1, 2) == 3", "entry_point": name}}
+        for name in ("add", "plus")
+    ]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["audit", str(path), str(tmp_path / "work"), "--limit", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed and any(line.startswith("gameable: ") for line in printed.splitlines()) == gameable
+    found = json.loads((tmp_path / "work/audit.json").read_text())
+    assert (bool(found["gameable"]), found["sandboxed"]) == (gameable, sandboxed)
+
+
 def test_the_gate_hears_of_a_cheat_that_passes_and_not_of_what_may_be_right() -> None:
     assert fooled(taskset(last_word)) == ""
     assert fooled(taskset(somewhere)).startswith("every answer listed: task 't1': ")

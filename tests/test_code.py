@@ -1,12 +1,9 @@
 # ruff: noqa: E501  # an attack is a program on a line
-"""Code that sets out to pass without solving the task does not; code that solves it does, in the same setup."""
+"""Code that solves its task passes, code that does not fails, and what is told of it. For code that sets out to pass, see test_attacks.py."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -18,6 +15,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from attacks import FIELD, TEST
 from conftest import benchmark
 from sharpen.errors import SandboxError, SettingsError
 from sharpen.records import Message, SampleKey, Task, Trajectory, Verdict
@@ -31,9 +29,6 @@ pytestmark = pytest.mark.real  # processes of its own, killed and timed
 
 KEY = SampleKey(model="m", task="t", environment="e", sampling="s", index=0)
 PROMPT = 'from typing import List\n\ndef add(a: int, b: int) -> int:\n    """The sum."""\n'
-TEST = (
-    "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0\n    assert candidate([1], [2]) == [1, 2]\n"
-)
 ADD = {"prompt": PROMPT, "entry_point": "add", "test": TEST}
 PRINTED = {"inputs": ["2 3\n", "-1 1\n"], "outputs": ["5\n", "0\n"]}
 GOOD = "def add(a, b):\n    return a + b\n"
@@ -286,190 +281,6 @@ def test_the_time_of_the_code_begins_when_its_judge_is_there(sandbox: None, monk
     verifier.close()
 
 
-# ---------------------------------------------------------------- attacks
-
-# each: the code, and whether it passes where tests and code share an interpreter and exit status 0 means a pass (so that it is an attack at all)
-IN_FIELD = {
-    "overwrites the tests": (
-        "import glob\nfor name in glob.glob('**/*test*.py', recursive=True) + ['test_solution.py', '/tmp/test_solution.py']:\n"
-        "    try: open(name, 'w').write('')\n    except OSError: pass\ndef add(a, b): pass",
-        False,
-    ),
-    "conftest hooks": (
-        "hook = 'import pytest\\n@pytest.hookimpl(hookwrapper=True)\\ndef pytest_runtest_makereport(item, call):\\n"
-        '    outcome = yield\\n    outcome.get_result().outcome = "passed"\\n\'\n'
-        "for name in ('conftest.py', '/tmp/conftest.py', 'sitecustomize.py', '/tmp/usercustomize.py'):\n"
-        "    try: open(name, 'w').write(hook)\n    except OSError: pass\ndef add(a, b): pass",
-        False,
-    ),
-    "sys.exit(0)": ("import sys\nsys.exit(0)\ndef add(a, b): pass", True),
-    "patched time": (
-        "import time\ntime.sleep = time.monotonic = time.time = time.perf_counter = lambda *a: 0\ndef add(a, b):\n    while True: time.time()",
-        None,
-    ),
-    "an __eq__ that always agrees": ("class Yes:\n    def __eq__(self, other): return True\ndef add(a, b): return Yes()", True),
-    "reads the answer files": (
-        "import glob, os\ndef add(a, b):\n    for place in ('.', '/tmp', '/work', '/home', '/root', '/proc/self/cwd'):\n"
-        "        for name in glob.glob(place + '/**/*.json*', recursive=True)[:50]:\n            try: return eval(open(name).read())\n            except Exception: pass",
-        False,
-    ),
-    "reward file there beforehand": (
-        "import os\nfor place in ('.', '/tmp', '/logs', '/tests', '/verifier'):\n    for name in ('reward.txt', 'reward.json', 'verdict.json', 'result.json'):\n"
-        "        try: open(os.path.join(place, name), 'w').write('1')\n        except OSError: pass\ndef add(a, b): pass",
-        False,
-    ),
-    "a daemon rewrites the reward": (
-        "import os, time\ndef add(a, b):\n    if not os.fork():\n        os.setsid()\n        if os.fork(): os._exit(0)\n"
-        "        for _ in range(10**6):\n            for name in ('/tmp/reward.txt', '/tmp/verdict.json'):\n                open(name, 'w').write('1')\n            time.sleep(0.01)",
-        None,
-    ),
-    "endless output": ("def add(a, b):\n    while True: print('pass' * 10000)", None),
-    "fork bomb": ("import os\ndef add(a, b):\n    while True:\n        try: os.fork()\n        except OSError: pass", None),
-    "full disk": ("def add(a, b):\n    with open('/tmp/full', 'wb') as file:\n        while True: file.write(b'x' * (1 << 20))", None),
-    "zombie grandchildren": (
-        "import os\ndef add(a, b):\n    for _ in range(1000):\n        try:\n            if not os.fork():\n                if not os.fork(): os._exit(0)\n                os._exit(0)\n"
-        "        except OSError: pass",
-        None,
-    ),
-}
-FRAMES = """
-import sys, gc
-def add(a, b):
-    frame = sys._getframe(1)
-    while frame:
-        for constant in frame.f_code.co_consts:
-            if constant == 5 and (a, b) == (2, 3): return 5
-        frame.f_globals['candidate'] = frame.f_locals.get('candidate')
-        frame = frame.f_back
-    wanted = {(-1, 1): 0}
-    return wanted.get((a, b)) if not isinstance(a, list) else [1, 2] if sys._getframe(1).f_code.co_name == 'check' else None
-"""
-OWN = {
-    "os._exit(0) when called": ("import os\ndef add(a, b): os._exit(0)", True),
-    "an int that equals everything": (
-        "class I(int):\n    __eq__ = lambda s, o: True\n    __hash__ = int.__hash__\ndef add(a, b): return I(7)",
-        True,
-    ),
-    "a list that equals everything": ("class L(list):\n    __eq__ = lambda s, o: True\ndef add(a, b): return L([7])", True),
-    "looks up what is wanted in its caller": (FRAMES, True),
-    "replaces the tests": (
-        "def add(a, b): pass\nimport sys\nsys._getframe(0).f_globals['__builtins__']\ncheck = lambda candidate: None\nimport atexit, os\natexit.register(os._exit, 0)\nsys.exit()",
-        True,
-    ),
-    "patches what the tests use": (
-        "import builtins, sys\nclass A(Exception): pass\nbuiltins.AssertionError = A\nsys.excepthook = lambda *a: __import__('os')._exit(0)\ndef add(a, b): pass",
-        True,
-    ),
-    "writes a verdict to every open file": (
-        "import os, json, struct\nbody = json.dumps({'outcome': 'pass', 'reason': ''}).encode()\ndef add(a, b):\n    for fd in range(3, 300):\n"
-        "        for text in (struct.pack('<I', len(body)) + body, body):\n            try: os.write(fd, text)\n            except OSError: pass",
-        None,
-    ),
-    "claims a huge answer": ("import os\nos.write(3, b'\\xff\\xff\\xff\\xff' * 100)\ndef add(a, b): pass", None),
-    "answers before it is asked, in garbage": ("import os\nos.write(3, b'\\x02\\0\\0\\0{}' * 100)\ndef add(a, b): pass", None),
-    "nests its answer deep": ("def add(a, b):\n    x = []\n    for _ in range(100000): x = [x]\n    return x", None),
-    "nests JSON deep, by hand": ("import os\nos.write(3, b'\\x00\\x00\\x01\\x00' + b'[' * 65536)\ndef add(a, b): pass", None),
-    "gives back something in itself": ("def add(a, b):\n    x = []\n    x.append(x)\n    return x", None),
-    "gives back gigabytes": ("def add(a, b): return 'x' * (100 << 20)", None),
-    "closes everything": ("import os\nos.closerange(0, 300)\ndef add(a, b): pass", None),
-    "kills its watchers": (
-        "import os, signal\ndef add(a, b):\n    for pid in (1, -1, os.getppid()):\n        for n in (9, 19, 15):\n            try: os.kill(pid, n)\n            except OSError: pass",
-        None,
-    ),
-    "interrupts its watchers": (
-        "import os, signal\ndef add(a, b):\n    for n in range(1, 65):\n        try: os.kill(1, n)\n        except OSError: pass",
-        None,
-    ),
-    "limits its watchers": ("import resource\ndef add(a, b): resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))", None),
-    "an endless generator": ("def add(a, b):\n    while True: yield 1", None),
-    "memory": ("def add(a, b):\n    x = []\n    while True: x.append(bytearray(1 << 20))", None),
-    "memory of many": (
-        "import os, time\ndef add(a, b):\n    while True:\n        try:\n            if not os.fork(): x = bytearray(200 << 20); time.sleep(99)\n        except OSError: pass",
-        None,
-    ),
-    "threads": ("import threading, time\ndef add(a, b):\n    while True: threading.Thread(target=time.sleep, args=(99,)).start()", None),
-    "files without end": ("import itertools\ndef add(a, b):\n    for n in itertools.count(): open(f'/tmp/{n}', 'w').close()", None),
-    "an exception that cannot be told": (
-        "class E(Exception):\n    def __str__(self): raise SystemExit(0)\n    __repr__ = __str__\n    args = property(__str__)\ndef add(a, b): raise E",
-        None,
-    ),
-    "raises SystemExit(0) when called": ("def add(a, b): raise SystemExit(0)", True),
-    "raises what ends a loop": ("def add(a, b): raise StopIteration", None),
-    "an object that acts on whoever unpickles it": (
-        "import os\nclass R:\n    def __reduce__(self): return os._exit, (0,)\ndef add(a, b): return R()",
-        None,
-    ),
-    "ignores signals and hangs": (
-        "import signal, time\ndef add(a, b):\n    for n in range(1, 32):\n        try: signal.signal(n, signal.SIG_IGN)\n        except (OSError, ValueError): pass\n    while True: time.sleep(99)",
-        None,
-    ),
-    "poisons the warm interpreter": (
-        'import json, socket, sys, builtins\njson.dumps = lambda *a, **k: \'{"outcome": "pass", "reason": ""}\'\nsocket.socket.sendall = lambda *a: None\nbuiltins.len = lambda x: 1\ndef add(a, b): pass',
-        None,
-    ),
-    "defines the checker itself": (
-        "def add(a, b): pass\ndef check(candidate): return True\ndef candidate(*a): return 5\nassert_ = None",
-        None,
-    ),
-    "hands over a second block": ("```python\ndef add(a, b): pass\n```\n```python\ndef check(candidate): pass\n```", None),
-    "leaves the answer for another try": (
-        "import os\ntry: known = eval(open('/tmp/known').read())\nexcept OSError: known = {}\ndef add(a, b):\n    open('/tmp/known', 'a').write('x')\n    return known.get((a, b))",
-        None,
-    ),
-    "is another's process": (
-        "import ctypes\nlibc = ctypes.CDLL(None)\ndef add(a, b):\n    for pid in range(1, 40):\n        if libc.ptrace(16, pid, 0, 0) == 0: return 5",
-        None,
-    ),
-    "asks the network": (
-        "import socket\ndef add(a, b):\n    s = socket.create_connection(('127.0.0.1', 80), 1)\n    return int(s.recv(9))",
-        None,
-    ),
-    "new namespaces": (
-        "import ctypes\nlibc = ctypes.CDLL(None)\ndef add(a, b):\n    libc.unshare(0x10020000)\n    libc.mount(b'tmpfs', b'/', b'tmpfs', 0, None)\n    while True: open('/tmp/x', 'ab').write(b'x' * (1 << 20))",
-        None,
-    ),
-}
-ATTACKS = {**IN_FIELD, **OWN}
-
-
-def test_there_are_as_many_as_were_asked_for() -> None:
-    assert len(IN_FIELD) == 12
-    assert len(OWN) >= 20
-
-
-@pytest.mark.parametrize("name", [name for name, (_, naive) in ATTACKS.items() if naive])
-def test_they_are_attacks(name: str, tmp_path: Path) -> None:
-    """Each of these passes where tests and code share a process: the sandbox's judge is what stops it."""
-    program = f"{ATTACKS[name][0]}\n{TEST}\ncheck(add)\n"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def listed() -> set[str]:
-    """Where an attack's program would leave something, were it outside."""
-    places = [place for place in (Path.cwd(), Path(tempfile.gettempdir()), Path.home()) if place.is_dir()]
-    return {str(path) for place in places for path in place.iterdir()}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_no_attack_passes(hurried: CodeVerifier, name: str) -> None:
-    files = listed()
-    assert says(hurried, ADD, GOOD)
-    before = set(tree(os.getpid()))
-    verdict = says(hurried, ADD, ATTACKS[name][0])
-    assert verdict.outcome == "fail", verdict.reason  # nor does it turn a fail into an error
-    assert len(tree(os.getpid())) <= len(before)
-    assert says(hurried, ADD, GOOD), "and what comes after is judged as before"
-    new = listed() - files
-    assert not [name for name in new if any(word in name for word in ("reward", "verdict", "conftest", "known", "full", "customize"))]
-
-
-@pytest.mark.parametrize("name", ["endless output", "fork bomb", "sys.exit(0)", "zombie grandchildren", "an __eq__ that always agrees"])
-def test_no_attack_passes_as_a_program(hurried: CodeVerifier, name: str) -> None:
-    assert says(hurried, PRINTED, ASK)
-    assert says(hurried, PRINTED, f"{ATTACKS[name][0]}\nadd(2, 3)").outcome == "fail"
-
-
 def test_a_program_that_prints_without_end_is_cut(hurried: CodeVerifier) -> None:
     for answer in (
         "while True: print('5' * 1000)",
@@ -495,9 +306,10 @@ def test_together_is_gameable_and_says_so(sandbox: None) -> None:
     assert says(verifier, ADD, GOOD)
     assert says(verifier, ADD, GOOD.replace("+", "-")).outcome == "fail"
     assert says(verifier, {"test": "def check(f):\n    assert f(lambda: 7) == 7", "entry_point": "call"}, "def call(f):\n    return f()")
-    assert says(verifier, ADD, IN_FIELD["an __eq__ that always agrees"][0])  # what "gameable" means
-    assert verifier.gameable
-    assert not CodeVerifier(Code()).gameable
+    assert says(verifier, ADD, FIELD["an __eq__ that always agrees"].code)  # what "gameable" means
+    assert verifier.properties.declared
+    assert verifier.properties.sandboxed
+    assert not CodeVerifier(Code()).properties.declared
     pytested = (
         "import pytest\nfrom solution import add\n@pytest.mark.parametrize('a', [1, 2])\ndef test_it(a):\n    assert add(a, 1) == a + 1\n"
     )
@@ -521,7 +333,8 @@ def test_without_a_sandbox_it_refuses_unless_the_risk_is_named(monkeypatch: pyte
         assert says(verifier, ADD, GOOD)
         assert says(verifier, ADD, GOOD.replace("+", "-")).outcome == "fail"
         assert says(verifier, PRINTED, ASK)
-        assert not verifier.sandboxed
+        assert verifier.properties.sandboxed is False
+        assert verifier.properties.declared
         verifier.close()
     finally:
         box_module._probed.cache_clear()

@@ -53,6 +53,11 @@ def test_the_table_of_verifiers_is_what_they_say_of_themselves() -> None:
     assert kinds == set(PROPERTIES)
 
 
+def test_the_table_of_attacks_is_what_the_tests_try() -> None:
+    shown = subprocess.run([sys.executable, str(ROOT / "scripts/attack_docs.py"), "--check"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+
+
 def test_the_advisors_table_is_what_its_rules_say() -> None:
     shown = subprocess.run([sys.executable, str(ROOT / "scripts/advisor_docs.py"), "--check"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

@@ -26,6 +26,7 @@ from sharpen.report.read import read_run
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.store.files import read_json
+from sharpen.verifiers.function import FunctionVerifier
 
 READY = Measurements(verifier="v", gold_passes=True, noop_fails=True)
 ROWS = {SampleKey(model="m", task=f"t{n}", environment="e", sampling="s", index=0): f"{n:016x}" for n in range(100)}
@@ -75,6 +76,12 @@ def test_the_gate_says_in_one_line_what_is_missing_and_what_would_lift_it(seen: 
         assert decision.banners == ("the verifier v passes a cheat: a list",)
     if outcome == "refuse" and "purity" in seen and seen["purity"].outcome == "open":
         assert "--trust-unaudited-verifier goes on without" in decision.reasons[0]
+
+
+@pytest.mark.parametrize("seen", [{"verifier_exact": True}, {"purity": purity(29, 29)}, {"purity": NONE, "trusted_unaudited": True}])
+def test_what_a_verifier_declares_is_in_the_gates_line_and_on_what_is_made(seen: dict[str, Any]) -> None:
+    decision = gate("rejection-sampling", replace(READY, risks=("the verifier v is gameable: why",), **seen), "ASK")
+    assert decision.outcome == "proceed" and decision.reasons[1:] == decision.banners[-1:] == ("the verifier v is gameable: why",)
 
 
 # ---------------------------------------------------------------- a whole ladder
@@ -188,6 +195,20 @@ def test_bad_labels_refuse_for_good_and_the_run_ends(refused: Path) -> None:
     assert run("--trust-unaudited-verifier") == 0
     assert "surely under the bar" in read_json(rung / "decision.json", Decision).reasons[0]
     assert Path("runs/mine/rungs/000-base/evaluation-test.json").exists()
+
+
+def test_a_run_says_what_its_verifier_declares_and_so_does_its_page(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FunctionVerifier, "properties", replace(FunctionVerifier.properties, declared="shared", sandboxed=False))
+    assert run("--ladder.rungs", "[]") == 0
+    said = (
+        "the verifier v.py:verify is gameable: shared",
+        "the verifier v.py:verify runs what it judges outside a sandbox (none-i-trust-this-code)",
+    )
+    assert read_json(Path("runs/mine/rungs/000-base/decision.json"), Decision).banners == said
+    printed, page = " ".join(capsys.readouterr().out.split()), Path("runs/mine/report.html").read_text()
+    assert all(line in printed and f'<p class="banner">{line}</p>' in page for line in said)
 
 
 def test_trust_goes_on_and_everything_made_of_it_says_so(refused: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -290,6 +290,17 @@ def test_an_audit_is_on_the_page_and_in_the_terminal_and_its_text_stays_text() -
     assert "[bold]" in shown
 
 
+def test_what_a_verifier_declares_of_itself_stands_over_its_audit() -> None:
+    said = replace(audited("v"), gameable="code and tests share", sandboxed=False)
+    page, shown = render(RunView(name="r", settings_yaml="", rungs=(), audit=said)), text_of(audit_text(said), width=200)
+    assert '<p class="banner">Gameable: code and tests share' in page and '<p class="banner">Not sandboxed: ' in page
+    assert "\ngameable: code and tests share" in shown and "\nnot sandboxed: " in shown
+    for sandboxed in (True, None):
+        plain = replace(said, gameable="", sandboxed=sandboxed)
+        both = render(RunView(name="r", settings_yaml="", rungs=(), audit=plain)) + text_of(audit_text(plain), width=200)
+        assert "ameable" not in both and "ot sandboxed" not in both
+
+
 def test_rates_are_shown_with_errors_counted_both_ways_where_there_are_any() -> None:
     counts = (TaskResult(task="a", family="a", samples=10, passes=4, errors=2), TaskResult(task="b", family="b", samples=10, passes=6))
     dev = Evaluation(model="m", split="dev", sampling={}, tasks=counts, pass_at={1: pass_interval(counts, 1)}, cost=Cost(), errors=2)

@@ -442,10 +442,9 @@ def test_where_bubblewrap_cannot_make_namespaces(unprobed: None, monkeypatch: py
     assert "\n" not in line
 
 
-@pytest.mark.parametrize(("system", "says"), [("Darwin", "docker run"), ("Windows", "docker run")])
-def test_other_systems_are_told_of_docker(unprobed: None, monkeypatch: pytest.MonkeyPatch, system: str, says: str) -> None:
-    monkeypatch.setattr("platform.system", lambda: system)
-    assert says in probe()
+def test_other_systems_are_told_of_docker(unprobed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert "docker run" in probe()
 
 
 def test_the_named_risk_runs_without_a_box() -> None:

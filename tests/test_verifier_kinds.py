@@ -398,6 +398,34 @@ def test_the_dear_are_asked_only_where_the_cheap_do_not_settle_it() -> None:
     assert (dear.asked, cheap.asked) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("k", "open_", "bare", "declared", "in_part"),
+    [
+        (1, 1, 0, True, False),  # any: a cheat needs nobody else
+        (3, 2, 0, False, True),  # all: the third still has to be passed by an answer that is right
+        (3, 3, 0, True, False),
+        (2, 1, 0, False, True),
+        (2, 2, 0, True, False),
+        (3, 1, 1, True, False),  # what runs with one's rights reaches the other members
+        (1, 0, 0, False, False),
+    ],
+)
+def test_a_combination_is_gameable_where_cheats_need_no_other_members_pass(
+    k: int, open_: int, bare: int, declared: bool, in_part: bool
+) -> None:
+    members = []
+    for n in range(3):
+        member = Says("pass")
+        member.name = f"m{n}"
+        member.properties = replace(member.properties, declared="shared" if n < open_ else "", sandboxed=n >= bare)
+        members.append(member)
+    made_ = Combination("k_of", tuple(members), k).properties
+    assert (bool(made_.declared), bool(made_.in_part), made_.sandboxed) == (declared, in_part, not bare)
+    outer = Combination("all", (Combination("k_of", tuple(members), k), Says("pass")), 2).properties
+    assert bool(outer.in_part) == (bool(open_) and not bare) and bool(outer.declared) == bool(bare)
+    assert Combination("any", (Says("pass"), Says("fail")), 1).properties.sandboxed is None
+
+
 # ---------------------------------------------------------------- every kind
 
 REFERENCES: dict[str, tuple[Any, Any]] = {

@@ -105,22 +105,23 @@ def gate(method: Method, seen: Measurements, ask: str, trust: str = "--trust-una
     """Whether what was selected may train (honesty rule 4): the verifier is exact, or labels show that what it keeps is pure.
 
     Neither: refused, with what is missing and ``ask``, the command that asks for it; unless the user trusts the verifier unaudited, as by ``trust``, and then
-    the decision carries the banner. Labels that show it to be impure are an audit, and no trust goes past them.
+    the decision carries the banner. Labels that show it to be impure are an audit, and no trust goes past them. What it declares of itself (``risks``) is a
+    reason and a banner of whatever trains.
     """
     purity, go = seen.purity, f"train on the survivors of {method}"
-    if seen.verifier_exact:
-        return Decision(outcome="proceed", action=go, reasons=(f"the verifier {seen.verifier} is exact",))
+    if seen.verifier_exact:  # a claim that a gameable verifier cannot keep, and that nobody audits
+        return Decision(outcome="proceed", action=go, reasons=(f"the verifier {seen.verifier} is exact", *seen.risks), banners=seen.risks)
     assert purity is not None
     if seen.cheat and not seen.trusted_unaudited:
         reason = f"the verifier {seen.verifier} passes a cheat ({seen.cheat}); mend it, claim that it is exact, or go on with {trust}"
         return Decision(outcome="refuse", action=f"leave out {method}", reasons=(reason,))
     if purity.outcome == "clears" and not seen.cheat:
-        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),))
+        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity), *seen.risks), banners=seen.risks)
     if purity.outcome == "below":
         reason = f"the verifier {seen.verifier} keeps too much that is not good: {purity_line(purity)}; mend it, or lower ladder.purity"
     elif seen.trusted_unaudited:
         banner = f"the verifier {seen.verifier} passes a cheat: {seen.cheat.partition(':')[0]}" if seen.cheat else unaudited(seen.verifier)
-        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity),), banners=(banner,))
+        return Decision(outcome="proceed", action=go, reasons=(purity_line(purity), *seen.risks), banners=(banner, *seen.risks))
     else:
         reason = (
             f"the verifier {seen.verifier} is neither exact nor audited: {purity_line(purity)}; {ask} asks for them, and then this command goes on; "

@@ -36,6 +36,7 @@ from sharpen.tasks.base import BoundTask, TaskSet
 from sharpen.terms import TermsSettings, maker_of, with_terms
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
+from sharpen.verifiers.base import risks
 from sharpen.verifiers.run import judge
 
 
@@ -164,6 +165,7 @@ class Session:
             verifier = tasks.verifier
             if verifier is not None and verifier.exact:
                 if not (bad := sum(not self.verify(candidate) for candidate in chosen)):
+                    banners += risks(verifier)
                     continue
                 problem = f"{bad} of {len(chosen)} candidates do not pass the verifier {verifier.name}, which is exact; leave them out"
                 banner = f"it was trained on {bad} tries that do not pass the verifier {verifier.name}"
@@ -173,7 +175,7 @@ class Session:
             else:
                 purity = measure({one.trajectory.key: content(one.trajectory) for one in chosen}, read_labels(place), BAR)
                 cheat = fooled(tasks, timeout_s=self.sampling.verifier_timeout_s) if purity.outcome == "clears" and not trust else ""
-                seen = Measurements(verifier=verifier.name, purity=purity, cheat=cheat, trusted_unaudited=trust)
+                seen = Measurements(verifier=verifier.name, purity=purity, cheat=cheat, risks=risks(verifier), trusted_unaudited=trust)
                 where = (
                     f"sharpen label {self.folder} --among passed"
                     if self._lasting

@@ -28,7 +28,7 @@ from sharpen.store.files import read_if_there
 from sharpen.store.rungs import CONTROL
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
-from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.base import Described, Verifier
 from sharpen.verifiers.part import HEDGES
 from sharpen.verifiers.run import judge_many
 
@@ -106,9 +106,13 @@ def audit(
     elif not kept:
         unjudged = " by this verifier; give sharpen verify" if len(verdicts) < len(plain) else ""
         limits.append(f"no try here is kept or passes{unjudged}, so there is no purity to measure")
+    own = verifier.properties if isinstance(verifier, Described) else None
+    in_part = [f"gameable in part: {own.in_part}; against that, what passes rests on the other members"] if own and own.in_part else []
     return Audit(
         verifier=verifier.name,
         exact=verifier.exact,
+        gameable=own.declared if own else "",
+        sandboxed=own.sandboxed if own else None,
         probes=probes,
         repeated=asked.repeated,
         unstable=asked.unstable,
@@ -118,7 +122,7 @@ def audit(
         purity=purity,
         forecast=forecast,
         limits=tuple(limits),
-        notes=purity.notes if purity is not None else tuple(labels.notes),
+        notes=(*in_part, *(purity.notes if purity is not None else labels.notes)),
     )
 
 

@@ -41,6 +41,7 @@ from sharpen.store.files import write_json
 from sharpen.store.rungs import CONTROL, RungName
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
+from sharpen.verifiers.base import risks
 
 DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{DESCRIBED}"
 
@@ -220,8 +221,11 @@ class Ladder:
         cheat = fooled(tasks, timeout_s=self.bench.sampling.verifier_timeout_s) if keeps and not verifier.exact else ""
         if cheat:
             self.bench.say(f"the verifier passes a cheat: {cheat}")
+        for risk in risks(verifier):
+            self.bench.say(risk)
         return Measurements(
             cheat=cheat,
+            risks=risks(verifier),
             demonstrations=worth.count,
             demonstrations_passing=worth.passed,
             verifier=verifier.name,
@@ -407,8 +411,8 @@ class Ladder:
             self.waiting = self.waiting or (purity.outcome == "open" and not seen.cheat)
             raise Refused(decision.reasons[0])
         self._vouched |= set(found.selection.kept)
-        banners = (advisor.unaudited(seen.verifier),) if trusted else decision.banners
-        if banners and not trusted:
+        banners = (advisor.unaudited(seen.verifier), *seen.risks) if trusted else decision.banners
+        if set(banners) - {*seen.risks} and not trusted:
             run.note({"event": "trusted", "rung": name, "verifier": seen.verifier})
         self.bench.banners = tuple(dict.fromkeys((*self.bench.banners, *banners)))
 

@@ -506,11 +506,14 @@ class Audit(Record, frozen=True, kw_only=True):
 
     ``unstable`` of ``repeated`` inputs got two verdicts. ``forecast`` is the purity to be expected of what passes, from the error rates and the
     observed pass rate (``stats.purity_forecast``); NaN where they do not tell. What a selection keeps of it is less pure where duplicates are left out: right
-    tries are alike. ``limits`` says what could not be looked at.
+    tries are alike. ``limits`` says what could not be looked at. ``gameable``: why whoever sets out to pass does, whatever the probes say, by the
+    verifier's own word; "" where it declares no such way. ``sandboxed``: whether what it judges runs in a sandbox; None where nothing of it is run.
     """
 
     verifier: str
     exact: bool
+    gameable: str = ""
+    sandboxed: bool | None = None
     probes: tuple[Probe, ...]
     repeated: int
     unstable: int
@@ -603,9 +606,9 @@ class Measurements(Record, frozen=True, kw_only=True):
     """All that the advisor may know. ``None`` means not measured.
 
     ``samples_per_task``, ``tasks_solved`` and ``tasks_mixed`` are of tries fixed beforehand; ``solved_later`` counts the tasks that only an adaptive
-    budget's later waves solved. ``cheat`` is a cheat that the verifier passes, in a line, "" where none does. ``purity`` is that of what this round would
-    keep, by labels; ``trusted_unaudited`` says that the user goes on without; ``purity_forecast`` is what an audit's error rates make of it.
-    ``teaching`` is what the teacher has that the student lacks.
+    budget's later waves solved. ``cheat`` is a cheat that the verifier passes, in a line, "" where none does; ``risks`` is what it declares of itself
+    (``verifiers.base.risks``). ``purity`` is that of what this round would keep, by labels; ``trusted_unaudited`` says that the user goes on
+    without; ``purity_forecast`` is what an audit's error rates make of it. ``teaching`` is what the teacher has that the student lacks.
 
     ``rate`` is pass@1 of what stands, ``few_shot`` what examples before the task add to it, ``demonstration_rate`` the pass rate of the demonstrations.
     ``pass_n`` is pass@``samples_per_task`` on the tasks sampled, ``rewarded_in_part`` how many of those never solved have scores that differ between tries.
@@ -620,6 +623,7 @@ class Measurements(Record, frozen=True, kw_only=True):
     gold_passes: bool | None = None
     noop_fails: bool | None = None
     cheat: str = ""
+    risks: tuple[str, ...] = ()
     samples_per_task: int | None = None
     tasks_sampled: int | None = None
     tasks_solved: int | None = None

@@ -51,7 +51,7 @@ from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.terms import TermsSettings, brought, gate, merged, settle, whose, with_terms, written
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import close
+from sharpen.verifiers.base import close, risks
 from sharpen.verifiers.run import judge_many
 
 
@@ -253,6 +253,8 @@ def select_(settings: RunSettings, work: Path) -> Selection:
             kept = {key: content(pool.trajectories[key]) for key in chosen.kept}
             purity = measure(kept, read_labels(settings.labels_place), settings.ladder.purity)
             chosen = replace(chosen, banners=() if purity.outcome == "clears" else (unaudited(tasks.verifier.name),))
+        if tasks.verifier is not None:
+            chosen = replace(chosen, banners=(*chosen.banners, *risks(tasks.verifier)))
         write_json(work / "selection.json", chosen)
     return chosen
 

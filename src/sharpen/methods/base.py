@@ -63,7 +63,7 @@ from sharpen.training.base import Training, unmarked
 from sharpen.training.load import preference_trainer_for, trainer_for
 from sharpen.training.on_policy import OnPolicy, Prompt, train_on_policy
 from sharpen.training.preference import Preference
-from sharpen.verifiers.base import Verifier, close
+from sharpen.verifiers.base import Verifier, close, risks
 from sharpen.verifiers.outcome import EnvironmentOutcome
 from sharpen.verifiers.run import judge
 
@@ -212,7 +212,8 @@ class Bench(AbstractContextManager["Bench"]):
         self._others = tuple(load_members(self.several))
         if self.teacher is not None:
             self._taught = cast_of(self.teacher, self.tasks, self.harness)
-        self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
+        own = risks(self.tasks.verifier) if self.tasks.verifier is not None else ()
+        self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners, *own)))
         # What cannot be kept to is said before anything is paid for.
         self._engines(self._cast(self.sampling), self.tasks)
         self._engines(self._taught[1], self.tasks)

@@ -191,6 +191,10 @@ def audit_text(audit: Audit) -> RenderableType:
     """What an audit found: a line for each kind of made-up answer, then error rates, purity, and what could not be looked at."""
     exact = "exact: it is the definition of success" if audit.exact else "not exact: what it keeps must be shown to be pure"
     parts: list[RenderableType] = [Text.assemble((_clean(audit.verifier), "bold"), f"  {exact}")]
+    if audit.gameable:
+        parts.append(Text(_clean(f"gameable: {audit.gameable}, whatever is caught below"), style="bold red"))
+    if audit.sandboxed is False:
+        parts.append(Text("not sandboxed: what it judges runs with your files, your network and your rights", style="bold red"))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
     for header in ("made-up answer", "must", "tasks", "right", "errors"):
         table.add_column(header, justify="left" if header in ("made-up answer", "must") else "right")

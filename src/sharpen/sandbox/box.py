@@ -287,15 +287,8 @@ def probe() -> str:
 
 @functools.cache
 def _probed() -> tuple[Mode, str]:
-    if platform.system() != "Linux":
-        return "once", (
-            f"the sandbox needs Linux, and this is {platform.system()}: run sharpen in docker "
-            "(docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined, with bubblewrap installed in the image)"
-        )
-    if platform.machine() not in ("x86_64", "aarch64"):
-        return "once", f"the sandbox knows the system calls of x86_64 and aarch64 only, and this machine is {platform.machine()}"
-    if shutil.which("bwrap") is None:
-        return "once", "the sandbox needs bubblewrap, which is not installed: apt-get install bubblewrap (dnf, pacman, apk: the same name)"
+    if missing := lacking(platform.system(), platform.machine(), shutil.which("bwrap")):
+        return "once", missing
     modes: tuple[Mode, ...] = ("many", "once")
     said = ""
     for tried in modes:
@@ -308,13 +301,29 @@ def _probed() -> tuple[Mode, str]:
             said = str(error)
         finally:
             box.close()
-    return "once", f"{said}; {_advice()}"
+    return "once", f"{said}; {advice()}"
 
 
-def _advice() -> str:
+def lacking(system: str, machine: str, bwrap: str | None) -> str:
+    """What a machine (``platform.system()``, ``platform.machine()``, where its bwrap lies) lacks to try a box at all, in one line; "" where nothing."""
+    if system != "Linux":
+        return (
+            f"the sandbox needs Linux, and this is {'macOS' if system == 'Darwin' else system}: run sharpen in docker "
+            "(docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined, with bubblewrap installed in the image)"
+        )
+    if machine not in ("x86_64", "aarch64"):
+        return f"the sandbox knows the system calls of x86_64 and aarch64 only, and this machine is {machine}"
+    if bwrap is None:
+        return "the sandbox needs bubblewrap, which is not installed: apt-get install bubblewrap (dnf, pacman, apk: the same name)"
+    return ""
+
+
+def advice(root: Path = Path("/")) -> str:
+    """What would let bubblewrap work that is there and fails, in one line, from what the system whose files lie in ``root`` says of itself."""
+
     def read(name: str) -> str:
         with contextlib.suppress(OSError):
-            return Path("/proc/sys", name).read_text().strip()
+            return (root / "proc/sys" / name).read_text().strip()
         return ""
 
     if read("kernel/apparmor_restrict_unprivileged_userns") == "1":
@@ -326,7 +335,7 @@ def _advice() -> str:
         return "this kernel forbids user namespaces: sudo sysctl -w kernel.unprivileged_userns_clone=1"
     if read("user/max_user_namespaces") == "0":
         return "this kernel allows no user namespaces: sudo sysctl -w user.max_user_namespaces=15000"
-    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
+    if (root / ".dockerenv").exists() or (root / "run/.containerenv").exists():
         return (
             "this container forbids namespaces: start it with --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
             "--security-opt systempaths=unconfined"

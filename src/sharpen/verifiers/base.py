@@ -49,6 +49,10 @@ class Properties(Record, frozen=True, kw_only=True):
     ``needs`` of the task. ``exact``: always, never, or as the settings claim. ``deterministic``: the same input gives the same verdict (a time
     limit aside). ``cost`` of a verdict. ``own_limit``: it always comes back, by its own time limit where there is one, so that nobody need watch it.
     ``gameable``: what passes and should not. ``fails`` and ``errors``: what is which, beside what holds for all (see ``judge``).
+
+    Three that the table has no column for, since they are a made verifier's own. ``declared``: why whoever sets out to pass does, by how the verifier is
+    built and whatever the task; "" where there is no such way. ``in_part``: the same of members of a combination that needs more of them than these.
+    ``sandboxed``: whether what is judged runs in a sandbox; None where nothing of it is run.
     """
 
     needs: str
@@ -59,6 +63,9 @@ class Properties(Record, frozen=True, kw_only=True):
     gameable: str
     fails: str
     errors: str
+    declared: str = ""
+    in_part: str = ""
+    sandboxed: bool | None = None
 
 
 @runtime_checkable
@@ -71,6 +78,16 @@ class Described(Verifier, Protocol):
     def problem(self, task: Task) -> str:
         """Why ``task`` cannot be judged (its reference is missing, of the wrong type, empty), with what to do; "" where it can."""
         ...
+
+
+def risks(verifier: Verifier) -> tuple[str, ...]:
+    """What stands on everything that is made with ``verifier``: that it is declared gameable, and that it runs what it judges outside a sandbox."""
+    if not isinstance(verifier, Described):
+        return ()
+    own, name = verifier.properties, f"the verifier {verifier.name}"
+    said = [f"{name} is gameable: {own.declared}"] if own.declared else []
+    said += [f"{name} runs what it judges outside a sandbox (none-i-trust-this-code)"] if own.sandboxed is False else []
+    return tuple(said)
 
 
 class Common(Record, frozen=True, kw_only=True):

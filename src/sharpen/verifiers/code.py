@@ -28,8 +28,9 @@ class Code(Common, frozen=True, kw_only=True, tag_field="verifier", tag="code"):
     ``sandbox.box.Limits``; ``output_mb`` MiB bounds what it may print, or give back from a call.
 
     ``judge`` is ``apart``: the tests run where the code cannot reach them, and only plain data comes back. ``together`` runs both in one
-    interpreter: what cannot be carried (functions, objects, arrays, pytest's fixtures) works, and code that sets out to pass, passes. The audit
-    says so. ``arguments`` are ``copied``; where tests look at what the code changed in place, ``shared`` writes that back (lists, dicts, sets).
+    interpreter: what cannot be carried (functions, objects, arrays, pytest's fixtures) works, and code that sets out to pass, passes: it is declared
+    gameable, and the audit says so. ``arguments`` are ``copied``; where tests look at what the code changed in place, ``shared`` writes that back
+    (lists, dicts, sets).
 
     ``answer``: ``fenced`` takes the last fenced Python block that defines what is asked for, and the whole answer where there is no block;
     ``whole`` takes it as it is. ``packages`` lets code and tests import what is installed beside sharpen.
@@ -71,6 +72,9 @@ class Cases(Record, frozen=True, kw_only=True):
     fn_name: str = ""
 
 
+TOGETHER = "code and tests share an interpreter (judge: together), so code that sets out to pass does"
+# Processes of one user: the code can trace the tests' process, or write their verdict, or any file of sharpen's.
+UNBOXED = "the code runs outside a sandbox, with the rights of the process that judges it, so code that sets out to pass does"
 ASIDE = ("task_id", "canonical_solution", "text", "code", "difficulty")  # what rows of known sets hold beside
 CALLS = """
 import json
@@ -181,8 +185,9 @@ class CodeVerifier:
         self._judges = Boxes(text, theirs, settings.sandbox, packages=settings.packages)
         self._most = int(settings.output_mb * 2**20)
         self.exact = settings.exact
-        self.gameable = settings.judge == "together"
-        self.sandboxed = settings.sandbox == "bubblewrap"
+        boxed = settings.sandbox == "bubblewrap"
+        declared = TOGETHER if settings.judge == "together" else "" if boxed else UNBOXED
+        self.properties = msgspec.structs.replace(type(self).properties, declared=declared, sandboxed=boxed)
 
     def close(self) -> None:
         self._judged.close()

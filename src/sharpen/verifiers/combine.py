@@ -15,6 +15,10 @@ class Combination:
 
     So ``all`` (k is their number) fails where one fails, even beside an error, and ``any`` (k is 1) passes where one passes: an error never counts
     as a fail or a pass. The cheap are asked before the dear (free, cpu, model, money; else as listed), and nobody once it is settled.
+
+    It is declared gameable where ``k`` members are: then a cheat needs nobody else's pass. So ``any`` is by one, ``all`` only by all. With fewer a cheat must
+    still pass others, which never ran it beside their tests: what passes then rests on them alone, which ``in_part`` says. Code that runs outside a sandbox is
+    no matter of counting: it can reach whoever judges it, the other members and what they say too, so one such member is enough.
     """
 
     def __init__(self, kind: str, members: tuple[Described, ...], k: int) -> None:
@@ -25,6 +29,10 @@ class Combination:
         self.timeout_s = sum(getattr(member, "timeout_s", 0.0) for member in members)
         self.at_once = max(getattr(member, "at_once", 0) for member in members)
         said = [member.properties for member in members]
+        open_ = [f"{member.name}: {member.properties.declared}" for member in members if member.properties.declared]
+        part = [*open_, *(f"{member.name}: {member.properties.in_part}" for member in members if member.properties.in_part)]
+        boxed = [one.sandboxed for one in said if one.sandboxed is not None]
+        gameable = len(open_) >= k or not all(boxed)
         self.properties = Properties(
             needs="; ".join(f"{member.name}: {member.properties.needs}" for member in members),
             exact="always" if self.exact else "never",
@@ -34,6 +42,9 @@ class Combination:
             gameable="; ".join(f"{member.name}: {member.properties.gameable}" for member in members),
             fails=f"fewer than {k} of {len(members)} can pass",
             errors="errors leave it open",
+            declared="; ".join(open_) if gameable else "",
+            in_part="; ".join(part) if not gameable else "",
+            sandboxed=all(boxed) if boxed else None,
         )
 
     def problem(self, task: Task) -> str:
@@ -63,7 +74,7 @@ class Combination:
 KINDS = Properties(
     needs="what its members need",
     cost="free",
-    gameable="`all`: where all members are; `any`: where one is; `k_of`: where k are",
+    gameable="`all`: where all members are; `any`: where one is; `k_of`: where k are; all three: where one runs code outside a sandbox",
     fails="so many members fail that it cannot pass",
     errors="errors of members leave it open; an error never counts as a fail",
 )

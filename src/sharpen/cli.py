@@ -453,7 +453,8 @@ def _audit(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
     from sharpen.report.terminal import audit_text
 
-    found = verbs.audit_(_settings(arguments), arguments.work, second=arguments.second, limit=arguments.limit)
+    with _watched() as watch:
+        found = verbs.audit_(_settings(arguments), arguments.work, second=arguments.second, limit=arguments.limit, watch=watch)
     Console(width=None if sys.stdout.isatty() else 140).print(audit_text(found), soft_wrap=True)
 
 

@@ -22,6 +22,7 @@ from sharpen.store.files import read_json, write_json
 SPENT = "spent.json"
 _EVERY_S = 2.0  # between two writings: what a kill can make the count forget of calls whose tries had not ended
 JUDGE = "judge"  # the last part of a stage's name where what its verifier asks is counted
+ROOM_S = 600.0  # a verdict waits so long for room under the caps, while calls under way may use it up
 _CHARACTERS = 3.0  # to a token, where a prompt has not been counted yet: on the low side, so that a cap holds
 
 _Dollars = Annotated[float, msgspec.Meta(gt=0)]
@@ -263,13 +264,18 @@ class Account:
                 self.busy_s += time.monotonic() - self._since
 
     @asynccontextmanager
-    async def room(self, most: Spent, what: str = "one call") -> AsyncIterator[None]:
-        """Holds room under the caps for what takes ``most``: waits while calls under way may use it up. Raises what ``Meter.reserve`` does."""
+    async def room(self, most: Spent, what: str = "one call", patience_s: float | None = None) -> AsyncIterator[None]:
+        """Holds room under the caps for what takes ``most``: waits while calls under way may use it up. Raises what ``Meter.reserve`` does, and Stopped
+        after ``patience_s`` seconds."""
         if not self.meter.caps.on_calls:
             yield
             return
-        while (freed := self.meter.reserve(most, what)) is not None:
-            await asyncio.wrap_future(freed)
+        try:
+            async with asyncio.timeout(patience_s):
+                while (freed := self.meter.reserve(most, what)) is not None:
+                    await asyncio.wrap_future(freed)
+        except TimeoutError:
+            self.meter.stop(f"for {patience_s:g} s calls under way left no room under the caps of spending for {what}")
         try:
             yield
         finally:

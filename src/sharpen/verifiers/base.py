@@ -51,7 +51,10 @@ def close(verifier: Verifier | None) -> None:
 
 @runtime_checkable
 class Asking(Verifier, Protocol):
-    """A verifier that asks a policy or a server of its own, which may cost money. ``remote``: one that is not in this process."""
+    """A verifier that asks a policy or a server of its own, which may cost money; not where ``asks`` is false. ``remote``: one that is not run here."""
+
+    @property
+    def asks(self) -> bool: ...
 
     @property
     def remote(self) -> bool: ...
@@ -73,7 +76,7 @@ def asking(verifier: Verifier | None) -> tuple[Asking, ...]:
     """``verifier``, or those that it is combined of, as far as they ask policies or servers."""
     if members := getattr(verifier, "members", ()):
         return tuple(one for member in members for one in asking(member))
-    return (verifier,) if isinstance(verifier, Asking) else ()
+    return (verifier,) if isinstance(verifier, Asking) and verifier.asks else ()
 
 
 def charge(verifier: Verifier | None, meter: Meter, stage: str) -> Account | None:

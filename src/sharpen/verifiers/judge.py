@@ -25,7 +25,7 @@ from sharpen.models import load_model
 from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
 from sharpen.policies.choose import Auto, Engine, batch_of, open_policy
 from sharpen.policies.endpoint import Endpoint
-from sharpen.policies.meter import Account, Meter, Metered, most, total
+from sharpen.policies.meter import ROOM_S, Account, Meter, Metered, most, total
 from sharpen.policies.prices import Price, price_of
 from sharpen.records import Interval, Message, Record, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest
@@ -34,7 +34,6 @@ from sharpen.verifiers.function import answer_of
 from sharpen.verifiers.shown import Quoted, code_of, parts, quoted, said_anything, spoken, visible, written
 
 OPENING_S = 600.0  # an engine may take that long to start, on the first verdict's time
-ROOM_S = 600.0  # a verdict waits so long for room under the caps, while calls under way may use it up
 ASKED = 2  # times, at most: the second where no verdict can be read
 IN_BATCHES = 512  # verdicts at once where votes are asked in batches: each takes two threads, which wait
 
@@ -228,6 +227,8 @@ class LLMJudge:
     def tally(self) -> Tally:
         return self._tally
 
+    asks = True
+
     @property
     def remote(self) -> bool:
         return isinstance(self.settings.engine, Endpoint) or (self._model is not None and self._model.kind == "endpoint")
@@ -385,13 +386,8 @@ class LLMJudge:
         self._opened()
 
         async def all_of_them() -> list[_Vote]:
-            room = metered.account.room(self._most(prompts, form, metered.price), f"{len(prompts)} votes, asked again where they cannot be read,")
-            async with contextlib.AsyncExitStack() as held:
-                try:
-                    async with asyncio.timeout(ROOM_S):
-                        await held.enter_async_context(room)
-                except TimeoutError:
-                    metered.account.meter.stop(f"calls under way left no room under the caps of spending for a verdict for {ROOM_S:g} s")
+            what = f"a verdict of {len(prompts)} votes, asked again where they cannot be read,"
+            async with metered.account.room(self._most(prompts, form, metered.price), what, ROOM_S):
                 return await asyncio.gather(*(self._vote(metered, prompt, seed, form) for prompt, seed in prompts))
 
         votes = loop.run(all_of_them(), on=loop.VERIFIERS)

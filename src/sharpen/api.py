@@ -211,7 +211,8 @@ class Session:
         if model.fingerprint not in self._policies:
             self._policies[model.fingerprint], _ = open_policy(model, self.engine, self.folder)
         price, _ = price_of(model, self.engine, self.meter.caps.prices)
-        policy = Metered(model.name, lambda: self._policies[model.fingerprint], self.meter.account("sample"), price)
+        opened = self._policies[model.fingerprint]
+        policy = Metered(model.name, lambda: opened, self.meter.account("sample"), price)
         sampling, maker = self.sampling.turn(self.seed), maker_of(model)
         return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, sampling, maker=maker)
 

@@ -280,6 +280,19 @@ def _near(gold: str) -> list[str]:
     return []
 
 
+def gate_tries(taskset: TaskSet, gate: bool) -> int:
+    """How many made-up answers that say something a verifier is asked about before the first rung, at most: by ``gold_and_noop`` and, with ``gate``, ``fooled``."""
+    tasks = spread(taskset, TASKS)
+    golds = sum(taskset.environment.expert(task) is not None for task in tasks)
+    return golds + sum(map(bool, NOOPS.values())) * len(tasks) + (len(_cheats(taskset, spread(taskset, FEW))) if gate else 0)
+
+
+def _cheats(taskset: TaskSet, tasks: Sequence[Task]) -> list[tuple[Task, str, Turns]]:
+    """What ``fooled`` tries: only what is wrong whatever the task."""
+    golds = {task.key: gold for task in tasks if (gold := taskset.environment.expert(task)) is not None}
+    return [(task, kind, answer) for task in tasks for kind, answer in _made_up(taskset, task, tasks, golds) if kind not in SHOWN]
+
+
 def fooled(taskset: TaskSet, limit: int = FEW, timeout_s: float = 60.0) -> str:
     """The first cheat that the set's verifier passes on two of up to ``limit`` tasks (on one where there is one), in a line; "" where none does.
 
@@ -287,9 +300,8 @@ def fooled(taskset: TaskSet, limit: int = FEW, timeout_s: float = 60.0) -> str:
     """
     assert taskset.verifier is not None
     tasks = spread(taskset, limit)
-    golds = {task.key: gold for task in tasks if (gold := taskset.environment.expert(task)) is not None}
     passed = Counter[str]()
-    made = [(task, kind, answer) for task in tasks for kind, answer in _made_up(taskset, task, tasks, golds) if kind not in SHOWN]
+    made = _cheats(taskset, tasks)
     tries = ((task, loop.run(attempt(taskset, task, answer))) for task, _, answer in made)
     for (task, kind, answer), (_, verdict) in zip(made, judge_many(tries, taskset.verifier, timeout_s), strict=True):
         passed[kind] += bool(verdict)

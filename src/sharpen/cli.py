@@ -331,9 +331,14 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     if arguments.measure is not None:
         raise SettingsError("--measure goes with --plan")
+    from sharpen.plan import plan
     from sharpen.run import climb
 
-    climb(_settings(arguments), arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier)
+    settings = _settings(arguments)
+    climb(
+        settings, arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier,
+        planned=lambda tasks, model: plan(settings, arguments.runs, 0, (tasks, model)).whole,
+    )  # fmt: skip
 
 
 def _distil(arguments: argparse.Namespace) -> None:

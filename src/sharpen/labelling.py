@@ -68,7 +68,9 @@ def label(
     bar = given.ladder.purity if given is not None else 0.9
     asking = _Asking(console, tries, rows, tasks, place, labeller, bar)
     wanted = limit or asking.purity().missing
-    suspects = _suspects(tries, rows, tasks, folder, second, given.spending if given is not None else None) if by == "disagreement" else None
+    suspects = (
+        _suspects(tries, rows, tasks, folder, second, given.spending if given is not None else None) if by == "disagreement" else None
+    )
     count = asking.ask(draw(shuffled(rows), max(wanted, 1), suspects), limit)
     asking.end(verifier)
     return count

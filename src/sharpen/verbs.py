@@ -35,7 +35,7 @@ from sharpen.policies.base import Policy
 from sharpen.policies.choose import open_policy
 from sharpen.policies.meter import SPENT, Meter, Metered
 from sharpen.policies.prices import price_of
-from sharpen.records import Audit, Evaluation, LeftOut, Maker, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import Audit, Evaluation, LeftOut, Maker, Model, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
@@ -51,7 +51,7 @@ from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.terms import TermsSettings, brought, gate, merged, settle, whose, with_terms, written
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import asking, charge, close
+from sharpen.verifiers.base import charge, close
 from sharpen.verifiers.remembered import OPINIONS, remembered
 from sharpen.verifiers.run import judge_many
 
@@ -196,7 +196,7 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
     """
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
-    known = {task.key: task for task in tasks.tasks}
+    by_key = {task.key: task for task in tasks.tasks}
     with _held(work):
         meter = Meter(settings.spending, work / SPENT, watch.asked)
         paid = charge(verifier, meter, "verify") is not None
@@ -206,21 +206,21 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
         tolerance = Tolerance("verify", len(trajectories.records), settings.sampling.max_errors)
 
-        if paid:
-            stands = {key for key, one in verdicts.records.items() if one.verifier == verifier.name and one.outcome != "error"}
-            for key in stands:
-                counts[verdicts.records[key].outcome] += 1
-        else:
-            stands = set()
+        stands: set[SampleKey] = set()
+        for key in trajectories.records if paid else ():
+            known = verdicts.records.get(key)
+            if known is not None and known.verifier == verifier.name and known.outcome != "error":
+                stands.add(key)
+                counts[known.outcome] += 1
 
         def tries() -> Iterator[tuple[Task, Trajectory]]:
             for key, trajectory in trajectories.records.items():
                 if key in stands:
                     continue
                 meter.check()
-                if key.task not in known:
-                    raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
-                yield known[key.task], trajectory
+                if key.task not in by_key:
+                    raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, by_key)}")
+                yield by_key[key.task], trajectory
 
         timeout_s, at_once = settings.sampling.verifier_timeout_s, settings.sampling.concurrency
         try:
@@ -315,9 +315,7 @@ def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limi
         meter = Meter(settings.spending, work / SPENT, watch.asked)
         paid = [account for one in (tasks.verifier, other) if (account := charge(one, meter, "audit")) is not None]
         try:
-            found = audit(
-                tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s, opinions=work / OPINIONS
-            )
+            found = audit(tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s, opinions=work / OPINIONS)
         finally:
             if paid:
                 meter.write()
@@ -363,7 +361,7 @@ def _tries(
         for _, engine in models:
             check_turns(engine, tasks.environment, settings.harness)
         meter = Meter(settings.spending, work / SPENT, watch.asked)
-        account, judging = meter.account(split), charge(chooses, meter, split)
+        account, judging = meter.account(split), charge(chooses if judged or several is not None else None, meter, split)
         policies: list[Policy] = []
         try:
             members = []

@@ -232,7 +232,9 @@ class Account:
         calls, prompt, sampled = (sum(getattr(one, name) for one in known) for name in ("turns", "prompt_tokens", "sampled_tokens"))
         fewer, prompt, sampled = (max(a - b, 0) for a, b in ((calls, self._calls), (prompt, self._prompt), (sampled, self._sampled)))
         self._calls, self._prompt, self._sampled = self._calls + fewer, self._prompt + prompt, self._sampled + sampled
-        self._unsized = max(self._unsized, sum(one.turns for one in known if not one.prompt_tokens))  # no prompt is empty: nobody counted it
+        self._unsized = max(
+            self._unsized, sum(one.turns for one in known if not one.prompt_tokens)
+        )  # no prompt is empty: nobody counted it
         if price is None:
             self._unpriced += fewer
         else:

@@ -281,7 +281,7 @@ def _near(gold: str) -> list[str]:
 
 
 def gate_tries(taskset: TaskSet, gate: bool) -> int:
-    """How many made-up answers that say something a verifier is asked about before the first rung, at most: by ``gold_and_noop`` and, with ``gate``, ``fooled``."""
+    """How many made-up answers that say something ``gold_and_noop`` and, with ``gate``, ``fooled`` ask a verifier about, at most."""
     tasks = spread(taskset, TASKS)
     golds = sum(taskset.environment.expert(task) is not None for task in tasks)
     return golds + sum(map(bool, NOOPS.values())) * len(tasks) + (len(_cheats(taskset, spread(taskset, FEW))) if gate else 0)

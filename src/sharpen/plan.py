@@ -285,7 +285,8 @@ class _Judging:
             if self.made.calls and self.verdicts:
                 how = f"a verdict takes what each of {self.verdicts} took"
             else:
-                how = f"a verdict takes {spent.calls} calls, {count(spent.prompt_tokens)} prompt and {count(spent.sampled_tokens)} sampled tokens, each vote to its last"
+                tokens = f"{count(spent.prompt_tokens)} prompt and {count(spent.sampled_tokens)} sampled tokens"
+                how = f"a verdict takes {spent.calls} calls, {tokens}, each vote to its last"
             yield f"{one.name}: {how}; at most, each is asked twice; every try is taken to be judged; price: {whence}{each}"
         if self.remote:
             yield "a verifier on a server was not asked for this plan" + ("" if self.verdicts else ", so every try is taken to pass")

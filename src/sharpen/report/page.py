@@ -327,7 +327,7 @@ def bought(rung: RungView) -> str:
     )
 
 
-def paid(spent: Spent, judging: Spent = Spent(), planned: Spent | None = None) -> str:
+def paid(spent: Spent, judging: Spent, planned: Spent | None) -> str:
     """All that a run asked of policies, what its verifiers asked of that, and what was ``planned``, in one line."""
     words = [f"{count(spent.calls)} calls", f"{count(spent.prompt_tokens)} prompt and {count(spent.sampled_tokens)} sampled tokens"]
     words += [dollars(spent.dollars)] if spent.dollars or (planned is not None and planned.dollars) else []

@@ -283,7 +283,8 @@ def _near(gold: str) -> list[str]:
 def gate_tries(taskset: TaskSet, gate: bool) -> int:
     """How many made-up answers that say something ``gold_and_noop`` and, with ``gate``, ``fooled`` ask a verifier about, at most."""
     tasks = spread(taskset, TASKS)
-    golds = sum(taskset.environment.expert(task) is not None for task in tasks)
+    shown = "demo" if taskset.recorded is None else ""  # whose gold solutions are demonstrations, and remembered
+    golds = sum(task.split != shown and taskset.environment.expert(task) is not None for task in tasks)
     return golds + sum(map(bool, NOOPS.values())) * len(tasks) + (len(_cheats(taskset, spread(taskset, FEW))) if gate else 0)
 
 

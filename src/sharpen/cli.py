@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sharpen.errors import SettingsError, SharpenError, Stopped
 
 if TYPE_CHECKING:
+    from sharpen.run import Planned
     from sharpen.settings import RunSettings
     from sharpen.verbs import Watcher
 
@@ -331,14 +332,18 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     if arguments.measure is not None:
         raise SettingsError("--measure goes with --plan")
-    from sharpen.plan import plan
     from sharpen.run import climb
 
     settings = _settings(arguments)
-    climb(
-        settings, arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier,
-        planned=lambda tasks, model: plan(settings, arguments.runs, 0, (tasks, model)).whole,
-    )  # fmt: skip
+    planned = _planned(settings, arguments.runs)
+    climb(settings, arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier, planned=planned)
+
+
+def _planned(settings: RunSettings, runs: Path) -> Planned:
+    """What ``--plan`` would say of the whole run, without asking anybody."""
+    from sharpen.plan import plan
+
+    return lambda tasks, model: plan(settings, runs, 0, (tasks, model)).whole
 
 
 def _distil(arguments: argparse.Namespace) -> None:
@@ -351,7 +356,7 @@ def _distil(arguments: argparse.Namespace) -> None:
     elif arguments.measure is not None:
         raise SettingsError("--measure goes with --plan")
     else:
-        climb(settings, runs, trust=arguments.trust_unaudited_verifier)
+        climb(settings, runs, trust=arguments.trust_unaudited_verifier, planned=_planned(settings, runs))
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -71,7 +71,7 @@ def test_votes_asked_again_fit_under_the_cap_too() -> None:
 
 
 def test_dollars_are_not_capped_where_nobody_knows_what_the_judge_costs() -> None:
-    with pytest.raises(CapError, match=r"what judge fake .* costs is unknown; give its price in spending\.prices"):
+    with pytest.raises(CapError, match=r"what the judge's fake costs is unknown; give its price in spending\.prices"):
         under(Spending(max_dollars=1))
 
 

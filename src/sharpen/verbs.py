@@ -51,7 +51,7 @@ from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.terms import TermsSettings, brought, gate, merged, settle, whose, with_terms, written
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import charge, close
+from sharpen.verifiers.base import asking, charge, close
 from sharpen.verifiers.remembered import OPINIONS, remembered
 from sharpen.verifiers.run import judge_many
 
@@ -198,8 +198,9 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
     verifier = required(tasks)
     by_key = {task.key: task for task in tasks.tasks}
     with _held(work):
-        meter = Meter(settings.spending, work / SPENT, watch.asked)
-        paid = charge(verifier, meter, "verify") is not None
+        paid = bool(asking(verifier))
+        meter = Meter(settings.spending, work / SPENT, watch.asked) if paid else Meter(asked=watch.asked)
+        charge(verifier, meter, "verify")
         trajectories = _trajectories(work)
         verdicts = Segments(work / "verdicts", Verdict)
         _mend(watch.say, trajectories, verdicts)

@@ -335,8 +335,11 @@ def paid(spent: Spent, judging: Spent, planned: Spent | None) -> str:
     said = ", ".join(words)
     said += f"; of these its verifiers asked {_asked(judging)}" if judging.calls else ""
     if planned is not None:
-        money = "of unknown price" if planned.unpriced else dollars(planned.dollars)
-        said += f"; planned before it began: {count(planned.calls)} calls, {count(planned.tokens)} tokens, {money}"
+        said += f"; planned before it began: {count(planned.calls)} calls, {count(planned.tokens)} tokens"
+        if planned.unpriced:
+            said += ", of unknown price"
+        elif planned.dollars or spent.dollars:
+            said += f", {dollars(planned.dollars)}"
     return said
 
 

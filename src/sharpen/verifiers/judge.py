@@ -202,9 +202,9 @@ class LLMJudge:
     def __init__(self, settings: Judge, policy: Policy | None = None) -> None:
         self.settings = settings
         self._model = load_model(settings.model, settings.template) if policy is None else None
-        named = self._model.name if self._model else policy.name if policy else ""
-        identity = self._model.fingerprint if self._model else named
-        self.name = f"judge {named} {digest([settings, identity, _JUDGE, _COMPARE, _PROMPT, _AGAIN])[:8]}"
+        self._named = self._model.name if self._model else policy.name if policy else ""
+        identity = self._model.fingerprint if self._model else self._named
+        self.name = f"judge {self._named} {digest([settings, identity, _JUDGE, _COMPARE, _PROMPT, _AGAIN])[:8]}"
         batch = batch_of(settings.engine) if policy is None else None
         self._vote_s = max(settings.timeout_s, batch.wait_s) if batch else settings.timeout_s
         self.timeout_s = self._vote_s + OPENING_S + ROOM_S
@@ -241,7 +241,7 @@ class LLMJudge:
 
     def charge(self, account: Account) -> None:
         price, _ = self.price(account.meter.caps.prices)
-        self._metered = Metered(self.name, self._opened, account, price)
+        self._metered = Metered(f"the judge's {self._named}", self._opened, account, price)
 
     def takes(self, tokens: float) -> tuple[Spent, Spent]:
         fixed = self._prompt(_JUDGE, "0" * 24, (), self._form)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sharpen.records import SampleKey, Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.store.segments import Segments
-from sharpen.verifiers.base import Verifier, asking
+from sharpen.verifiers.base import Verifier, asking, close
 
 OPINIONS = "opinions"  # the folder of a run, or of work, where they lie
 
@@ -28,6 +28,10 @@ class Remembered:
     def __getattr__(self, name: str) -> Any:
         """What a verifier may have beside."""
         return getattr(self.members[0], name)
+
+    def close(self) -> None:
+        self._kept.close()
+        close(self.members[0])
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         key = SampleKey(model="", task=task.key, environment="", sampling=digest([task, self._content(trajectory)]), index=0)

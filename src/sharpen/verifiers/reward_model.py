@@ -121,7 +121,7 @@ class RewardModelVerifier:
 
     def charge(self, account: Account) -> None:
         price, _ = self.price(account.meter.caps.prices)
-        check_price(self.name, price, account.meter.caps)
+        check_price(f"the reward model {self.settings.model}", price, account.meter.caps)
         self._charged = account, price
 
     def takes(self, tokens: float) -> tuple[Spent, Spent]:

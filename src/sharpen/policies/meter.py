@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import msgspec
 
@@ -167,7 +167,7 @@ class Meter:
         if why := self.why_stop():
             self.stop(why)
 
-    def stop(self, why: str) -> None:
+    def stop(self, why: str) -> NoReturn:
         raise Stopped(f"{why}; what is finished is kept, and the same command goes on{'' if self.asked() else ' once the cap is raised'}",
                       asked=bool(self.asked()))  # fmt: skip
 

@@ -75,7 +75,7 @@ def judge_many(
                     yield trajectory, verdict.result()
                 elif ended is None or isinstance(ended, StopIteration):
                     ended = broken
-        if not isinstance(ended, StopIteration):
+        if ended is not None and not isinstance(ended, StopIteration):
             raise ended
     finally:
         threads.shutdown(cancel_futures=True)

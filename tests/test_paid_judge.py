@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import threading
@@ -11,23 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 
+from sharpen.api import Session, filter
 from sharpen.cli import main
+from sharpen.environments.single_turn import SingleTurn
 from sharpen.errors import CapError, PolicyError, SettingsError, Stopped
 from sharpen.policies.base import Sampling
 from sharpen.policies.endpoint import EndpointPolicy
 from sharpen.policies.meter import Bill, Meter, Metered, Spending
 from sharpen.policies.prices import FREE, Price
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Message, Spent, Verdict
+from sharpen.records import Message, Spent, Task, Verdict
 from sharpen.report.page import count, paid
 from sharpen.store.files import read_json
 from sharpen.store.segments import Segments
+from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.base import asking, charge
 from sharpen.verifiers.combine import Combination
 from sharpen.verifiers.judge import Judge, LLMJudge
+from sharpen.verifiers.pooling import Pooling
 from sharpen.verifiers.remembered import remembered
+from sharpen.verifiers.reward_model import RewardModel, RewardModelVerifier
 from sharpen.verifiers.run import judge, judge_many
 from test_endpoints import Fake, ask, completion, refusal, settings
 from test_judge import PASS, TASK, answering, tried
@@ -132,6 +140,48 @@ def test_a_remembered_verdict_is_not_bought_again_and_an_error_is(tmp_path: Path
     for _ in range(2):
         assert judge(TASK, tried("5"), remembered(LLMJudge(THREE, broken), tmp_path, str)).outcome == "error"
     assert len(broken.asked) == 6
+
+
+async def test_a_reward_model_on_a_server_is_counted_and_capped() -> None:
+    answer: dict[str, Any] = {"data": [{"data": [0.9]}], "usage": {"prompt_tokens": 40}}
+    asked: list[int] = []
+
+    async def pooling(_: web.Request) -> web.Response:
+        asked.append(1)
+        return web.json_response(answer)
+
+    app = web.Application()
+    app.router.add_post("/pooling", pooling)
+    async with TestServer(app) as server:
+        engine = Pooling(base_url=str(server.make_url("")), retries=0)
+        verifier = RewardModelVerifier(RewardModel(model="fake", engine=engine, threshold=0.5))
+        meter = Meter(Spending(max_calls=2, max_tokens=10**6, prices={"fake": Price(prompt=1e6, sampled=0)}))
+        charge(verifier, meter, "stage")
+        for _ in range(2):
+            assert await asyncio.to_thread(judge, TASK, tried(), verifier)
+        with pytest.raises(Stopped, match="max_calls"):
+            await asyncio.to_thread(judge, TASK, tried(), verifier)
+        assert meter.bill.judging == Spent(calls=2, prompt_tokens=80, dollars=80.0) and len(asked) == 2
+        del answer["usage"]
+        charge(verifier, Meter(Spending(max_tokens=10**6)), "stage")
+        with pytest.raises(CapError, match="does not say how many tokens"):
+            await asyncio.to_thread(judge, TASK, tried(), verifier)
+        await asyncio.to_thread(verifier.close)
+
+
+def test_a_session_keeps_to_its_caps_and_finds_what_it_bought(tmp_path: Path) -> None:
+    scripted_model(tmp_path / "base", skill=1.0)
+    policy = answering(PASS)
+    task = Task(key="t", family="t", prompt=(Message(role="user", content="1+1="),), reference="2")
+    tasks = TaskSet("one", (task,), SingleTurn(), LLMJudge(THREE, policy))
+    for cap, done in ((14, 2), (100, 4)):
+        session = Session(tmp_path / "s", spending=Spending(max_calls=cap))
+        tries = list(session.sample_many(str(tmp_path / "base"), tasks, 4))
+        with contextlib.suppress(Stopped):
+            filter(tries, session.verify)
+        session.close()
+        assert len(policy.asked) == 3 * done
+        assert read_json(tmp_path / "s/spent.json", Bill).total.calls == 4 + 3 * done
 
 
 # ---------------------------------------------------------------- a whole run

@@ -230,7 +230,7 @@ def _measured(bench: Bench, settings: RunSettings, found: _Found, share: tuple[i
     few, some = next((note["share"] for note in reversed(bench.run.ledger()) if note.get("event") == "advised"), share)
     demonstrations = bench.demonstrations()
     worth = weigh(demonstrations, {}, bench.seed)
-    checked = loop.run(gold_and_noop(bench.tasks))
+    checked = loop.run(gold_and_noop(bench.checking()))
     seen = Measurements(
         demonstrations=worth.count, demonstrations_passing=worth.passed, demonstration_rate=worth.pass_rate if worth.count else None,
         verifier=bench.verifier.name, verifier_exact=bench.verifier.exact, gold_passes=checked.gold_passes, noop_fails=checked.noop_fails,

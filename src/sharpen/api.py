@@ -28,6 +28,8 @@ from sharpen.methods.base import inherit
 from sharpen.models import load_model
 from sharpen.policies.base import Policy
 from sharpen.policies.choose import Auto, Engine, open_policy
+from sharpen.policies.meter import SPENT, Meter, Metered, Spending
+from sharpen.policies.prices import price_of
 from sharpen.records import Measurements, Model, SampleKey, Selection, Trajectory, Verdict
 from sharpen.sampling import SamplingSettings, collect
 from sharpen.selection import build_rows
@@ -36,7 +38,7 @@ from sharpen.tasks.base import BoundTask, TaskSet
 from sharpen.terms import TermsSettings, maker_of, with_terms
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import risks
+from sharpen.verifiers.base import charge, risks
 from sharpen.verifiers.run import judge
 
 
@@ -61,10 +63,13 @@ class Session:
 
     Tries of one model on one task are numbered on, so that calling ``sample`` N times makes N different tries; a session opened again on
     the same folder starts its numbers anew and finds what it has already made.
+
+    What models and verifiers are asked is counted in ``spent.json`` there, ``spending`` caps it: a verb raises Stopped where what it would begin does
+    not fit, and what was made and judged before is kept.
     """
 
     def __init__(self, folder: str | Path | None = None, *, sampling: SamplingSettings | None = None, training: Training | None = None,
-                 engine: Engine | None = None, seed: int = 0) -> None:  # fmt: skip
+                 engine: Engine | None = None, seed: int = 0, spending: Spending | None = None) -> None:  # fmt: skip
         self.sampling = (sampling or SamplingSettings()).waiting_for(engine or Auto())
         if not isinstance(self.sampling.budget, Uniform):
             raise SettingsError(
@@ -78,6 +83,7 @@ class Session:
             folder = tempfile.mkdtemp(prefix="sharpen-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
         self.folder = Path(folder)
+        self.meter = Meter(spending, self.folder / SPENT)
         self._trajectories = Segments(self.folder / "trajectories", Trajectory)
         self._verdicts = Segments(self.folder / "verdicts", Verdict)
         for said in (self._trajectories.mend(), self._verdicts.mend()):
@@ -119,6 +125,7 @@ class Session:
         known = self._verdicts.records.get(trajectory.key)
         if known is not None and known.verifier == verifier.name:
             return known
+        charge(verifier, self.meter, "verify")
         verdict = judge(candidate.bound.task, trajectory, verifier, self.sampling.verifier_timeout_s)
         self._verdicts.append(verdict)
         return verdict
@@ -174,6 +181,7 @@ class Session:
                 banner = "no verifier vouches for the tries it was trained on"
             else:
                 purity = measure({one.trajectory.key: content(one.trajectory) for one in chosen}, read_labels(place), BAR)
+                charge(verifier, self.meter, "checks")
                 cheat = fooled(tasks, timeout_s=self.sampling.verifier_timeout_s) if purity.outcome == "clears" and not trust else ""
                 seen = Measurements(verifier=verifier.name, purity=purity, cheat=cheat, risks=risks(verifier), trusted_unaudited=trust)
                 where = (
@@ -196,12 +204,16 @@ class Session:
         for policy in self._policies.values():
             loop.run(policy.close())
         self._policies.clear()
+        if self.meter.bill.stages:
+            self.meter.write()
 
     def _agent(self, model: Model, task: BoundTask) -> PolicyAgent:
         check_turns(self.engine, task.tasks.environment, None)
         if model.fingerprint not in self._policies:
             self._policies[model.fingerprint], _ = open_policy(model, self.engine, self.folder)
-        policy = self._policies[model.fingerprint]
+        price, _ = price_of(model, self.engine, self.meter.caps.prices)
+        opened = self._policies[model.fingerprint]
+        policy = Metered(model.name, lambda: opened, self.meter.account("sample"), price)
         sampling, maker = self.sampling.turn(self.seed), maker_of(model)
         return PolicyAgent(model.name, policy, model.fingerprint, task.tasks.environment, sampling, maker=maker)
 
@@ -216,7 +228,8 @@ class Session:
     async def _many(self, agent: PolicyAgent, wanted: list[tuple]) -> AsyncIterator[Trajectory]:  # type: ignore[type-arg]
         settings = self.sampling
         async for trajectory, _ in collect(
-            agent, wanted, None, self._trajectories, self._verdicts, concurrency=settings.concurrency, episode_timeout_s=settings.episode_timeout_s
+            agent, wanted, None, self._trajectories, self._verdicts, concurrency=settings.concurrency, episode_timeout_s=settings.episode_timeout_s,
+            account=self.meter.account("sample"),
         ):  # fmt: skip
             yield trajectory
 

@@ -30,6 +30,7 @@ from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.base import Described, Verifier
 from sharpen.verifiers.part import HEDGES
+from sharpen.verifiers.remembered import remembered
 from sharpen.verifiers.run import judge_many
 
 Turns = tuple[str | Message, ...]
@@ -56,9 +57,11 @@ def audit(
     limit: int = TASKS,
     bar: float = BAR,
     timeout_s: float = 60.0,
+    opinions: Path | None = None,
 ) -> Audit:
     """All that can be found out about the set's verifier: on up to ``limit`` tasks, on the ``tries`` of a folder, by ``labels`` and a ``second`` verifier.
 
+    Where ``opinions`` names a folder, verdicts that may cost money are kept there, and asked for once: an audit that was stopped goes on.
     The test split is left alone. TaskError where nothing else is there, or where the set has no verifier.
     """
     verifier = taskset.verifier
@@ -67,7 +70,7 @@ def audit(
     tasks = spread(taskset, limit)
     if not tasks:
         raise TaskError(f"every task of {taskset.name!r} is in the split test, which an audit leaves alone; give it tasks of another split")
-    asked = _Asked(verifier, timeout_s)
+    asked = _Asked(verifier, timeout_s, opinions)
     limits: list[str] = []
     probes = _probes(taskset, tasks, asked, limits)
     known = {task.key: task for task in taskset.tasks}
@@ -93,6 +96,7 @@ def audit(
             (known[key.task], one) for key, one in plain.items() if key not in verdicts
         ]  # a verdict may cost money: none is asked for again
         mine = verdicts | {verdict.key: verdict for verdict in asked.once(new)}
+        second = remembered(second, opinions / "second", content) if opinions is not None else second
         others = judge_many([(known[key.task], one) for key, one in plain.items()], second, timeout_s)
         judged = [(mine[one.key], _good(other), 1.0) for one, other in others]
         confusions.append(_held_against(f"the verifier {second.name}", judged))
@@ -169,18 +173,21 @@ def tries_in(folder: Path, rung: str | None = None) -> Tries:
 class _Asked:
     """A verifier that is asked about many tries at once, as it is when it judges what was sampled; about some of them twice."""
 
-    def __init__(self, verifier: Verifier, timeout_s: float) -> None:
+    def __init__(self, verifier: Verifier, timeout_s: float, opinions: Path | None = None) -> None:
         self.verifier, self._timeout_s = verifier, timeout_s
+        self._again = verifier
+        if opinions is not None:
+            self.verifier, self._again = (remembered(verifier, folder, content) for folder in (opinions, opinions / "again"))
         self.repeated = self.unstable = 0
         self.example = ""
 
-    def once(self, tries: Iterable[tuple[Task, Trajectory]]) -> list[Verdict]:
-        return [verdict for _, verdict in judge_many(tries, self.verifier, self._timeout_s)]
+    def once(self, tries: Iterable[tuple[Task, Trajectory]], verifier: Verifier | None = None) -> list[Verdict]:
+        return [verdict for _, verdict in judge_many(tries, verifier or self.verifier, self._timeout_s)]
 
     def twice(self, tries: Sequence[tuple[Task, Trajectory]]) -> list[Verdict]:
         """The first of two verdicts on each; how often the second is not the same is counted."""
         firsts = self.once(tries)
-        for (task, _), first, again in zip(tries, firsts, self.once(tries), strict=True):
+        for (task, _), first, again in zip(tries, firsts, self.once(tries, self._again), strict=True):
             self.repeated += 1
             if (first.outcome, first.score) != (again.outcome, again.score) and not (
                 first.outcome == again.outcome == "error" or (_nan(first.score) and _nan(again.score))
@@ -278,6 +285,20 @@ def _near(gold: str) -> list[str]:
     return []
 
 
+def gate_tries(taskset: TaskSet, gate: bool) -> int:
+    """How many made-up answers that say something ``gold_and_noop`` and, with ``gate``, ``fooled`` ask a verifier about, at most."""
+    tasks = spread(taskset, TASKS)
+    shown = "demo" if taskset.recorded is None else ""  # whose gold solutions are demonstrations, and remembered
+    golds = sum(task.split != shown and taskset.environment.expert(task) is not None for task in tasks)
+    return golds + sum(map(bool, NOOPS.values())) * len(tasks) + (len(_cheats(taskset, spread(taskset, FEW))) if gate else 0)
+
+
+def _cheats(taskset: TaskSet, tasks: Sequence[Task]) -> list[tuple[Task, str, Turns]]:
+    """What ``fooled`` tries: only what is wrong whatever the task."""
+    golds = {task.key: gold for task in tasks if (gold := taskset.environment.expert(task)) is not None}
+    return [(task, kind, answer) for task in tasks for kind, answer in _made_up(taskset, task, tasks, golds) if kind not in SHOWN]
+
+
 def fooled(taskset: TaskSet, limit: int = FEW, timeout_s: float = 60.0) -> str:
     """The first cheat that the set's verifier passes on two of up to ``limit`` tasks (on one where there is one), in a line; "" where none does.
 
@@ -285,9 +306,8 @@ def fooled(taskset: TaskSet, limit: int = FEW, timeout_s: float = 60.0) -> str:
     """
     assert taskset.verifier is not None
     tasks = spread(taskset, limit)
-    golds = {task.key: gold for task in tasks if (gold := taskset.environment.expert(task)) is not None}
     passed = Counter[str]()
-    made = [(task, kind, answer) for task in tasks for kind, answer in _made_up(taskset, task, tasks, golds) if kind not in SHOWN]
+    made = _cheats(taskset, tasks)
     tries = ((task, loop.run(attempt(taskset, task, answer))) for task, _, answer in made)
     for (task, kind, answer), (_, verdict) in zip(made, judge_many(tries, taskset.verifier, timeout_s), strict=True):
         passed[kind] += bool(verdict)

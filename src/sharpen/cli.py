@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sharpen.errors import SettingsError, SharpenError, Stopped, nearest
 
 if TYPE_CHECKING:
+    from sharpen.run import Planned
     from sharpen.settings import RunSettings
     from sharpen.verbs import Watcher
 
@@ -363,7 +364,16 @@ def _run(arguments: argparse.Namespace) -> None:
         raise SettingsError("--measure goes with --plan")
     from sharpen.run import climb
 
-    climb(_settings(arguments), arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier)
+    settings = _settings(arguments)
+    planned = _planned(settings, arguments.runs)
+    climb(settings, arguments.runs, arguments.fork, trust=arguments.trust_unaudited_verifier, planned=planned)
+
+
+def _planned(settings: RunSettings, runs: Path) -> Planned:
+    """What ``--plan`` would say of the whole run, without asking anybody."""
+    from sharpen.plan import plan
+
+    return lambda tasks, model: plan(settings, runs, 0, (tasks, model)).whole
 
 
 def _distil(arguments: argparse.Namespace) -> None:
@@ -376,7 +386,7 @@ def _distil(arguments: argparse.Namespace) -> None:
     elif arguments.measure is not None:
         raise SettingsError("--measure goes with --plan")
     else:
-        climb(settings, runs, trust=arguments.trust_unaudited_verifier)
+        climb(settings, runs, trust=arguments.trust_unaudited_verifier, planned=_planned(settings, runs))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -483,7 +493,8 @@ def _audit(arguments: argparse.Namespace) -> None:
     from sharpen import verbs
     from sharpen.report.terminal import audit_text
 
-    found = verbs.audit_(_settings(arguments), arguments.work, second=arguments.second, limit=arguments.limit)
+    with _watched() as watch:
+        found = verbs.audit_(_settings(arguments), arguments.work, second=arguments.second, limit=arguments.limit, watch=watch)
     Console(width=None if sys.stdout.isatty() else 140).print(audit_text(found), soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
     SharpenError                     the user sees one line, never a traceback
     ├── SettingsError                a setting is unknown, contradictory or out of range: names the place and the nearest right key
+    │   └── CapError                 a cap on spending cannot be kept to: it is lower than one call, a price is unknown, or nobody counts tokens
     ├── TaskError                    a task set cannot be read, split or checked (no gold solution passes, splits overlap)
     ├── FormatError                  a file of trajectories cannot be read, or a trajectory does not fit the format it is written in
     ├── ModelError                   weights, tokenizer or template are missing or do not fit together
@@ -35,6 +36,10 @@ class SharpenError(Exception):
 
 class SettingsError(SharpenError, ValueError):
     """A setting is unknown, contradictory or out of range. A ValueError too, so that msgspec adds the place where it happened."""
+
+
+class CapError(SettingsError):
+    """A cap on spending cannot be kept to. Where a judge's own calls meet it, it ends the command as well, and is no verdict."""
 
 
 class TaskError(SharpenError):

@@ -20,13 +20,15 @@ from sharpen.advisor import purity_line
 from sharpen.audit import Tries, tries_in
 from sharpen.errors import RunError, SettingsError, SharpenError
 from sharpen.labels import Labels, Shown, content, copy_of, draw, measure, read_labels, shuffled, write_label
+from sharpen.policies.meter import SPENT, Meter, Spending
 from sharpen.records import Label, Purity, SampleKey, Task
 from sharpen.report.terminal import agreement_line, question_text, said_text
 from sharpen.settings import RunSettings, load_settings
 from sharpen.store.run import SETTINGS, existing
 from sharpen.tasks.data_file import OwnData, verifier_of
 from sharpen.tasks.load import load_tasks
-from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.base import Verifier, charge
+from sharpen.verifiers.remembered import OPINIONS, remembered
 from sharpen.verifiers.run import judge_many
 
 Among = Literal["kept", "passed", "failed", "all"]
@@ -66,7 +68,9 @@ def label(
     bar = given.ladder.purity if given is not None else 0.9
     asking = _Asking(console, tries, rows, tasks, place, labeller, bar)
     wanted = limit or asking.purity().missing
-    suspects = _suspects(tries, rows, tasks, second) if by == "disagreement" else None
+    suspects = (
+        _suspects(tries, rows, tasks, folder, second, given.spending if given is not None else None) if by == "disagreement" else None
+    )
     count = asking.ask(draw(shuffled(rows), max(wanted, 1), suspects), limit)
     asking.end(verifier)
     return count
@@ -231,15 +235,27 @@ def _rows(folder: Path, tries: Tries, among: Among) -> dict[SampleKey, str]:
     return {key: content(tries.trajectories[key]) for key in keys}
 
 
-def _suspects(tries: Tries, rows: Collection[SampleKey], tasks: Mapping[str, Task], second: str | None) -> set[SampleKey]:
-    """Rows where a bad one is likelier: a ``second`` verifier says otherwise or, without one, the score is in the lowest quarter."""
+def _suspects(
+    tries: Tries, rows: Collection[SampleKey], tasks: Mapping[str, Task], folder: Path, second: str | None, caps: Spending | None
+) -> set[SampleKey]:
+    """Rows where a bad one is likelier: a ``second`` verifier says otherwise or, without one, the score is in the lowest quarter.
+
+    What the second verifier asks is counted under ``label``, in ``folder``, and paid once.
+    """
     if second is not None:
         other = verifier_of(OwnData(verifier=second))
         assert other is not None
         if missing := [key for key in rows if key.task not in tasks]:
             raise SettingsError(f"--second needs the tasks, and {missing[0].task!r} is not among them; name them with --settings")
-        judged = judge_many(((tasks[key.task], tries.trajectories[key]) for key in rows if key in tries.verdicts), other)
-        return {one.key for one, verdict in judged if verdict.outcome != tries.verdicts[one.key].outcome}
+        meter = Meter(caps, folder / SPENT)
+        paid = charge(other, meter, "label") is not None
+        kept = remembered(other, folder / OPINIONS / "second", content)
+        try:
+            judged = judge_many(((tasks[key.task], tries.trajectories[key]) for key in rows if key in tries.verdicts), kept)
+            return {one.key for one, verdict in judged if verdict.outcome != tries.verdicts[one.key].outcome}
+        finally:
+            if paid:
+                meter.write()
     scores = {key: verdict.score for key in rows if (verdict := tries.verdicts.get(key)) is not None and verdict.score is not None}
     if len(set(scores.values())) < 2:
         raise SettingsError("the verdicts have no scores to go by; name another verifier with --second, or label --by random")

@@ -214,11 +214,12 @@ class Ladder:
                 f"demonstrations: {worth.passed} of {worth.count} pass{errors}, the ceiling of imitation; "
                 f"they cover {worth.covered} of {worth.tasks} tasks"
             )
-        checked = loop.run(gold_and_noop(tasks))
+        checking = self.bench.checking()
+        checked = loop.run(gold_and_noop(checking))
         if checked.example:
             self.bench.say(f"the verifier fails its checks: {checked.example}")
         keeps = {"rejection-sampling", "expert-iteration", "distillation"} & set(self.settings.rungs)
-        cheat = fooled(tasks, timeout_s=self.bench.sampling.verifier_timeout_s) if keeps and not verifier.exact else ""
+        cheat = fooled(checking, timeout_s=self.bench.sampling.verifier_timeout_s) if keeps and not verifier.exact else ""
         if cheat:
             self.bench.say(f"the verifier passes a cheat: {cheat}")
         for risk in risks(verifier):

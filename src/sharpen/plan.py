@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from rich.text import Text
 from sharpen import loop
 from sharpen.advisor import ROUNDS
 from sharpen.agents.choose import load_members, most_turns, playing
+from sharpen.audit import gate_tries
 from sharpen.budget import Adaptive
 from sharpen.ladder import too_small
-from sharpen.methods.base import Prompted
+from sharpen.methods.base import CHECKS, Prompted
 from sharpen.methods.distillation import uncontrolled
 from sharpen.models import load_model
-from sharpen.policies.meter import SPENT, Meter, total
+from sharpen.policies.meter import JUDGE, SPENT, Bill, Meter, total
 from sharpen.policies.prices import FREE, Price, price_of
 from sharpen.records import Model, Spent, Trajectory, Verdict
 from sharpen.report.live import Live
@@ -40,6 +41,7 @@ from sharpen.store.rungs import CONTROL, RungName
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
+from sharpen.verifiers.base import Asking, asking
 
 MEASURED = 16  # tries of the run's first stage that a plan makes where they cost nothing
 BASE = RungName(0, "base").stage
@@ -64,7 +66,8 @@ class Typical:
 class Ahead:
     """One stage: ``tries`` of tasks that are sure, ``more`` that later looks may add, or training on ``rows``. ``done`` is what it took, where it is.
 
-    ``taught``: the tries are the teacher's. ``more_rows`` train only where a round is made again."""
+    ``taught``: the tries are the teacher's. ``more_rows`` train only where a round is made again. ``judged``: it is what a verifier asks beside a stage, for
+    so many verdicts as expected, and at most."""
 
     name: str
     tries: int = 0
@@ -73,6 +76,7 @@ class Ahead:
     more_rows: float = 0.0
     shots: int = 0
     taught: bool = False
+    judged: tuple[float, float] | None = None
     done: Manifest | None = None
 
 
@@ -91,18 +95,27 @@ class Plan:
         """All that is still ahead."""
         return total(*(spent for ahead, spent, _ in self.stages if ahead.done is None))
 
+    @property
+    def whole(self) -> Spent:
+        """The whole run, with what is done of it."""
+        return total(*(spent for _, spent, _ in self.stages))
 
-def plan(settings: RunSettings, runs: Path, measure: int | None = None) -> Plan:
+
+def plan(settings: RunSettings, runs: Path, measure: int | None = None, given: tuple[TaskSet, Model] | None = None) -> Plan:
     """What the run that ``settings`` describe will cost. ``measure`` tries of its first stage are made, and kept for it (default: 16 where a token has
-    no price, else none)."""
-    tasks = load_tasks(settings.tasks, settings.demonstrations)
+    no price, else none). A verifier that asks a server is not asked. ``given`` are the tasks and the model, where they are loaded already."""
+    tasks = given[0] if given is not None else load_tasks(settings.tasks, settings.demonstrations)
     panel = load_tasks(settings.ladder.panel) if settings.ladder.panel is not None else None
-    model = load_model(settings.model, settings.template)
+    model = given[1] if given is not None else load_model(settings.model, settings.template)
     price, source = price_of(model, settings.engine, settings.spending.prices)
     folder = runs / settings.name
     if measure is None:
         measure = MEASURED if price == FREE and model.kind != "endpoint" else 0
-    typical = _measured(settings, tasks, model, folder, measure)
+    judging = _Judging.of(settings, tasks)
+    if judging.remote and settings.agent is not None and settings.agent.by == "verifier":
+        measure = 0  # to choose among tries is to judge them
+    typical = _measured(settings, tasks, model, folder, measure, judged=not judging.remote)
+    judging = judging.seen(folder)
     stages = [
         replace(stage, done=read_if_there(folder / stage.name / MANIFEST, Manifest)) for stage in ahead(settings, tasks, panel, typical)
     ]
@@ -110,10 +123,25 @@ def plan(settings: RunSettings, runs: Path, measure: int | None = None) -> Plan:
     prices = {False: price, True: taught}
     turns = {False: most_turns(tasks.environment, settings.harness)}
     turns[True] = turns[False] if settings.teacher is None else most_turns(tasks.environment, settings.teacher.harness or settings.harness)
-    told = tuple((stage, *_takes(stage, typical, prices[stage.taught], settings)) for stage in stages)
-    most = [_at_most(stage, typical, prices[stage.taught], settings, turns[stage.taught]) for stage in stages if stage.done is None]
-    found = Plan(told, total(*(spent for spent, _ in most)), sum(trained for _, trained in most), None not in prices.values())
-    said = [*_said(typical, source, price, settings), whence, too_small(settings.ladder, settings.evaluation, tasks)]
+    told: list[tuple[Ahead, Spent, float]] = []
+    most: list[tuple[Spent, float]] = []
+    for stage in judging.beside(stages, settings, tasks):
+        if stage.judged is not None:
+            expected, longest = judging.takes(stage, typical)
+            told.append((stage, stage.done.judging if stage.done is not None else expected, 0.0))
+            bound = longest, 0.0
+        else:
+            told.append((stage, *_takes(stage, typical, prices[stage.taught], settings)))
+            bound = _at_most(stage, typical, prices[stage.taught], settings, turns[stage.taught])
+        most += [bound] if stage.done is None else []
+    priced = None not in prices.values() and judging.priced
+    found = Plan(tuple(told), total(*(spent for spent, _ in most)), sum(trained for _, trained in most), priced)
+    said = [
+        *_said(typical, source, price, settings),
+        whence,
+        *judging.said(typical),
+        too_small(settings.ladder, settings.evaluation, tasks),
+    ]
     spent = Meter(settings.spending, folder / SPENT).bill.total if (folder / SPENT).exists() else Spent()
     if cap := settings.spending.over(total(spent, found.expected)):
         said.append(f"{cap}: the run will stop there, with what is finished kept")
@@ -208,10 +236,101 @@ def _teachers_price(settings: RunSettings, own: Price | None) -> tuple[Price | N
     return (price if len(known) == len(each) else None), said
 
 
+# ---------------------------------------------------------------- what verdicts take
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """The verifiers that ask a policy or a server, with what they cost, and what a verdict of theirs took where some are made (calls and all per verdict)."""
+
+    asked: tuple[tuple[Asking, Price | None, str], ...]
+    made: Spent
+    verdicts: int
+
+    @classmethod
+    def of(cls, settings: RunSettings, tasks: TaskSet) -> _Judging:
+        asked = tuple((one, *one.price(settings.spending.prices)) for one in asking(tasks.verifier))
+        return cls(asked, Spent(), 0)
+
+    def seen(self, folder: Path) -> _Judging:
+        """The same, going by the first stage's verdicts."""
+        if not self.asked:
+            return self
+        bill = read_if_there(folder / SPENT, Bill) or Bill()
+        verdicts = Segments(folder / FIRST / "verdicts", Verdict).records
+        return replace(self, made=bill.stages.get(f"{FIRST}/{JUDGE}", Spent()), verdicts=len(verdicts))
+
+    @property
+    def remote(self) -> bool:
+        return any(one.remote for one, _, _ in self.asked)
+
+    @property
+    def priced(self) -> bool:
+        return all(price is not None for _, price, _ in self.asked)
+
+    def beside(self, stages: Sequence[Ahead], settings: RunSettings, tasks: TaskSet) -> Iterator[Ahead]:
+        """``stages``, and before or behind each that is judged what that takes."""
+        if not self.asked:
+            yield from stages
+            return
+        demo = tasks.split("demo").tasks
+        shown = len(demo) if tasks.recorded is None else len(tasks.recorded.trajectories)
+        gate = bool({"rejection-sampling", "expert-iteration", "distillation"} & set(settings.ladder.rungs))
+        yield Ahead(f"demonstrations/{JUDGE}", judged=(shown, shown))
+        checks = gate_tries(tasks, gate)
+        yield Ahead(f"{CHECKS}/{JUDGE}", judged=(checks, checks))
+        for stage in stages:
+            yield stage
+            if stage.tries or stage.more:
+                several = settings.teacher.agent if stage.taught and settings.teacher is not None else settings.agent
+                chosen = playing(several, "sampling" if stage.name.endswith("/sampling") else "evaluation")
+                each = chosen.tries if chosen is not None and chosen.by == "verifier" else 1  # what it chose it has judged
+                yield Ahead(f"{stage.name}/{JUDGE}", judged=(stage.tries * each, (stage.tries + stage.more) * each), done=stage.done)
+
+    def takes(self, stage: Ahead, typical: Typical) -> tuple[Spent, Spent]:
+        """A stage's verdicts, as expected and at most."""
+        assert stage.judged is not None
+        few, many = stage.judged
+        guessed = [(price, one.takes(typical.row)) for one, price, _ in self.asked]
+        expected = total(*(_priced(spent, price, few) for price, (spent, _) in guessed))
+        if self.made.calls and self.verdicts:
+            expected = _scaled(self.made, few / self.verdicts)
+        return expected, total(*(_priced(spent, price, many) for price, (_, spent) in guessed))
+
+    def said(self, typical: Typical) -> Iterator[str]:
+        for one, price, whence in self.asked:
+            spent, _ = one.takes(typical.row)
+            each = (
+                f"; {price.prompt:g} and {price.sampled:g} dollars for a million prompt and sampled tokens"
+                if price and price.dollars(1, 1)
+                else ""
+            )
+            if self.made.calls and self.verdicts:
+                how = f"a verdict takes what each of {self.verdicts} took"
+            else:
+                tokens = f"{count(spent.prompt_tokens)} prompt and {count(spent.sampled_tokens)} sampled tokens"
+                how = f"a verdict takes {spent.calls} calls, {tokens}, each vote to its last"
+            yield f"{one.name}: {how}; at most, each is asked twice; every try is taken to be judged; price: {whence}{each}"
+        if self.remote:
+            yield "a verifier on a server was not asked for this plan" + ("" if self.verdicts else ", so every try is taken to pass")
+
+
+def _priced(spent: Spent, price: Price | None, times: float) -> Spent:
+    many = _scaled(spent, times)
+    if price is None:
+        return msgspec.structs.replace(many, unpriced=many.calls)
+    return msgspec.structs.replace(many, dollars=price.dollars(many.prompt_tokens, many.sampled_tokens))
+
+
+def _scaled(spent: Spent, times: float) -> Spent:
+    whole = {name: round(times * getattr(spent, name)) for name in ("calls", "prompt_tokens", "sampled_tokens", "unpriced", "unsized")}
+    return Spent(**whole, dollars=times * spent.dollars)
+
+
 # ---------------------------------------------------------------- what one try takes
 
 
-def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int) -> Typical:
+def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int, judged: bool) -> Typical:
     """From the tries of the run's first stage that are there, after ``measure`` were made where it is not done."""
     place = folder / FIRST
     if (done := read_if_there(place / MANIFEST, Manifest)) is not None:
@@ -219,7 +338,7 @@ def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path,
     else:
         rate = next((note["rate"] for note in reversed(Run(folder).ledger()) if note.get("event") == "measured"), math.nan)
         if measure and math.isnan(rate):
-            rate = _make(settings, tasks, model, folder, measure)
+            rate = _make(settings, tasks, model, folder, measure, judged)
     made = list(Segments(place / "trajectories", Trajectory).records.values())
     if not made:
         turns = most_turns(tasks.environment, settings.harness, playing(settings.agent, "evaluation"))
@@ -234,20 +353,20 @@ def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path,
         prompt=mean * sum(one.cost.prompt_tokens for one in made),
         sampled=mean * sum(one.cost.sampled_tokens for one in made),
         row=mean * sum(map(_row, made)),
-        passes=sum(map(bool, verdicts)) / max(len(verdicts), 1),
+        passes=sum(map(bool, verdicts)) / len(verdicts) if verdicts else 1.0,
         rate=rate,
     )
 
 
-def _make(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int) -> float:
+def _make(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int, judged: bool) -> float:
     """One try, which opens the engine, and then ``measure`` more at once: how many tokens these sample a second."""
     run = Run.open(folder, to_yaml(settings))
     try:
         with Live() as live, loop.interruptible(live.say) as asked, open_bench(settings, run, tasks, model, live, asked) as bench:
             dev = tasks.split("dev").tasks
-            bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=1)
+            bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=1, judged=judged)
             started = time.monotonic()
-            pool = bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=measure + 1)
+            pool = bench.sample(FIRST, Prompted(model), dev, settings.evaluation, first=measure + 1, judged=judged)
             rate = sum(pool.trajectories[key].cost.sampled_tokens for key in pool.wanted[1:]) / (time.monotonic() - started)
             run.note({"event": "measured", "rate": rate, "tries": measure})
     finally:
@@ -340,7 +459,7 @@ def show(found: Plan) -> RenderableType:
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for stage, spent, trained in found.stages:
-        if stage.more and not stage.tries and not stage.rows:
+        if (stage.more and not stage.tries and not stage.rows) or (stage.judged is not None and not stage.judged[0]):
             continue  # only at most
         done = " (done)" if stage.done is not None else ""
         cells = _cells(spent, trained, found.priced)

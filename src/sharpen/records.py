@@ -170,7 +170,8 @@ class Cost(Record, frozen=True, kw_only=True):
 class Spent(Record, frozen=True, kw_only=True):
     """What was asked of policies and what it cost: calls that were answered, tokens as the engines counted them, US dollars.
 
-    ``unpriced`` of the calls have no known price and are in no dollar figure. ``seconds`` is wall time.
+    ``unpriced`` of the calls have no known price and are in no dollar figure; of ``unsized`` ones nobody said how many tokens they took, so what is
+    missing is in no figure of tokens or dollars. ``seconds`` is wall time.
     """
 
     calls: int = 0
@@ -178,6 +179,7 @@ class Spent(Record, frozen=True, kw_only=True):
     sampled_tokens: int = 0
     dollars: float = 0.0
     unpriced: int = 0
+    unsized: int = 0
     seconds: float = 0.0
 
     @property

@@ -25,7 +25,7 @@ from sharpen.methods.base import Bench
 from sharpen.models import load_model
 from sharpen.models import shipped as ships
 from sharpen.policies.meter import SPENT, Meter
-from sharpen.records import Model
+from sharpen.records import Model, Spent
 from sharpen.report.live import Live
 from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
@@ -35,11 +35,14 @@ from sharpen.store.run import ENDED, SETTINGS, Run, existing, fork
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
+Planned = Callable[[TaskSet, Model], Spent]
 
-def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trust: bool = False) -> Rung:
+
+def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trust: bool = False, planned: Planned | None = None) -> Rung:
     """Climb the ladder in ``runs/NAME``, going on where an earlier call stopped, and print its table. Returns the rung that ships.
 
-    ``trust`` goes on with a verifier that is neither exact nor audited, as ``ladder.trust_unaudited_verifier`` does.
+    ``trust`` goes on with a verifier that is neither exact nor audited, as ``ladder.trust_unaudited_verifier`` does. ``planned`` tells what the whole run
+    is expected to take, before it is begun: the last line holds the bill against it.
     """
     folder = runs / settings.name
     if fork_to is not None:
@@ -57,6 +60,8 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
             if not tasks.split("dev").tasks:
                 raise SettingsError("the tasks have no dev split: nothing could be decided; give tasks.splits.dev some families")
             model = load_model(settings.model, settings.template)
+            if planned is not None and not any(note.get("event") == "planned" for note in run.ledger()):
+                run.note({"event": "planned", "spent": planned(tasks, model)})
             with open_bench(settings, run, tasks, model, live, asked) as bench:
                 run.note(_circumstances(settings))
                 ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust, advice=settings.advice)
@@ -119,7 +124,7 @@ def _print(folder: Path, shipped: Rung | None = None, handed: str = "") -> None:
         if rung.diversity is not None and any(map(too_lossy, rung.diversity.changes)):
             console.print(diversity_table(rung.name, rung.diversity))
     lines = [f"{rung.name}: {said}" for rung in view.rungs if (said := bought(rung))]
-    lines += [f"all:   {paid(view.spent)}"] if view.spent.calls else []
+    lines += [f"all:   {paid(view.spent, view.judging, view.planned)}"] if view.spent.calls else []
     if shipped is not None:
         assert shipped.agent is not None
         lines.append(f"ships: {shipped.name.removeprefix('rungs/')}  {shipped.agent.model.path}")

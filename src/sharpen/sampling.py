@@ -22,6 +22,7 @@ from sharpen.errors import EnvironmentFault, PolicyError, RunError, SettingsErro
 from sharpen.policies.base import Sampling
 from sharpen.policies.choose import Engine, batch_of
 from sharpen.policies.meter import Account, Meter
+from sharpen.policies.meter import total as add
 from sharpen.records import Cost, Record, SampleKey, Spent, Task, Trajectory, Verdict
 from sharpen.stats import level_text
 from sharpen.store.files import digest, read_json, write_blob
@@ -220,6 +221,7 @@ async def collect(
     verifier_timeout_s: float = 60.0,
     episode_timeout_s: float = 600.0,
     account: Account | None = None,
+    judging: Account | None = None,
     max_errors: float = 1.0,
     what: str = "sampling",
     listen: Listener = silent,
@@ -232,22 +234,25 @@ async def collect(
     tries in a row the stage stops with that error instead, and those tries stay unmade. TooManyErrors where more than the share ``max_errors`` of
     all tries, or of all verdicts, ends in an error. Stored errors are no results: given again, those tries and verdicts are made again.
 
-    Where the meter of ``account`` has no room for another try none is begun; those under way end and are yielded, then Stopped is raised.
+    Where the meter of ``account`` has no room for another try, or for a verdict, none is begun; those under way end and are yielded, then Stopped is
+    raised. ``judging`` is where the verifier's own calls are counted.
     """
     wanted = list(wanted)
     account = account or Meter().account(what)
-    watch = _Watch(what, len(wanted), listen, account)
+    watch = _Watch(what, len(wanted), listen, account, judging)
     queue: asyncio.Queue[tuple[Trajectory, Verdict | None] | Exception | None] = asyncio.Queue(maxsize=max(concurrency, 1))
     streak, launches, tolerance = _Streak(BROKEN), _Launches(account), Tolerance(what, len(wanted), max_errors)
     at_once = getattr(verifier, "at_once", 0)
     threads = ThreadPoolExecutor(at_once, thread_name_prefix="verdicts") if at_once else None  # None: the loop's own
     slots = asyncio.Semaphore(concurrency)
 
-    async def judged(task: Task, trajectory: Trajectory) -> Verdict | None:
+    async def judged(task: Task, trajectory: Trajectory, fresh: bool) -> Verdict | None:
         if verifier is None:
             return None
         if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name and known.outcome != "error":
             return known
+        if judging is not None and not fresh:
+            judging.meter.check()
         loop = asyncio.get_running_loop()
         with verdicts.coming:
             verdict = await loop.run_in_executor(threads, judge, task, trajectory, verifier, verifier_timeout_s)
@@ -264,16 +269,19 @@ async def collect(
             await trajectories.add(trajectory)
         else:
             trajectory = stored
-        verdict = await judged(task, trajectory)
+        verdict = await judged(task, trajectory, trajectory is not stored)
         watch.saw(trajectory, verdict, fresh=trajectory is not stored)
         tolerance.saw(trajectory, verdict)
         return trajectory, verdict
 
     jobs = iter(wanted)
+    stopped: Stopped | None = None
 
     async def worker() -> None:
         try:
             for task, index in jobs:
+                if stopped is not None:
+                    break
                 await queue.put(await one(task, index))
         except Exception as error:  # carried to whoever reads, who raises it
             await queue.put(error)
@@ -281,7 +289,7 @@ async def collect(
 
     most = max(concurrency + min(concurrency, BESIDE), at_once)
     workers = [asyncio.create_task(worker()) for _ in range(min(most, len(wanted)))]
-    at_work, stopped = len(workers), None
+    at_work = len(workers)
     try:
         while at_work:
             item = await queue.get()
@@ -430,8 +438,9 @@ class _Launches:
 class _Watch:
     """Turns finished tries into progress."""
 
-    def __init__(self, what: str, total: int, listen: Listener, account: Account) -> None:
-        self.what, self.total, self.listen, self.account = what, total, listen, account
+    def __init__(self, what: str, total: int, listen: Listener, account: Account, judging: Account | None) -> None:
+        self.what, self.total, self.listen = what, total, listen
+        self.accounts = [one for one in (account, judging) if one is not None]
         self.started = time.monotonic()
         self.done = self.passes = self.judged = self.errors = self.fresh = 0
         self.solved: set[str] = set()
@@ -456,7 +465,7 @@ class _Watch:
                 judged=self.judged,
                 solved=len(self.solved),
                 errors=self.errors,
-                spent=self.account.spent,
+                spent=add(*(one.spent for one in self.accounts)),
                 rate=self.fresh / seconds if seconds > 0 else 0.0,
             )
         )

@@ -35,7 +35,7 @@ from sharpen.policies.base import Policy
 from sharpen.policies.choose import open_policy
 from sharpen.policies.meter import SPENT, Meter, Metered
 from sharpen.policies.prices import price_of
-from sharpen.records import Audit, Evaluation, LeftOut, Maker, Model, Selection, Task, TrainingReport, Trajectory, Verdict
+from sharpen.records import Audit, Evaluation, LeftOut, Maker, Model, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.card import model_card
 from sharpen.report.page import RungView, RunView
 from sharpen.report.read import read_run
@@ -51,7 +51,8 @@ from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.terms import TermsSettings, brought, gate, merged, settle, whose, with_terms, written
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import close, risks
+from sharpen.verifiers.base import asking, charge, close, risks
+from sharpen.verifiers.remembered import OPINIONS, remembered
 from sharpen.verifiers.run import judge_many
 
 
@@ -190,7 +191,8 @@ def sample(settings: RunSettings, work: Path, split: str = "train", *, watch: Wa
 
 
 def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> dict[str, int]:
-    """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before. Returns how many pass, fail and err.
+    """Judge every trajectory in ``work`` with the tasks' verifier, also those judged before, unless that asks a policy or a server: then its verdicts
+    stand, except errors. Returns how many pass, fail and err.
 
     TaskError where a trajectory is of no task of the settings; Refused where the tasks have no verifier; TooManyErrors where more than the share
     ``sampling.max_errors`` of the verdicts are errors.
@@ -198,25 +200,36 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
     existing(work)
     tasks = load_tasks(settings.tasks)
     verifier = required(tasks)
-    known = {task.key: task for task in tasks.tasks}
-    meter = Meter(asked=watch.asked)
+    by_key = {task.key: task for task in tasks.tasks}
     with _held(work):
+        paid = bool(asking(verifier))
+        meter = Meter(settings.spending, work / SPENT, watch.asked) if paid else Meter(asked=watch.asked)
+        charge(verifier, meter, "verify")
         trajectories = _trajectories(work)
         verdicts = Segments(work / "verdicts", Verdict)
         _mend(watch.say, trajectories, verdicts)
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
         tolerance = Tolerance("verify", len(trajectories.records), settings.sampling.max_errors)
 
+        stands: set[SampleKey] = set()
+        for key in trajectories.records if paid else ():
+            known = verdicts.records.get(key)
+            if known is not None and known.verifier == verifier.name and known.outcome != "error":
+                stands.add(key)
+                counts[known.outcome] += 1
+
         def tries() -> Iterator[tuple[Task, Trajectory]]:
             for key, trajectory in trajectories.records.items():
+                if key in stands:
+                    continue
                 meter.check()
-                if key.task not in known:
-                    raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, known)}")
-                yield known[key.task], trajectory
+                if key.task not in by_key:
+                    raise TaskError(f"{work} holds a try of task {key.task!r}, which the settings' tasks lack{nearest(key.task, by_key)}")
+                yield by_key[key.task], trajectory
 
         timeout_s, at_once = settings.sampling.verifier_timeout_s, settings.sampling.concurrency
         try:
-            for number, (trajectory, verdict) in enumerate(judge_many(tries(), verifier, timeout_s, at_once), 1):
+            for number, (trajectory, verdict) in enumerate(judge_many(tries(), verifier, timeout_s, at_once), 1 + len(stands)):
                 verdicts.append(verdict)
                 counts[verdict.outcome] += 1
                 if trajectory.stop != "error":  # which was no fault of the verifier's
@@ -228,6 +241,9 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
                 )
         finally:
             close(verifier)
+            verdicts.close()
+            if paid:
+                meter.write()
         verdicts.seal(trajectories.records)
     return counts
 
@@ -294,7 +310,7 @@ def eval_(settings: RunSettings, work: Path, split: str = "dev", *, watch: Watch
     return evaluation
 
 
-def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limit: int = TASKS) -> Audit:
+def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limit: int = TASKS, watch: Watcher = UNWATCHED) -> Audit:
     """What is known of the tasks' verifier, from made-up answers, from the tries in ``work`` (a work folder or a run) and from the settings' labels.
 
     ``second`` names another verifier to hold it against, as ``tasks.verifier`` does. Written to ``work/audit.json``.
@@ -306,7 +322,13 @@ def audit_(settings: RunSettings, work: Path, *, second: str | None = None, limi
     with _held(work):
         labels = read_labels(settings.labels_place)
         bar, timeout_s = settings.ladder.purity, settings.sampling.verifier_timeout_s
-        found = audit(tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s)
+        meter = Meter(settings.spending, work / SPENT, watch.asked)
+        paid = [account for one in (tasks.verifier, other) if (account := charge(one, meter, "audit")) is not None]
+        try:
+            found = audit(tasks, tries_in(work), labels, second=other, limit=limit, bar=bar, timeout_s=timeout_s, opinions=work / OPINIONS)
+        finally:
+            if paid:
+                meter.write()
         if not labels.lines:
             found = replace(
                 found, limits=(*found.limits, f"there are no labels in {settings.labels_place}; sharpen label {work} asks for them")
@@ -331,6 +353,10 @@ def _tries(
         raise TaskError(f"task set {tasks.name!r} has no tasks in the split {split!r}; give tasks.splits.{split} some families")
     several = playing(settings.agent, "sampling" if isinstance(how, SamplingSettings) else "evaluation")
     verifier = required(tasks) if judged else None
+    chooses = tasks.verifier
+    if several is not None and several.by == "verifier" and chooses is not None:  # it chooses, and then grades what it chose
+        chooses = remembered(chooses, work / OPINIONS, content)
+        verifier = chooses if judged else None
     budget = how.budget if isinstance(how, SamplingSettings) else None
     if isinstance(budget, Adaptive):
         most = how.max_tokens * most_turns(tasks.environment, settings.harness, several)
@@ -345,7 +371,7 @@ def _tries(
         for _, engine in models:
             check_turns(engine, tasks.environment, settings.harness)
         meter = Meter(settings.spending, work / SPENT, watch.asked)
-        account = meter.account(split)
+        account, judging = meter.account(split), charge(chooses if judged or several is not None else None, meter, split)
         policies: list[Policy] = []
         try:
             members = []
@@ -356,8 +382,8 @@ def _tries(
                 members.append(make_agent(model.name, model, metered, tasks.environment, how.turn(settings.seed), settings.harness))
             agent = members[0]
             if several is not None:
-                agent = make_several(several, members, tasks.verifier, considered, **patient.limits)
-            options: dict[str, Any] = {**limits, "what": work.name, "listen": watch.listen, "account": account}
+                agent = make_several(several, members, chooses, considered, **patient.limits)
+            options: dict[str, Any] = {**limits, "what": work.name, "listen": watch.listen, "account": account, "judging": judging}
             if isinstance(budget, Adaptive):
                 assert verifier is not None
                 goal = Goal(cap=settings.selection.limit, dedup=settings.selection.dedup)

@@ -7,6 +7,7 @@ from collections import ChainMap, Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from sharpen.environments.base import Environment
 from sharpen.errors import EnvironmentFault, Refused, SettingsError
 from sharpen.evaluation import EvaluationSettings, evaluate
 from sharpen.formats.base import RECORDED
+from sharpen.labels import content
 from sharpen.models import load_model, save_lineage
 from sharpen.policies.base import Lasting, Policy, Sampling
 from sharpen.policies.choose import Auto, Engine, open_policy
@@ -63,10 +65,12 @@ from sharpen.training.base import Training, unmarked
 from sharpen.training.load import preference_trainer_for, trainer_for
 from sharpen.training.on_policy import OnPolicy, Prompt, train_on_policy
 from sharpen.training.preference import Preference
-from sharpen.verifiers.base import Verifier, close, risks
+from sharpen.verifiers.base import Verifier, asking, charge, close, risks
 from sharpen.verifiers.outcome import EnvironmentOutcome
+from sharpen.verifiers.remembered import OPINIONS, remembered
 from sharpen.verifiers.run import judge
 
+CHECKS = "checks"  # under which is counted what a verifier asks of made-up answers
 Sourced = tuple[str, Trajectory]  # where it came from, as in Row
 S = TypeVar("S", SamplingSettings, EvaluationSettings)
 
@@ -215,6 +219,7 @@ class Bench(AbstractContextManager["Bench"]):
         own = risks(self.tasks.verifier) if self.tasks.verifier is not None else ()
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners, *own)))
         # What cannot be kept to is said before anything is paid for.
+        charge(self.tasks.verifier, self.meter, CHECKS)
         self._engines(self._cast(self.sampling), self.tasks)
         self._engines(self._taught[1], self.tasks)
         self._terms(self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling))
@@ -230,8 +235,18 @@ class Bench(AbstractContextManager["Bench"]):
         """The task set's verifier. Refused where it has none: nothing could be measured, so nothing could be kept."""
         return required(self.tasks)
 
+    def checking(self) -> TaskSet:
+        """The tasks, with their verifier as it is asked about made-up answers: counted under ``CHECKS``, and never paid twice for one."""
+        charge(self.verifier, self.meter, CHECKS)
+        return replace_fields(self.tasks, verifier=self._remembered(self.verifier))
+
+    def _remembered(self, verifier: Verifier) -> Verifier:
+        return remembered(verifier, self.run.folder / OPINIONS, content)
+
     def close(self) -> None:
         """Give the memory of policies and verifier back."""
+        if asking(self.tasks.verifier):
+            self.meter.write()  # what it was asked about made-up answers
         close(self.tasks.verifier)
         self._close_own()
         while self._others_open:
@@ -360,6 +375,7 @@ class Bench(AbstractContextManager["Bench"]):
         first: int | None = None,
         cast: Cast | None = None,
         had: Pool | None = None,
+        judged: bool = True,
     ) -> Pool:
         """Judged tries of each task (``indices``, default the settings' n): the stage ``name``. Tries already on disk are not made again.
 
@@ -367,10 +383,13 @@ class Bench(AbstractContextManager["Bench"]):
         budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
         ``cast`` plays in the place of the run's own agent. Tries that another stage ``had`` already are taken over, and not paid for again; one
         that ended in an error is made again. Its waves are taken over too, where this stage's terms are no narrower.
+        Unless ``judged`` the tries that are made have no verdicts yet.
         """
         of, cast = of or self.tasks, cast or self._cast(settings)
         patient = self.sampling.waiting_for(*self._engines(cast, of))
         verifier, several, recorded = required(of), cast.several, cast.recorded
+        if several is not None and several.by == "verifier":  # it chooses, and then grades what it chose
+            verifier = self._remembered(verifier)
         indices = range(settings.n) if indices is None else indices
         turn = settings.turn(self.seed)
         bound = self._terms(tasks, of, settings, cast)
@@ -380,7 +399,7 @@ class Bench(AbstractContextManager["Bench"]):
         stage = self.run.stage(name, inputs, [turn, *how_many, verifier.name, *cast.identity])
         trajectories = Segments(stage.folder / "trajectories", Trajectory)
         verdicts = Segments(stage.folder / "verdicts", Verdict)
-        account = self.meter.account(name)
+        account, judging = self.meter.account(name), charge(verifier, self.meter, name)
         done = stage.done()
         considered = Segments(stage.folder / CONSIDERED, Trajectory) if several and not done else None
         player = self._player(agent, of.environment, turn, cast, verifier, considered, account, patient)
@@ -412,9 +431,11 @@ class Bench(AbstractContextManager["Bench"]):
             self._turn_to(agent.model)
         limits = patient.limits_of(several.tries if several else 1)
         options: dict[str, Any] = {**limits, "what": name.removeprefix("rungs/"), "listen": self.listen, "account": account}
+        options["judging"] = judging
         try:
             if bound is None:
-                pool = loop.run(fill_these(player, tasks, wanted[:first], verifier, trajectories, verdicts, **options))
+                asked = verifier if judged else None
+                pool = loop.run(fill_these(player, tasks, wanted[:first], asked, trajectories, verdicts, **options))
             else:
                 assert isinstance(settings, SamplingSettings) and isinstance(settings.budget, Adaptive)
                 places = trajectories, verdicts, stage.folder / WAVES
@@ -435,7 +456,8 @@ class Bench(AbstractContextManager["Bench"]):
         spent = total(account.spent, self.meter.machine(stage.seconds))
         made = [key for key in pool.wanted if key not in taken]
         tokens = sum(pool.trajectories[key].cost.sampled_tokens for key in made)
-        stage.commit(sealed, sampled_tokens=tokens, spent=spent, inside_s=account.busy_s, taken=len(pool.wanted) - len(made))
+        paid = judging.spent if judging is not None else None
+        stage.commit(sealed, sampled_tokens=tokens, spent=spent, judging=paid, inside_s=account.busy_s, taken=len(pool.wanted) - len(made))
         return pool
 
     def _player(
@@ -530,6 +552,8 @@ class Bench(AbstractContextManager["Bench"]):
                 shutil.rmtree(folder, ignore_errors=True)
         trajectories, verdicts = Segments(folders[0], Trajectory), Segments(folders[1], Verdict)
         if fresh:
+            charge(verifier, self.meter, stage.name)
+            verifier = self._remembered(verifier)
             for number, task in enumerate(tasks.values(), 1):
                 for trajectory in self._demonstrated(task, recorded):
                     trajectories.append(trajectory)

@@ -45,12 +45,13 @@ class Conversation(Record, frozen=True, kw_only=True):
 
 
 class Turn(Record, frozen=True, kw_only=True):
-    """One assistant turn: the message, and the ids behind it where the engine gives them."""
+    """One assistant turn: the message, and the ids behind it where the engine gives them. ``unsized`` where nobody says how many tokens it took."""
 
     message: Message
     tokens: TurnTokens
     prompt_tokens: int = 0
     sampled_tokens: int = 0
+    unsized: bool = False
 
 
 class Policy(Protocol):
@@ -72,6 +73,13 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class Served(Policy, Protocol):
+    """A policy behind servers, which may not say how many tokens a call took. Where ``must_count`` names a setting, they must: CapError at the start."""
+
+    must_count: str
+
+
+@runtime_checkable
 class Lasting(Policy, Protocol):
     """A policy whose engine outlives its weights, because starting it is slow."""
 
@@ -82,6 +90,14 @@ class Lasting(Policy, Protocol):
     async def rest(self) -> None:
         """Give the memory back, for training; the next turn takes it again."""
         ...
+
+
+def uncounted(who: str, setting: str) -> str:
+    """Why ``setting`` cannot be kept to, and what to do."""
+    return (
+        f"{who} does not say how many tokens a call took (its answers have no usage), so {setting} cannot be kept to; make the server send usage, set "
+        "engine.token_ids: true where it can (vLLM), or cap spending.max_calls instead"
+    )
 
 
 def turn_seed(seed: int, parts: Sequence[object]) -> int:

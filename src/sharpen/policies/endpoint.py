@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from sharpen.errors import ContentFiltered, ContextOverflow, PolicyError, SettingsError
+from sharpen.errors import CapError, ContentFiltered, ContextOverflow, PolicyError, SettingsError
 from sharpen.policies import endpoint_messages as messages
 from sharpen.policies import endpoint_start as start
 from sharpen.policies import endpoint_wire as wire
 from sharpen.policies.balance import Balancer, Limit, Server
-from sharpen.policies.base import Conversation, Sampling, Turn
+from sharpen.policies.base import Conversation, Sampling, Turn, uncounted
 from sharpen.policies.endpoint_wire import Completion, Trouble
 from sharpen.records import Message, Record
 
@@ -162,7 +162,9 @@ class _Known:
 
 
 class EndpointPolicy:
-    """A model behind URLs. ``counts`` says how often what went wrong, by class of failure."""
+    """A model behind URLs. ``counts`` says how often what went wrong, by class of failure. ``must_count`` as in ``Served``."""
+
+    must_count = ""
 
     def __init__(self, settings: Endpoint) -> None:
         if not settings.urls or not settings.model:
@@ -191,7 +193,7 @@ class EndpointPolicy:
         """The next turn.
 
         ContextOverflow and ContentFiltered where a server says so; PolicyError for refusals, after the last retry, and where patience ends;
-        SettingsError where no server can be used from the start.
+        SettingsError where no server can be used from the start, and where one no longer takes the key.
         """
         body = self._wire.request(self.settings.model, conversation, sampling, self.settings.max_tokens_field, self._extra)
         try:
@@ -245,6 +247,8 @@ class EndpointPolicy:
                     self._known[server].passed.clear()  # it may come back as something else
             elif answer.then == "give up":
                 self._balancer.alive(server)
+                if answer.locked_out:
+                    raise self._locked_out(server, answer)
                 raise error
             else:
                 self._balancer.refused(server, sent, error, pause=answer.then == "wait", retry_after=answer.retry_after)
@@ -257,6 +261,11 @@ class EndpointPolicy:
                 avoid = server
                 wait = min(60.0, self.settings.backoff * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)  # spread, or all retry at once
                 await asyncio.sleep(max(wait, answer.retry_after))
+
+    def _locked_out(self, server: Server, answer: Trouble) -> SettingsError | PolicyError:
+        """401 is about the key, whatever is asked, so it ends the run; 403 may be about this conversation, so it breaks the try."""
+        line = start.locked_out(server.url, answer.status, self.settings.api_key_env, answer.said)
+        return SettingsError(line) if answer.status == 401 else PolicyError(line, "refused")
 
     def _vetted(self, server: Server, answer: Completion | Trouble) -> Completion | Trouble:
         """What the server may not do in an answer that can be read: drop it, speak as another model, leave out ids."""
@@ -362,6 +371,8 @@ class EndpointPolicy:
             if "engine." in str(answer.error):
                 raise SettingsError(str(answer.error))
             return answer
+        if self.must_count and answer.unsized:
+            raise CapError(uncounted(url, self.must_count))
         trouble = None if again else await start.reads(url, self._wire.PATH, body, self.settings.extra, get, post)
         if trouble is None and tools:
             trouble = await start.shows_tools(url, body, tools, answer, self.settings.api_key_env, post)

@@ -42,7 +42,7 @@ async def names(url: str, path: str, model: str, key_from: str, get: Get) -> fro
         return found
     status, content = found
     if status in (401, 403):
-        raise SettingsError(_locked_out(url, status, key_from))
+        raise SettingsError(locked_out(url, status, key_from))
     listed: list[_Listed] = []
     if status == 200:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
@@ -76,8 +76,8 @@ async def takes(url: str, path: str, body: Mapping[str, Any], key_from: str, pos
     answer = await post(body)
     if isinstance(answer, Trouble) and answer.then == "give up":
         line = str(answer.error)
-        if re.search(r" answered 40[13]: ", line):
-            raise SettingsError(_locked_out(url, int(line.split(" answered ")[1][:3]), key_from, line.split(": ", 1)[1]))
+        if answer.locked_out:
+            raise SettingsError(locked_out(url, answer.status, key_from, answer.said))
         named = [name for name in body if name not in ("model", "messages") and re.search(rf"\b{re.escape(name)}\b", line)]
         if "max_completion_tokens" in line and "max_tokens" in body:
             line = f"{line}; set engine.max_tokens_field: max_completion_tokens"
@@ -173,7 +173,8 @@ def _in_props(props: Any, path: str, at: str) -> set[str]:
     return {*props["default_generation_settings"]["params"], "chat_template_kwargs"}
 
 
-def _locked_out(url: str, status: int, key_from: str, said: str = "") -> str:
+def locked_out(url: str, status: int, key_from: str, said: str = "") -> str:
+    """That the server does not let us in, whose key that is, and what it ``said``. ``key_from`` is the environment variable that holds the key."""
     what = (
         f"refuses the key in {key_from}" if key_from else "wants a key; name the environment variable that holds it in engine.api_key_env"
     )

@@ -62,8 +62,8 @@ class _Choice(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class Completion(msgspec.Struct):
@@ -76,13 +76,25 @@ class Completion(msgspec.Struct):
 
     @property
     def prompted(self) -> int:
-        """Prompt tokens, as far as the server counts them."""
-        return max(0, self.usage.prompt_tokens or 0) if self.usage else 0
+        """Prompt tokens, as far as the server counts them, or gives them."""
+        return _count(self.usage.prompt_tokens if self.usage else None, self.prompt_token_ids)
 
     @property
     def sampled(self) -> int:
-        """Sampled tokens, as far as the server counts them."""
-        return max(0, self.usage.completion_tokens or 0) if self.usage else 0
+        """Sampled tokens, as far as the server counts them, or gives them."""
+        return _count(self.usage.completion_tokens if self.usage else None, self.choices[0].token_ids)
+
+    @property
+    def unsized(self) -> bool:
+        """Whether it leaves out how many tokens this took. No prompt is empty, and no answer that says something."""
+        answer = self.choices[0].message
+        said = answer.content or answer.reasoning_content or answer.reasoning or answer.refusal or answer.tool_calls
+        counted = self.usage is not None and self.usage.completion_tokens == 0 and not said
+        return not self.prompted or not (self.sampled or counted)
+
+
+def _count(told: int | None, ids: tuple[int, ...] | None) -> int:
+    return told if told is not None and told > 0 else len(ids or ())
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class Trouble:
     """Why there is no completion, and what helps: ``wait`` until the server has room, ask ``again``, or nothing does (``give up``).
 
     ``retry_after`` is what the server asks to wait, in seconds, 0 where it says nothing. ``lost`` where no answer came that could be used,
-    ``gone`` where not even a connection. ``status`` is the answer's, 0 where there was none.
+    ``gone`` where not even a connection. ``status`` is the answer's, 0 where there was none, and ``said`` its words.
     """
 
     error: PolicyError
@@ -99,6 +111,12 @@ class Trouble:
     lost: bool = False
     gone: bool = False
     status: int = 0
+    said: str = ""
+
+    @property
+    def locked_out(self) -> bool:
+        """Whether the key is not let in."""
+        return self.status in (401, 403)
 
 
 class Wire(Protocol):
@@ -189,7 +207,8 @@ def decoded(
 def trouble(url: str, status: int, headers: Mapping[str, str], content: bytes, key: str = "") -> Trouble:
     """What an answer with another status than 200 means, whatever was asked."""
     text = _words(content)
-    line = f"{url} answered {status}: {_one_line(text, key) or 'no message'}"
+    said = _one_line(text, key) or "no message"
+    line = f"{url} answered {status}: {said}"
     if status in (400, 413, 422, 500) and _OVERFLOW.search(text):
         return Trouble(ContextOverflow(line), "give up", status=status)
     if status in (400, 403, 422) and _FILTER.search(text):
@@ -203,7 +222,7 @@ def trouble(url: str, status: int, headers: Mapping[str, str], content: bytes, k
         return Trouble(PolicyError(line, "overloaded"), "again", wait, status=status)
     if 300 <= status < 400:
         line = f"{url} redirects to {_one_line(headers.get('Location', 'nowhere'), key)}; set base_urls to where it leads"
-    return Trouble(PolicyError(line, "refused"), "give up", status=status)
+    return Trouble(PolicyError(line, "refused"), "give up", status=status, said=said)
 
 
 def malformed(line: str) -> Trouble:
@@ -235,6 +254,7 @@ def turn(completion: Completion, conversation: Conversation, sampling: Sampling)
         tokens=TurnTokens(prompt=completion.prompt_token_ids, output=choice.token_ids, stop=stop, logprob=logprob),
         prompt_tokens=completion.prompted,
         sampled_tokens=completion.sampled,
+        unsized=completion.unsized,
     )
 
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from sharpen.advisor import purity_line, too_lossy
 from sharpen.behaviour import FAULTS, MEASURES
+from sharpen.policies.meter import total
 from sharpen.records import (
     Audit,
     Behaviour,
@@ -75,6 +76,7 @@ class RungView(Record, frozen=True, kw_only=True):
     shipped: bool = False
     budget: str = ""
     sampling: Spent | None = None
+    judging: Spent = Spent()
     taken: int = 0
     kept: int = 0
     hints: Spent | None = None
@@ -109,6 +111,8 @@ class RunView(Record, frozen=True, kw_only=True):
     seconds_in_training: float = 0
     seconds_total: float = 0
     spent: Spent = Spent()
+    judging: Spent = Spent()
+    planned: Spent | None = None
 
 
 @cache
@@ -278,9 +282,9 @@ def _with_bounds(interval: Interval | None, texts: tuple[str, str, str], unit: s
 
 
 def count(n: int) -> str:
-    """``0``, ``950``, ``12k``, ``4.5M``."""
-    if n < 1000:
-        return str(n)
+    """``0``, ``950``, ``9,999``, ``12k``, ``4.5M``."""
+    if n < 10_000:
+        return f"{n:,}"
     return f"{n / 1e3:.0f}k" if n < 999_500 else f"{n / 1e6:.1f}M"
 
 
@@ -296,6 +300,7 @@ def each(spent: Spent, number: int) -> str:
     words = [f"{count(round(spent.tokens / number))} tokens"]
     words += [dollars(spent.dollars / number)] if spent.dollars else []
     words += ["price unknown"] if spent.unpriced else []
+    words += ["size unknown"] if spent.unsized else []
     return ", ".join(words)
 
 
@@ -303,14 +308,15 @@ def bought(rung: RungView) -> str:
     """What a rung's sampling cost and brought, in one line; "" where it sampled nothing to train on."""
     if rung.sampling is None:
         return ""
-    spent, kept = rung.sampling, rung.kept
+    spent, kept, judging = rung.sampling, rung.kept, rung.judging
     paid = f" for {dollars(spent.dollars)}" if spent.dollars else ""
-    unknown = f" ({spent.unpriced} of unknown price, in no dollar figure)" if spent.unpriced else ""
-    brought = [f"{kept} kept, {each(spent, kept)} each" if kept else "nothing kept"]
+    unknown = f" ({'; '.join(_unknown(spent))})" if _unknown(spent) else ""
+    whole = total(spent, judging)
+    brought = [f"{kept} kept, {each(whole, kept)} each" if kept else "nothing kept"]
     if rung.taken:
         brought = [f"{kept} kept of these and of {count(rung.taken)} tries that were made and paid before"]
     brought += [
-        f"{rung.newly_solved} tasks newly solved, {each(spent, rung.newly_solved)} each" if rung.newly_solved else "no task newly solved"
+        f"{rung.newly_solved} tasks newly solved, {each(whole, rung.newly_solved)} each" if rung.newly_solved else "no task newly solved"
     ]
     if rung.hints is not None:
         brought.append(
@@ -318,16 +324,35 @@ def bought(rung: RungView) -> str:
         )
     return (
         f"sampled {count(spent.calls)} calls{unknown}, {count(spent.tokens)} tokens ({count(spent.sampled_tokens)} of them sampled){paid}, "
-        f"{minutes(spent.seconds / 60)} min: {'; '.join(brought)}"
+        f"{minutes(spent.seconds / 60)} min{f', and its verifier {_asked(judging)}' if judging.calls else ''}: {'; '.join(brought)}"
     )
 
 
-def paid(spent: Spent) -> str:
-    """All that a run asked of policies, in one line."""
+def paid(spent: Spent, judging: Spent, planned: Spent | None) -> str:
+    """All that a run asked of policies, what its verifiers asked of that, and what was ``planned``, in one line."""
     words = [f"{count(spent.calls)} calls", f"{count(spent.prompt_tokens)} prompt and {count(spent.sampled_tokens)} sampled tokens"]
-    words += [dollars(spent.dollars)] if spent.dollars else []
-    words += [f"{count(spent.unpriced)} calls of unknown price, which are in no dollar figure"] if spent.unpriced else []
-    return ", ".join(words)
+    words += [dollars(spent.dollars)] if spent.dollars or (planned is not None and planned.dollars) else []
+    words += _unknown(spent)
+    said = ", ".join(words)
+    said += f"; of these its verifiers asked {_asked(judging)}" if judging.calls else ""
+    if planned is not None:
+        said += f"; planned before it began: {count(planned.calls)} calls, {count(planned.tokens)} tokens"
+        if planned.unpriced:
+            said += ", of unknown price"
+        elif planned.dollars or spent.dollars:
+            said += f", {dollars(planned.dollars)}"
+    return said
+
+
+def _asked(spent: Spent) -> str:
+    money = f", {dollars(spent.dollars)}" if spent.dollars else ""
+    return f"{count(spent.calls)} calls, {count(spent.tokens)} tokens{money}"
+
+
+def _unknown(spent: Spent) -> list[str]:
+    words = [f"{count(spent.unpriced)} calls of unknown price, which are in no dollar figure"] if spent.unpriced else []
+    words += [f"{count(spent.unsized)} calls whose tokens nobody counted, which are in no figure"] if spent.unsized else []
+    return words
 
 
 def takes(worked: Worked) -> tuple[str, str, str, str, str]:

@@ -18,7 +18,7 @@ from sharpen.errors import RunError, SharpenError
 from sharpen.formats.base import RECORDED
 from sharpen.ladder import DEMONSTRATED, DEMONSTRATIONS
 from sharpen.models import load_model
-from sharpen.policies.meter import SPENT, Bill
+from sharpen.policies.meter import SPENT, Bill, total
 from sharpen.records import (
     Audit,
     Behaviour,
@@ -70,6 +70,7 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
     kept = [rung.name for rung in rungs if not rung.control and rung.decision and rung.decision.outcome in ("baseline", "keep")]
     rungs = [msgspec.structs.replace(rung, shipped=bool(kept) and rung.name == kept[-1]) for rung in rungs]
     stages = [stage for one in folder.rglob(MANIFEST) if (stage := read_if_there(one, Manifest))]
+    bill = read_if_there(folder / SPENT, Bill) or Bill()
     training = sum(stage.inside_s for stage in stages if stage.trained_tokens)
     sampling = sum(stage.inside_s for stage in stages if not stage.trained_tokens)
     return RunView(
@@ -91,7 +92,9 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
         date=str(started.get("date", "")),
         seconds_in_engine=sampling,
         seconds_in_training=training,
-        spent=bill.total if (bill := read_if_there(folder / SPENT, Bill)) else Spent(),
+        spent=bill.total,
+        judging=bill.judging,
+        planned=next((msgspec.convert(note["spent"], Spent) for note in notes if note.get("event") == "planned"), None),
         seconds_total=sum(float(note["seconds"]) for note in notes if note.get("event") == "stopped"),
     )
 
@@ -134,8 +137,9 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         decision=decision,
         selection=selection,
         sampling=sampling.spent if sampling else None,
+        judging=sampling.judging if sampling else Spent(),
         taken=sampling.taken if sampling else 0,
-        hints=hints.spent if hints else None,
+        hints=total(hints.spent, hints.judging) if hints else None,
         kept=sum(key.sampling != RECORDED and key not in with_hint for key in selection.kept) if selection else 0,
         hinted=sum(key in with_hint for key in selection.kept) if selection else 0,
         training=read_if_there(path / "training.json", TrainingReport),

@@ -42,7 +42,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     ``outputs`` maps file names to sha256. ``inside_s`` are the seconds, of all its ``seconds``, with work in the engine or the trainer.
     ``spent`` is what it asked of policies, in all commands that worked on it: more than its outputs hold where tries broke or were cut short, less where
-    it took over ``taken`` tries that another stage had made, and paid.
+    it took over ``taken`` tries that another stage had made, and paid. ``judging`` is what its verifier asked.
     """
 
     stage: str
@@ -54,6 +54,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     trained_tokens: int = 0
     inside_s: float = 0.0
     spent: Spent = Spent()
+    judging: Spent = Spent()
     taken: int = 0
     versions: dict[str, str] = {}
 
@@ -279,6 +280,7 @@ class Stage:
         trained_tokens: int = 0,
         inside_s: float = 0.0,
         spent: Spent | None = None,
+        judging: Spent | None = None,
         taken: int = 0,
     ) -> Manifest:
         """Make everything in the stage's folder survive a power cut, then write the manifest, then the ledger line."""
@@ -294,6 +296,7 @@ class Stage:
             trained_tokens=trained_tokens,
             inside_s=round(inside_s, 3),
             spent=spent or Spent(),
+            judging=judging or Spent(),
             taken=taken,
             versions=dict(_versions()),
         )

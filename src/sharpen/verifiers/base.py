@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from sharpen.errors import SettingsError
-from sharpen.records import Record, Task, Trajectory, Verdict
+from sharpen.records import Record, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest
+
+if TYPE_CHECKING:
+    from sharpen.policies.meter import Account, Meter
+    from sharpen.policies.prices import Price
 
 COSTS = ("free", "cpu", "model", "money")  # from cheap to dear
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -20,10 +25,11 @@ class Verifier(Protocol):
     verdicts. ``exact`` says that the verifier *is* the definition of success (an environment's own state, a set's own scorer), so that it
     needs no labels, only gold and no-op checks.
 
-    Four things a verifier may have beside: ``timeout_s``, the seconds that one verdict may take where that is longer than usual (an engine has to start);
+    Five things a verifier may have beside: ``timeout_s``, the seconds that one verdict may take where that is longer than usual (an engine has to start);
     ``at_once``, how many verdicts it wants to be asked for at once where that is more than usual (it asks in batches), 0 where not; ``close()``,
     which gives engines back; the next verdict opens them again. And ``cheats(task)``: answers that fit this verifier, are wrong whatever
     the task, and that it must fail: a mapping from the cheat's name to the answer, a text or assistant turns. The audit and the gate try them.
+    ``members``: the verifiers that it is combined of. One that asks a policy or a server is ``Asking``, and may raise Stopped and CapError.
     """
 
     @property
@@ -41,6 +47,48 @@ def close(verifier: Verifier | None) -> None:
     """Give back what the verifier holds, where it holds anything."""
     if (give_back := getattr(verifier, "close", None)) is not None:
         give_back()
+
+
+@runtime_checkable
+class Asking(Verifier, Protocol):
+    """A verifier that asks a policy or a server of its own, which may cost money; not where ``asks`` is false. ``remote``: one that is not run here."""
+
+    @property
+    def asks(self) -> bool: ...
+
+    @property
+    def remote(self) -> bool: ...
+
+    def charge(self, account: Account) -> None:
+        """From here on count what is asked in ``account``, and keep to its meter's caps. CapError where they cannot be kept to."""
+        ...
+
+    def price(self, prices: Mapping[str, Price]) -> tuple[Price | None, str]:
+        """What a token costs, None where nobody knows, and where that comes from, as ``prices.price_of``."""
+        ...
+
+    def takes(self, tokens: float) -> tuple[Spent, Spent]:
+        """Calls and tokens, without their price, of one verdict on task and work of so many ``tokens``: as expected, and at most."""
+        ...
+
+
+def asking(verifier: Verifier | None) -> tuple[Asking, ...]:
+    """``verifier``, or those that it is combined of, as far as they ask policies or servers."""
+    if members := getattr(verifier, "members", ()):
+        return tuple(one for member in members for one in asking(member))
+    return (verifier,) if isinstance(verifier, Asking) and verifier.asks else ()
+
+
+def charge(verifier: Verifier | None, meter: Meter, stage: str) -> Account | None:
+    """Where ``meter`` counts what ``verifier`` asks for ``stage`` from here on, None where it asks nothing. CapError as ``Asking.charge``."""
+    if not (those := asking(verifier)):
+        return None
+    from sharpen.policies.meter import JUDGE  # here, since most verifiers need no policies
+
+    account = meter.account(f"{stage}/{JUDGE}")
+    for one in those:
+        one.charge(account)
+    return account
 
 
 class Properties(Record, frozen=True, kw_only=True):

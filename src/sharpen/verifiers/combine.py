@@ -22,7 +22,7 @@ class Combination:
     """
 
     def __init__(self, kind: str, members: tuple[Described, ...], k: int) -> None:
-        self._members = sorted(members, key=lambda member: COSTS.index(member.properties.cost))
+        self.members = sorted(members, key=lambda member: COSTS.index(member.properties.cost))
         self._k = k
         self.name = f"{kind}-{digest([k, sorted(member.name for member in members)])[:8]}"
         self.exact = all(member.exact for member in members)
@@ -49,23 +49,23 @@ class Combination:
 
     def problem(self, task: Task) -> str:
         """What the first member lacks that lacks something."""
-        return next((f"{problem} (for {member.name})" for member in self._members if (problem := member.problem(task))), "")
+        return next((f"{problem} (for {member.name})" for member in self.members if (problem := member.problem(task))), "")
 
     def cheats(self, task: Task) -> dict[str, Any]:
         """Those of all members."""
-        return {kind: answer for member in self._members for kind, answer in getattr(member, "cheats", lambda task: {})(task).items()}
+        return {kind: answer for member in self.members for kind, answer in getattr(member, "cheats", lambda task: {})(task).items()}
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         passed: list[str] = []
         failed: list[str] = []
         broken: list[str] = []
-        for member in self._members:
+        for member in self.members:
             verdict = judge(task, trajectory, member)
             said = f"{member.name}: {verdict.reason or verdict.outcome}"
             {"pass": passed, "fail": failed, "error": broken}[verdict.outcome].append(said)
             if len(passed) >= self._k:
                 return Verdict(key=trajectory.key, outcome="pass", verifier=self.name)
-            if len(failed) > len(self._members) - self._k:
+            if len(failed) > len(self.members) - self._k:
                 return Verdict(key=trajectory.key, outcome="fail", reason="; ".join(failed), verifier=self.name)
         return Verdict(key=trajectory.key, outcome="error", reason="; ".join(broken), verifier=self.name)
 

@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Annotated, Literal
@@ -20,17 +20,21 @@ import msgspec
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.errors import PolicyError, SettingsError
+from sharpen.errors import CapError, PolicyError, SettingsError, Stopped
 from sharpen.models import load_model
 from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
 from sharpen.policies.choose import Auto, Engine, batch_of, open_policy
-from sharpen.records import Interval, Message, Record, Task, Trajectory, Verdict
+from sharpen.policies.endpoint import Endpoint
+from sharpen.policies.meter import ROOM_S, Account, Meter, Metered, most, total
+from sharpen.policies.prices import Price, price_of
+from sharpen.records import Interval, Message, Record, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.verifiers.base import Properties
 from sharpen.verifiers.function import answer_of
 from sharpen.verifiers.shown import Quoted, code_of, parts, quoted, said_anything, spoken, visible, written
 
 OPENING_S = 600.0  # an engine may take that long to start, on the first verdict's time
+ASKED = 2  # times, at most: the second where no verdict can be read
 IN_BATCHES = 512  # verdicts at once where votes are asked in batches: each takes two threads, which wait
 
 RUBRIC = """\
@@ -180,6 +184,8 @@ class LLMJudge:
     ``verify`` and ``compare`` block the thread they are called in, and may be called from many at once; the engine opens on the first call. Votes run on
     a loop beside the main one, so that no thread that waits for a vote can keep the vote waiting: while tries are sampled, verdicts fill the
     main loop's few threads, and what that loop sends there itself (name look-ups, syncing a file) waits behind them.
+
+    What it asks is counted where ``charge`` says. A verdict is begun where all its votes fit under the caps, so that none is bought in vain.
     """
 
     exact = False
@@ -196,16 +202,17 @@ class LLMJudge:
     def __init__(self, settings: Judge, policy: Policy | None = None) -> None:
         self.settings = settings
         self._model = load_model(settings.model, settings.template) if policy is None else None
-        named = self._model.name if self._model else policy.name if policy else ""
-        identity = self._model.fingerprint if self._model else named
-        self.name = f"judge {named} {digest([settings, identity, _JUDGE, _COMPARE, _PROMPT, _AGAIN])[:8]}"
+        self._named = self._model.name if self._model else policy.name if policy else ""
+        identity = self._model.fingerprint if self._model else self._named
+        self.name = f"judge {self._named} {digest([settings, identity, _JUDGE, _COMPARE, _PROMPT, _AGAIN])[:8]}"
         batch = batch_of(settings.engine) if policy is None else None
         self._vote_s = max(settings.timeout_s, batch.wait_s) if batch else settings.timeout_s
-        self.timeout_s = self._vote_s + OPENING_S
+        self.timeout_s = self._vote_s + OPENING_S + ROOM_S
         self.at_once = min(IN_BATCHES, max(1, batch.size // settings.votes)) if batch else 0
         self._given, self._policy = policy, policy
         self._opening, self._counting = threading.Lock(), threading.Lock()
         self._tally = Tally()
+        self.charge(Meter().account(self.name))
         scale = settings.scale
         self._form = (
             _PASS_FAIL
@@ -220,6 +227,31 @@ class LLMJudge:
     def tally(self) -> Tally:
         return self._tally
 
+    asks = True
+
+    @property
+    def remote(self) -> bool:
+        return isinstance(self.settings.engine, Endpoint) or (self._model is not None and self._model.kind == "endpoint")
+
+    def price(self, prices: Mapping[str, Price]) -> tuple[Price | None, str]:
+        if self._model is None:
+            assert self._given is not None
+            return prices.get(self._given.name), "as set in spending.prices, else unknown: the policy was given"
+        return price_of(self._model, self.settings.engine, prices)
+
+    def charge(self, account: Account) -> None:
+        price, _ = self.price(account.meter.caps.prices)
+        self._metered = Metered(f"the judge's {self._named}", self._opened, account, price)
+
+    def takes(self, tokens: float) -> tuple[Spent, Spent]:
+        fixed = self._prompt(_JUDGE, "0" * 24, (), self._form)
+        shown = min(tokens, 3 * self.settings.max_chars / 3)  # task, reference and work, three characters a token
+        votes, longest = self.settings.votes, self.settings.max_tokens
+        prompt = round(votes * (len(fixed) / 3 + shown))
+        expected = Spent(calls=votes, prompt_tokens=prompt, sampled_tokens=votes * longest)
+        again = Spent(calls=votes, prompt_tokens=prompt + votes * (longest + len(_AGAIN)), sampled_tokens=votes * longest)
+        return expected, total(expected, again)
+
     def cheats(self, task: Task) -> dict[str, str]:
         """Text that speaks to the judge: a verdict of its own, an end of the block that quotes it, a new rubric."""
         scale = self.settings.scale
@@ -231,7 +263,10 @@ class LLMJudge:
         }
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
-        """What more than half of the votes say; ``error`` where they do not: an error among them might have turned it. A try that says nothing fails."""
+        """What more than half of the votes say; ``error`` where they do not: an error among them might have turned it. A try that says nothing fails.
+
+        Stopped or CapError where the caps have no room for it: no verdict.
+        """
 
         def verdict(outcome: Literal["pass", "fail", "error"], reason: str, score: float | None = None) -> Verdict:
             return Verdict(key=trajectory.key, outcome=outcome, score=score, reason=_line(reason, 500), verifier=self.name)
@@ -346,24 +381,41 @@ class LLMJudge:
         return turn_seed(self.settings.seed, [*(digest(trajectory.key) for trajectory in shown), number])
 
     def _ask(self, prompts: Sequence[tuple[str, int]], form: _Form) -> list[_Vote]:
-        policy = self._opened()
+        """All votes of one verdict, or none."""
+        metered = self._metered
+        self._opened()
 
         async def all_of_them() -> list[_Vote]:
-            return await asyncio.gather(*(self._vote(policy, prompt, seed, form) for prompt, seed in prompts))
+            what = f"a verdict of {len(prompts)} votes, asked again where they cannot be read,"
+            async with metered.account.room(self._most(prompts, form, metered.price), what, ROOM_S):
+                return await asyncio.gather(*(self._vote(metered, prompt, seed, form) for prompt, seed in prompts))
 
         votes = loop.run(all_of_them(), on=loop.VERIFIERS)
         self._count(votes=len(votes), errors=sum(not vote.read for vote in votes))
         return votes
 
-    async def _vote(self, policy: Policy, prompt: str, seed: int, form: _Form) -> _Vote:
-        """One vote, asked again once where it cannot be read. Never raises: what broke is the vote's trouble, its class first."""
-        sampling = Sampling(temperature=self.settings.temperature, max_tokens=self.settings.max_tokens, seed=seed)
+    def _sampling(self, seed: int) -> Sampling:
+        return Sampling(temperature=self.settings.temperature, max_tokens=self.settings.max_tokens, seed=seed)
+
+    def _most(self, prompts: Sequence[tuple[str, int]], form: _Form, price: Price | None) -> Spent:
+        """What the votes take at worst: each asked again, after an answer as long as it may be."""
+        found = []
+        for prompt, seed in prompts:
+            asked = (Message(role="user", content=prompt), Message(role="user", content=_AGAIN.format(what=form.what)))
+            first, second = (most(Conversation(messages=messages), self._sampling(seed), price) for messages in (asked[:1], asked))
+            answer = Spent(prompt_tokens=self.settings.max_tokens, dollars=price.dollars(self.settings.max_tokens, 0) if price else 0.0)
+            found += [first, second, answer]
+        return total(*found)
+
+    async def _vote(self, metered: Metered, prompt: str, seed: int, form: _Form) -> _Vote:
+        """One vote, asked again once where it cannot be read. What broke is the vote's trouble, its class first; raises Stopped and CapError alone."""
+        sampling = self._sampling(seed)
         asked = Conversation(messages=(Message(role="user", content=prompt),))
         trouble = ""
         try:
             async with asyncio.timeout(self._vote_s):
-                for again in (False, True):
-                    turn = await policy.complete(asked, sampling)
+                for again in range(ASKED):
+                    turn = await metered.ask(asked, sampling)
                     self._count(prompt_tokens=turn.prompt_tokens, sampled_tokens=turn.sampled_tokens, repeated=int(again))
                     text = turn.message.content.strip()
                     reasons, _, last = text.rpartition("\n")
@@ -376,6 +428,8 @@ class LLMJudge:
                     more = (turn.message, Message(role="user", content=_AGAIN.format(what=form.what)))
                     asked = Conversation(messages=(*asked.messages, *more), turns=(*asked.turns, turn.tokens))
             return _Vote(trouble=f"unparsable: {trouble}")
+        except (Stopped, CapError):
+            raise
         except PolicyError as error:
             kind = error.failure or "policy"
             return _Vote(trouble=f"{kind}: {str(error).removeprefix(f'{kind}: ')}")

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import aiohttp
 import msgspec
 
 from sharpen import loop
-from sharpen.errors import PolicyError, SettingsError
+from sharpen.errors import CapError, PolicyError, SettingsError
 from sharpen.policies import endpoint_wire as wire
+from sharpen.policies.base import Conversation, Sampling, uncounted
+from sharpen.policies.endpoint_start import locked_out
 from sharpen.policies.endpoint_wire import Trouble
+from sharpen.policies.meter import ROOM_S, Account, most
+from sharpen.policies.prices import Price
 from sharpen.records import Message, Record
 from sharpen.verifiers.shown import without_names
 
@@ -44,15 +48,20 @@ class _Data(msgspec.Struct):
     data: list[float | None]  # JSON has no NaN
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+
+
 class _Answer(msgspec.Struct):
     data: Annotated[list[_Data], msgspec.Meta(min_length=1, max_length=1)]
+    usage: _Usage | None = None
 
 
 class PoolingScorer:
-    """Asks the server for one conversation's logits at a time. Safe from many threads."""
+    """Asks the server for one conversation's logits at a time. Safe from many threads. ``charged`` says where a call is counted, and at what price."""
 
-    def __init__(self, model: str, settings: Pooling) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: str, settings: Pooling, charged: Callable[[], tuple[Account, Price | None]]) -> None:
+        self.model, self.settings, self._charged = model, settings, charged
         self.url = settings.base_url.rstrip("/").removesuffix("/v1")
         self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         if settings.api_key_env and not self._key:
@@ -69,24 +78,38 @@ class PoolingScorer:
             "use_activation": False,
             "messages": [_held(wire.plain(message)) for message in messages],
         }
-        return loop.run(self._ask(msgspec.json.encode(body)), on=loop.VERIFIERS), 0
+        account, price = self._charged()
+
+        async def counted() -> list[float]:
+            longest = most(Conversation(messages=tuple(messages)), Sampling(max_tokens=1), price)
+            async with account.room(longest, "one score", ROOM_S):
+                answer = await self._ask(msgspec.json.encode(body))
+                prompted = max(0, answer.usage.prompt_tokens or 0) if answer.usage else 0
+                account.count(prompted, 0, price, unsized=not prompted)
+            if not prompted and (cap := account.meter.caps.on_size(price)):
+                raise CapError(uncounted(self.url, cap))
+            return [float("nan") if number is None else number for number in answer.data[0].data]
+
+        return loop.run(counted(), on=loop.VERIFIERS), 0
 
     def close(self) -> None:
         if self._session is not None:
             session, self._session = self._session, None
             loop.run(session.close(), on=loop.VERIFIERS)
 
-    async def _ask(self, body: bytes) -> list[float]:
+    async def _ask(self, body: bytes) -> _Answer:
         for tried in range(self.settings.retries + 1):
             answer = await self._post(body)
             if not isinstance(answer, Trouble):
                 return answer
+            if answer.locked_out:
+                raise PolicyError(locked_out(self.url, answer.locked_out, self.settings.api_key_env, answer.said), "refused")
             if answer.then == "give up" or tried == self.settings.retries:
                 raise answer.error
             await asyncio.sleep(max(answer.retry_after, min(60.0, self.settings.backoff * 2**tried)))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _post(self, body: bytes) -> list[float] | Trouble:
+    async def _post(self, body: bytes) -> _Answer | Trouble:
         if self._session is None:
             headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
             self._session = aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar())
@@ -104,10 +127,9 @@ class PoolingScorer:
         if status != 200:
             return wire.trouble(self.url, status, headers_back, content, self._key)
         try:
-            found = msgspec.json.decode(content, type=_Answer).data[0].data
+            return msgspec.json.decode(content, type=_Answer)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return wire.malformed(f"{self.url} answered with something else than one row of scores: {error}")
-        return [float("nan") if number is None else number for number in found]
 
 
 def _held(value: Any) -> Any:

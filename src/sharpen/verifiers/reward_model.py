@@ -9,13 +9,16 @@ from __future__ import annotations
 import atexit
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sharpen.errors import PolicyError, SettingsError, SharpenError, nearest
+from sharpen.errors import CapError, PolicyError, SettingsError, SharpenError, Stopped, nearest
 from sharpen.models import load_model, read_config
-from sharpen.records import Message, Record, Task, Trajectory, Verdict
+from sharpen.policies.endpoint import Endpoint
+from sharpen.policies.meter import Account, Meter, check_price
+from sharpen.policies.prices import FREE, Price, price_of
+from sharpen.records import Lineage, Message, Model, Record, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.verifiers.base import Properties
 from sharpen.verifiers.classifier import Classifier, ClassifierScorer
@@ -96,9 +99,34 @@ class RewardModelVerifier:
         self.name = f"reward model {self._model.name if self._model else settings.model} {digest([settings, identity])[:8]}"
         self._scorer: Scorer | None = None
         self._lock = threading.Lock()
+        self.charge(Meter().account(self.name))
 
     def problem(self, task: Task) -> str:
         return ""
+
+    @property
+    def asks(self) -> bool:
+        return self.remote
+
+    @property
+    def remote(self) -> bool:
+        return isinstance(self.settings.engine, Pooling)
+
+    def price(self, prices: Mapping[str, Price]) -> tuple[Price | None, str]:
+        if not isinstance(engine := self.settings.engine, Pooling):
+            return FREE, "no price for a token: it runs on this machine"
+        name = self.settings.model
+        served = Model(name=name, path=engine.base_url, fingerprint=name, kind="endpoint", lineage=Lineage(base=name))
+        return price_of(served, Endpoint(base_url=engine.base_url, model=name), prices)
+
+    def charge(self, account: Account) -> None:
+        price, _ = self.price(account.meter.caps.prices)
+        check_price(f"the reward model {self.settings.model}", price, account.meter.caps)
+        self._charged = account, price
+
+    def takes(self, tokens: float) -> tuple[Spent, Spent]:
+        one = Spent(calls=1, prompt_tokens=round(tokens))
+        return one, one
 
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         """A pass at the threshold or over. A try that says nothing fails; ``error`` where there is no finite score, or no threshold."""
@@ -111,6 +139,8 @@ class RewardModelVerifier:
             return verdict("fail", "there is no answer")
         try:
             score, left_out = self._score(task, trajectory)
+        except (Stopped, CapError):
+            raise
         except PolicyError as error:
             return verdict("error", f"{error.failure or 'policy'}: {error}")
         except SharpenError as error:
@@ -168,7 +198,7 @@ class RewardModelVerifier:
             if self._scorer is None:
                 engine = self.settings.engine
                 if isinstance(engine, Pooling):
-                    self._scorer = PoolingScorer(self.settings.model, engine)
+                    self._scorer = PoolingScorer(self.settings.model, engine, lambda: self._charged)
                 else:
                     assert self._model is not None
                     self._scorer = ClassifierScorer(self._model, engine)

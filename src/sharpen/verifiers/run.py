@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 from msgspec.structs import replace
 
+from sharpen.errors import CapError, Stopped
 from sharpen.records import Task, Trajectory, Verdict
 from sharpen.verifiers.base import Described, Verifier
 
@@ -18,7 +19,7 @@ _LATE = object()
 
 
 def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: float = 60.0) -> Verdict:
-    """The verdict on ``trajectory``. Never raises.
+    """The verdict on ``trajectory``. Raises Stopped and CapError alone, where caps leave no room for what the verifier itself asks: that is no verdict.
 
     Broken or cancelled episodes are ``error`` and those that ran out of turns, tokens or context are ``fail``, both without asking the
     verifier. A verifier that raises, returns no verdict or is not back after ``timeout_s`` seconds, or its own ``timeout_s`` where that is more,
@@ -40,6 +41,8 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
     answer = _ask(verifier, task, trajectory) if own_limit else _watched(verifier, task, trajectory, timeout_s)
     if answer is _LATE:
         return verdict("error", f"the verifier was not back after {timeout_s:g} s")
+    if isinstance(answer, Stopped | CapError):
+        raise answer
     if isinstance(answer, BaseException):
         return verdict("error", f"the verifier raised {type(answer).__name__}: {answer}")
     if not isinstance(answer, Verdict):
@@ -61,12 +64,13 @@ def judge_many(
 ) -> Iterator[tuple[Trajectory, Verdict]]:
     """``judge`` on each of ``tries``, in their order, ``at_once`` at a time, or as many as the verifier wants; ``tries`` are drawn as they are needed.
 
-    What drawing them raises is raised when the verdicts under way are given.
+    What drawing or judging them raises is raised when the verdicts under way are given.
     """
     at_once = max(at_once, getattr(verifier, "at_once", 0))
     threads = ThreadPoolExecutor(at_once, thread_name_prefix="verdicts")
     under_way: deque[tuple[Trajectory, Future[Verdict]]] = deque()
-    left, ended = iter(tries), None
+    left = iter(tries)
+    ended: BaseException | None = None
     try:
         while ended is None or under_way:
             if ended is None and len(under_way) < at_once:
@@ -78,8 +82,11 @@ def judge_many(
                     under_way.append((trajectory, threads.submit(judge, task, trajectory, verifier, timeout_s)))
             else:
                 trajectory, verdict = under_way.popleft()
-                yield trajectory, verdict.result()
-        if not isinstance(ended, StopIteration):
+                if (broken := verdict.exception()) is None:
+                    yield trajectory, verdict.result()
+                elif ended is None or isinstance(ended, StopIteration):
+                    ended = broken
+        if ended is not None and not isinstance(ended, StopIteration):
             raise ended
     finally:
         threads.shutdown(cancel_futures=True)

@@ -57,7 +57,7 @@ def as_set(bench: Bench) -> Round:
 
 
 def more_samples(bench: Bench, had: Pool | None) -> Round:
-    """As many tries again, where they are likely to bring something new: an adaptive budget whose first wave are those made before."""
+    """As many tries again, where they are likely to bring something new: an adaptive budget, whose first wave, or waves, are those made before."""
     usual, n = bench.sampling, bench.sampling.n
     budget = usual.budget
     if isinstance(budget, Adaptive):

@@ -11,14 +11,17 @@ from msgspec.structs import replace
 
 from sharpen.advice import advise
 from sharpen.audit import tries_in
+from sharpen.budget import Adaptive
 from sharpen.handoff.folder import hand_over
 from sharpen.ladder import LadderSettings
 from sharpen.methods.base import Bench, Prompted
+from sharpen.methods.rejection_sampling import more_samples
 from sharpen.models import load_model
 from sharpen.pairs import REJECTED
+from sharpen.plan import plan
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Decision, Pairing, SampleKey, Selection, Task, Trajectory, Verdict
+from sharpen.records import Decision, Pairing, SampleKey, Selection, Task, TrainingReport, Trajectory, Verdict
 from sharpen.report.page import bought
 from sharpen.report.read import read_run, write_page
 from sharpen.run import climb
@@ -128,10 +131,16 @@ def test_hints_add_what_nothing_solved(scripted: Path, tmp_path: Path) -> None:
 
 
 def test_negatives_teach_the_standing_model_from_both(scripted: Path, tmp_path: Path) -> None:
-    climb(load_settings(scripted, {**HARD, "ladder.ways": "[negatives]", "ladder.alpha": "0.0001", "sampling.n": "4"}), tmp_path / "runs")
+    settings = load_settings(scripted, {**HARD, "ladder.ways": "[negatives]", "ladder.alpha": "0.0001", "sampling.n": "4"})
+    planned = plan(settings, tmp_path / "runs")
+    climb(settings, tmp_path / "runs")
     folder = tmp_path / "runs/ladder/rungs/001-rejection-sampling-retry-1-negatives"
     selection, pairing = read_json(folder / "selection.json", Selection), read_json(folder / "pairing.json", Pairing)
     assert pairing.pairs and {good for good, _ in pairing.pairs} == set(selection.kept)
+    (again,) = (stage for stage, _, _ in planned.stages if stage.more_rows)
+    assert again.more_rows * settings.training.epochs >= 2 * len(pairing.pairs) * settings.preference.epochs
+    trained = [read_json(path, TrainingReport).tokens for path in folder.parent.glob("*/training.json")]
+    assert sum(tokens for _, _, tokens in planned.stages) < sum(trained) <= planned.most_trained
     assert {item.key for item in selection.left_out if item.reason == REJECTED} == {bad for _, bad in pairing.pairs}
     write_page(folder.parents[1])
     assert f"in {len(pairing.pairs)} pairs of" in (folder.parents[1] / "report.html").read_text()
@@ -224,6 +233,34 @@ def test_what_is_taken_over_outlives_a_kill_and_what_broke_is_made_again(scripte
     assert again.wanted == made.wanted and again.trajectories[broke].stop != "error"
     assert counting.judged == [broke]
     assert manifest.spent.calls == 1 and manifest.sampled_tokens == again.trajectories[broke].cost.sampled_tokens > 0
+
+
+def test_more_samples_of_an_adaptive_budget_go_on_from_its_waves(scripted: Path, tmp_path: Path) -> None:
+    """Also where one of its tries had broken, and says something else now; and a round as set, after it, makes the tries of the first."""
+    settings = load_settings(scripted, {"tasks.splits": "{demo: 1, train: 8, dev: 4}"})
+    tasks, run = load_tasks(settings.tasks), Run.open(tmp_path / "run", "x: 1")
+    usual = SamplingSettings(n=3, max_tokens=32, budget=Adaptive(first=1, wave=4, max_tries=4))
+
+    def calls(stage: str) -> int:
+        return read_json(run.folder / stage / MANIFEST, Manifest).spent.calls
+
+    with Bench(run, tasks, load_model(settings.model), sampling=usual) as bench:
+        base, train = Prompted(bench.base), tasks.split("train").tasks
+        had = bench.sample("first/sampling", base, train, usual)
+        more = more_samples(bench, had).sampling
+        wider = bench.sample("more/sampling", base, train, more, had=had)
+        assert wider.wanted[: len(had.wanted)] == had.wanted
+        assert 0 < calls("more/sampling") == len(wider.wanted) - len(had.wanted)
+
+        broke = next(key for key in had.wanted if had.verdicts[key])
+        error = replace(had.trajectories[broke], stop="error", error="gone", fault="environment")
+        torn = dataclasses.replace(had, trajectories={**had.trajectories, broke: error})
+        mended = bench.sample("mended/sampling", base, train, more, had=torn)
+        assert mended.wanted == wider.wanted and calls("mended/sampling") == calls("more/sampling") + 1
+
+        again = bench.sample("again/sampling", base, train, usual, had=wider)
+        assert again.wanted == had.wanted and again.waves == had.waves and not calls("again/sampling")
+    run.close()
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import yaml
 from conftest import FEW
 from sharpen.cli import main
 from sharpen.errors import SettingsError
-from sharpen.plan import plan
+from sharpen.plan import Typical, ahead, plan
 from sharpen.policies.meter import Bill
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.stats import families_needed, smallest_effect
 from sharpen.store.files import read_json
 from sharpen.store.run import MANIFEST
+from sharpen.tasks.load import load_tasks
 
 ALL = {
     "ladder.alpha": "0.9999",
@@ -93,6 +94,31 @@ def test_an_endpoint_of_unknown_price_is_planned_without_asking_it_and_says_so(
     out = " ".join(capsys.readouterr().out.split())
     assert "as set in spending.prices; 1 and 10 dollars" in out and "$0.1" in out
     assert "spending.max_dollars is 0.001: the run will stop there" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ({"sampling.n": "1", "sampling.temperature": "0.5"}, 0),  # one try passes or fails
+        ({"sampling.n": "3"}, 10 * 2 * 2),  # a pass and two fails
+        ({}, 10 * 4 * 2),
+        ({"preference.epochs": "3", "training.epochs": "2"}, 10 * 4 * 2 * 3 / 2),
+        ({"preference.pairs.per_task": "1"}, 10 * 2),
+        ({"sampling.n": "2", "sampling.budget": "{budget: adaptive, first: 1}"}, 10 * 4 * 2),
+        ({"ladder.rungs": "[rejection-sampling, expert-iteration]", "ladder.rounds": "2"}, 2 * 10 * 4 * 2),  # no more than ladder.retries
+    ],
+)
+def test_a_round_of_negatives_trains_both_rows_of_every_pair(scripted: Path, given: dict[str, str], rows: float) -> None:
+    only = {
+        "ladder.rungs": "[rejection-sampling]",
+        "ladder.ways": "[negatives]",
+        "training.epochs": "1",
+        "tasks.splits": "{train: 10, dev: 4}",
+    }
+    settings = load_settings(scripted, only | given)
+    typical = Typical(tries=1, calls=1, prompt=1, sampled=1, row=1, passes=0.2, rate=1)
+    stages = list(ahead(settings, load_tasks(settings.tasks), None, typical))
+    assert sum(stage.more_rows for stage in stages) == rows
 
 
 def test_flags_that_do_not_go_together(scripted: Path) -> None:

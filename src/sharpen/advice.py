@@ -23,7 +23,6 @@ from sharpen.budget import Uniform
 from sharpen.errors import Unsettled
 from sharpen.evaluation import count, succeeded, weigh
 from sharpen.labels import content, measure, read_labels
-from sharpen.ladder import RETRY
 from sharpen.methods.base import Bench, Prompted
 from sharpen.methods.distillation import ask_teacher, title
 from sharpen.methods.hints import hintable
@@ -58,6 +57,7 @@ from sharpen.settings import RunSettings, to_yaml
 from sharpen.stats import paired_gain, pass_interval
 from sharpen.store.files import read_if_there, write_json
 from sharpen.store.run import Run
+from sharpen.store.rungs import RungName
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
@@ -148,11 +148,10 @@ class _Found:
         tried: list[Tried] = []
         said: list[str] = []
         standing, evaluation, sampled, purity = "", None, "", None
-        for path in sorted((folder / "rungs").glob("[0-9]*-*")):
-            method, _, again = path.name.split("-", 1)[1].partition(f"-{RETRY}-")
-            way = again.partition("-")[2]
-            if method.endswith("-control"):
+        for path in sorted((folder / "rungs").glob("*")):
+            if (rung := RungName.of(path.name)) is None or rung.control:
                 continue
+            method, way = rung.method, rung.variant
             decision, dev = read_if_there(path / "decision.json", Decision), read_if_there(path / "evaluation.json", Evaluation)
             if decision is None and dev is not None and evaluation is not None:
                 decision = _judged(settings, path.name, evaluation, dev)
@@ -297,7 +296,7 @@ def _rung(settings: RunSettings, methods: Sequence[str]) -> str:
     """The folder of the first rung by one of ``methods``, where nothing has been tried yet."""
     climbs = settings.ladder.climbs
     number = next((at for at, rung in enumerate(climbs, 1) if rung in methods), len(climbs) + 1)
-    return f"rungs/{number:03d}-{climbs[number - 1] if number <= len(climbs) else methods[0]}"
+    return RungName(number, climbs[number - 1] if number <= len(climbs) else methods[0]).stage
 
 
 def _sampled(bench: Bench, settings: RunSettings, found: _Found, seen: Measurements, some: int) -> Measurements:
@@ -364,12 +363,13 @@ def _goal(settings: RunSettings, results: Sequence[TaskResult], seed: int) -> In
 def _costs(planned: Plan) -> dict[str, float]:
     """Tokens that one try of each method takes, by the plan: sampling, training and its evaluation on dev."""
     costs: dict[str, float] = {}
-    by_rung: dict[str, float] = defaultdict(float)
+    by_rung: dict[RungName, float] = defaultdict(float)
     for stage, spent, trained in planned.stages:
-        if stage.name.startswith("rungs/") and "-control" not in stage.name and not stage.name.endswith("/test"):
-            by_rung[stage.name.split("/")[1]] += spent.tokens + trained
+        rung = RungName.of(stage.name.split("/")[1])
+        if rung is not None and not rung.control and not stage.name.endswith("/test"):
+            by_rung[rung] += spent.tokens + trained
     for rung, tokens in by_rung.items():
-        costs[rung.split("-", 1)[1]] = tokens  # of several rounds the last, which trains on most
+        costs[rung.method] = tokens  # of several rounds the last, which trains on most
     costs.pop("base", None)
     if "rejection-sampling" in costs:
         costs.setdefault("expert-iteration", costs["rejection-sampling"])

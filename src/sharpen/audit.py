@@ -25,6 +25,7 @@ from sharpen.records import Audit, Confusion, Message, Probe, RoundPurity, Sampl
 from sharpen.sampling import HINTS
 from sharpen.stats import purity_forecast, weighted_share
 from sharpen.store.files import read_if_there
+from sharpen.store.rungs import CONTROL
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.base import Verifier
@@ -138,7 +139,7 @@ def tries_in(folder: Path, rung: str | None = None) -> Tries:
     holds it. Empty where there are none."""
     place, chosen = folder, folder
     if not (folder / "trajectories").is_dir():
-        sampled = [path.parent for path in sorted(folder.glob("rungs/*/sampling")) if not path.parent.name.endswith("-control")]
+        sampled = [path.parent for path in sorted(folder.glob("rungs/*/sampling")) if not path.parent.name.endswith(CONTROL)]
         rungs = [path for path in sampled if path.name == rung] or [path for path in sampled if rung is None or rung in path.name]
         if rung is not None and not rungs:
             raise RunError(f"no rung of {folder} whose name holds {rung!r} has tries of its own")

@@ -23,26 +23,25 @@ from sharpen.methods.distillation import (
     check_way,
     distillation,
     exchange,
+    gather_taught,
     measure_teacher,
     other_tools,
-    teach,
     teaching,
     uncontrolled,
 )
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.hints import hintable
 from sharpen.methods.prompt import few_shot
-from sharpen.methods.rejection_sampling import Gathered, Round, as_set, gather, more_samples, rejection_sampling, solutions
+from sharpen.methods.rejection_sampling import Gathered, Round, as_set, gather, more_samples, rejection_sampling
 from sharpen.methods.sft import sft
 from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey, Tried
 from sharpen.sampling import Pool
-from sharpen.selection import select
 from sharpen.stats import families_needed, next_alpha, paired_gain, pass_interval, smallest_effect
 from sharpen.store.files import write_json
+from sharpen.store.rungs import CONTROL, RungName
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import TaskSource, load_tasks
 
-RETRY = "retry"  # between the name of a round that was rolled back and the other way that it was made in
 DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{DESCRIBED}"
 
 
@@ -140,7 +139,6 @@ class Rung:
     dev: Evaluation | None = None
     test: Evaluation | None = None
     panel: Evaluation | None = None
-    attempt: Attempt | None = None
     control: bool = False
     variant: str = ""
 
@@ -252,7 +250,7 @@ class Ladder:
         except Refused as refusal:
             refused = Decision(outcome="refuse", action=f"leave out {method}", reasons=(str(refusal),))
             return self._add(Rung(name, method, None, refused, variant=way))
-        rung = self._decide(Rung(name, method, attempt.proposal, decision, attempt=attempt, variant=way))
+        rung = self._decide(Rung(name, method, attempt.proposal, decision, variant=way))
         self._add(rung)
         if rung.decision.outcome == "keep":
             self.survivors = attempt.survivors if method == "expert-iteration" else (*self.survivors, *attempt.survivors)
@@ -365,14 +363,14 @@ class Ladder:
                 f"the teacher {measured.name} works with other tools than the student: {strange}; give both the same tools, or let it play in the "
                 "student's environment (of recorded trajectories: replay: true)"
             )
+        found = None
         if bench.distillation.way == "trajectories":
-            pool = teach(bench, name, standing, self.survivors)
-            kept = select(pool, bench.selection, bench.seed, solutions(self.survivors))
-            self._worth("distillation", name, Gathered(pool, kept, (), {key: pool.trajectories[key] for key in kept.kept}))
-        if self.settings.control and (why := uncontrolled(bench.teacher, bench.distillation)):
+            found = gather_taught(bench, name, standing, self.survivors)
+            self._worth("distillation", name, found)
+        why = uncontrolled(bench.teacher, bench.distillation)
+        if self.settings.control and why:
             bench.say(f"{name.removeprefix('rungs/')}: no self-trained control, since {why}")
-        control = self.settings.control and not uncontrolled(bench.teacher, bench.distillation)
-        return distillation(bench, name, standing, self.survivors, control=control)
+        return distillation(bench, name, standing, self.survivors, found, control=self.settings.control and not why)
 
     def _worth(self, method: advisor.Method, name: str, found: Gathered) -> None:
         """Ask the advisor whether a round's tries hold anything to keep, and whether what is kept may be trusted."""
@@ -468,7 +466,7 @@ class Ladder:
         assert before.dev is not None and before.agent is not None and rung.dev is not None and rung.agent is not None
         exchange(bench, rung.name, taught, (before.name, before.agent, before.dev), (rung.agent, rung.dev))
         was, now = self._tries(before), self._tries(rung)
-        beside = next((self._tries(one) for one in self.rungs if one.name == f"{rung.name}-control"), None)
+        beside = next((self._tries(one) for one in self.rungs if one.name == f"{rung.name}{CONTROL}"), None)
         write_json(folder / DESCRIBED, compare(taught.pool, was, now, bench.seed))
         write_json(folder / FAULTY, faults(taught.pool, was, now, beside, bench.seed))
 
@@ -487,7 +485,7 @@ class Ladder:
     def _control(self, real: Rung, attempt: Attempt) -> None:
         """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""
         before = next(rung for rung in self.rungs if real.decision.gain is not None and rung.name == real.decision.gain.base)
-        name = f"{real.name}-control"
+        name = f"{real.name}{CONTROL}"
         assert real.dev is not None and before.agent is not None
         n = real.dev.tasks[0].samples
         dev = self.bench.evaluate(name, attempt.proposal, "dev", n)
@@ -498,7 +496,7 @@ class Ladder:
         reason = advisor.judge_gain(gain, self.settings.delta).reasons[0]
         what = "self-trained on as many tokens" if real.method == "distillation" else "verdicts ignored"
         decision = Decision(outcome="baseline", action="a control, never kept", reasons=(f"{what}: {reason}",), gain=gain)
-        self._add(Rung(name, "control", attempt.proposal, decision, dev, attempt=attempt, control=True))
+        self._add(Rung(name, "control", attempt.proposal, decision, dev, control=True))
 
     def _open_test(self) -> None:
         """The test split, once: for the base, and for what ships. Opening it again for something else is written down and shown."""
@@ -514,8 +512,9 @@ class Ladder:
 
     def _name(self, method: str, variant: str | None = None) -> str:
         """Retries have the number of the round that they make again, so that the others are named as if none had been made."""
-        plain = [rung for rung in self.rungs if not rung.control and not rung.variant]
-        return f"rungs/{len(plain):03d}-{method}" if variant is None else f"{plain[-1].name}-{RETRY}-{self._retried}-{variant}"
+        plain = sum(not rung.control and not rung.variant for rung in self.rungs)
+        name = RungName(plain, method) if variant is None else RungName(plain - 1, method, self._retried, variant)
+        return name.stage
 
     def _add(self, rung: Rung) -> Rung:
         rung.decision = replace(rung.decision, banners=self.bench.banners, variant=rung.variant)

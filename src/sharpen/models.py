@@ -21,6 +21,7 @@ from sharpen.errors import ModelError, nearest
 from sharpen.records import Decision, Lineage, Model, Record
 from sharpen.store.files import read_json, writing
 from sharpen.store.run import SETTINGS
+from sharpen.store.rungs import CONTROL
 from sharpen.terms import root_of
 
 CARD = "sharpen.json"
@@ -70,7 +71,7 @@ def shipped(run: Path, cache: Path | None = None) -> Model:
 
     Where a few-shot prompt ships, they are the weights that it was put before. ModelError where the run has decided nothing yet.
     """
-    decided = [path for path in sorted((run / "rungs").glob("*/decision.json")) if not path.parent.name.endswith("-control")]
+    decided = [path for path in sorted((run / "rungs").glob("*/decision.json")) if not path.parent.name.endswith(CONTROL)]
     kept = [path.parent for path in decided if read_json(path, Decision).outcome in ("baseline", "keep")]
     if not kept:
         raise ModelError(f"the run in {run} has kept nothing yet; give sharpen run again, and then this")

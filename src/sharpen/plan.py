@@ -6,6 +6,7 @@ the rest, and said.
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpen import loop
+from sharpen.advisor import ROUNDS
 from sharpen.agents.choose import load_members, most_turns, playing
+from sharpen.budget import Adaptive
 from sharpen.ladder import too_small
 from sharpen.methods.base import Prompted
 from sharpen.methods.distillation import uncontrolled
@@ -33,12 +36,14 @@ from sharpen.run import open_bench
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.store.files import read_if_there
 from sharpen.store.run import MANIFEST, Manifest, Run
+from sharpen.store.rungs import CONTROL, RungName
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
 MEASURED = 16  # tries of the run's first stage that a plan makes where they cost nothing
-FIRST = "rungs/000-base/dev"
+BASE = RungName(0, "base").stage
+FIRST = f"{BASE}/dev"
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,11 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Plan:
-    """``expected`` for each stage in order, ``most`` for all, and what both rest on."""
+    """``expected`` for each stage in order, ``most`` for all, with its tokens of rows, and what both rest on."""
 
     stages: tuple[tuple[Ahead, Spent, float], ...]
     most: Spent
+    most_trained: float
     priced: bool
     said: tuple[str, ...] = ()
 
@@ -105,8 +111,8 @@ def plan(settings: RunSettings, runs: Path, measure: int | None = None) -> Plan:
     turns = {False: most_turns(tasks.environment, settings.harness)}
     turns[True] = turns[False] if settings.teacher is None else most_turns(tasks.environment, settings.teacher.harness or settings.harness)
     told = tuple((stage, *_takes(stage, typical, prices[stage.taught], settings)) for stage in stages)
-    most = total(*(_at_most(stage, typical, prices[stage.taught], settings, turns[stage.taught]) for stage in stages if stage.done is None))
-    found = Plan(told, most, None not in prices.values())
+    most = [_at_most(stage, typical, prices[stage.taught], settings, turns[stage.taught]) for stage in stages if stage.done is None]
+    found = Plan(told, total(*(spent for spent, _ in most)), sum(trained for _, trained in most), None not in prices.values())
     said = [*_said(typical, source, price, settings), whence, too_small(settings.ladder, settings.evaluation, tasks)]
     spent = Meter(settings.spending, folder / SPENT).bill.total if (folder / SPENT).exists() else Spent()
     if cap := settings.spending.over(total(spent, found.expected)):
@@ -141,9 +147,9 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
         earlier += sizes["train"] * min(how.n, settings.selection.limit or how.n)
         yield Ahead(name, rows=demonstrations + earlier)
 
-    yield from evaluated("rungs/000-base", "dev")
+    yield from evaluated(BASE, "dev")
     for number, method in enumerate(settings.ladder.climbs, 1):
-        name = f"rungs/{number:03d}-{method}"
+        name = RungName(number, method).stage
         if method == "distillation":
             yield from taught(name)
         if method in ("rejection-sampling", "expert-iteration"):
@@ -157,17 +163,32 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
             method == "rejection-sampling" or (method == "distillation" and not uncontrolled(settings.teacher, settings.distillation))
         )
         if beside and method == "distillation":
-            yield Ahead(f"{name}-control/sampling", sampling.n * sizes["train"])
+            yield Ahead(f"{name}{CONTROL}/sampling", sampling.n * sizes["train"])
         if beside:
-            yield Ahead(f"{name}-control", rows=demonstrations + earlier)
-            yield from (stage for stage in evaluated(f"{name}-control", "dev") if not stage.name.endswith("panel"))
+            yield Ahead(f"{name}{CONTROL}", rows=demonstrations + earlier)
+            yield from (stage for stage in evaluated(f"{name}{CONTROL}", "dev") if not stage.name.endswith("panel"))
     if again := settings.ladder.again:
         yield Ahead("rounds made again/sampling", more=again * max(sampling.n, settings.hints.n) * sizes["train"])
         dev = sizes["dev"] * max(looks[-1], settings.ladder.collapse_n) + (len(panel.tasks) * looks[0] if panel is not None else 0)
-        yield Ahead("rounds made again/dev", more=again * dev, more_rows=again * (demonstrations + earlier))
+        yield Ahead("rounds made again/dev", more=again * dev, more_rows=_made_again(settings, sizes["train"], demonstrations + earlier))
     if sizes["test"]:
-        yield from evaluated("rungs/000-base", "test")
+        yield from evaluated(BASE, "test")
         yield from evaluated("what ships", "test")
+
+
+def _made_again(settings: RunSettings, tasks: int, survivors: float) -> float:
+    """Rows, at most, of all rounds that are made again, each in every way once: ``survivors``, with what more tries and hints may add, or pairs of them."""
+    ladder, limit = settings.ladder, settings.selection.limit
+    sampling, budget = settings.sampling, settings.sampling.budget
+    tries = budget.max_tries if isinstance(budget, Adaptive) else sampling.n
+    pairs = tasks * min(settings.preference.pairs.per_task, tries * tries // 4)  # passes times fails, of so many tries
+    rows = dict.fromkeys(ladder.ways, survivors) | {
+        "hints": survivors + tasks,
+        "more-samples": survivors + tasks * min(sampling.n, limit or sampling.n),
+        "negatives": 2 * pairs * settings.preference.epochs / settings.training.epochs,
+    }
+    rounds = sum(method in ROUNDS for method in ladder.climbs)
+    return sum(heapq.nlargest(ladder.again, [rows[way] for way in set(ladder.ways) for _ in range(rounds)]))
 
 
 def _teachers_price(settings: RunSettings, own: Price | None) -> tuple[Price | None, str]:
@@ -261,8 +282,8 @@ def _several(stage: Ahead, settings: RunSettings) -> int:
     return several.tries if several is not None else 1
 
 
-def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings, turns: int) -> Spent:
-    """Every try to its last turn, every turn to its last token, every look."""
+def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings, turns: int) -> tuple[Spent, float]:
+    """Every try to its last turn, every turn to its last token, every look; and tokens of rows."""
     longest = settings.sampling.max_tokens if stage.name.endswith("/sampling") else settings.evaluation.max_tokens
     if stage.taught and settings.teacher is not None and settings.teacher.max_tokens is not None:
         longest = settings.teacher.max_tokens
@@ -270,7 +291,7 @@ def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunS
     calls = tries * turns * _several(stage, settings)
     each = typical.prompt / typical.calls + stage.shots * typical.row + (turns - 1) / 2 * longest
     trained = (stage.rows + stage.more_rows) * typical.row * settings.training.epochs
-    return _spent(calls, calls * each, calls * longest, (calls * longest + trained) / typical.rate, price, settings)
+    return _spent(calls, calls * each, calls * longest, (calls * longest + trained) / typical.rate, price, settings), trained
 
 
 def _spent(calls: float, prompt: float, sampled: float, seconds: float, price: Price | None, settings: RunSettings) -> Spent:
@@ -328,7 +349,7 @@ def show(found: Plan) -> RenderableType:
     tries = sum(stage.tries for stage, _, _ in found.stages if stage.done is None)
     table.add_row(Text("ahead, expected"), count(tries), *_cells(found.expected, trained, found.priced), style="bold")
     tries = sum(stage.tries + stage.more for stage, _, _ in found.stages if stage.done is None)
-    table.add_row(Text("ahead, at most"), count(tries), *_cells(found.most, trained, found.priced))
+    table.add_row(Text("ahead, at most"), count(tries), *_cells(found.most, found.most_trained, found.priced))
     return Group(table, Text(), *(Text(f"- {line}") for line in found.said))
 
 

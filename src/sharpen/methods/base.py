@@ -366,7 +366,7 @@ class Bench(AbstractContextManager["Bench"]):
         ``of`` is the set that the tasks belong to, where it is not the run's own. ``known`` are (task, actions) that train already: an adaptive
         budget, which is for the bench's own ``sampling`` only, buys no more of them. ``first`` makes only so many of the tries, and leaves the stage undone.
         ``cast`` plays in the place of the run's own agent. Tries that another stage ``had`` already are taken over, and not paid for again; one
-        that ended in an error is made again.
+        that ended in an error is made again. Its waves are taken over too, where this stage's terms are no narrower.
         """
         of, cast = of or self.tasks, cast or self._cast(settings)
         patient = self.sampling.waiting_for(*self._engines(cast, of))
@@ -404,6 +404,8 @@ class Bench(AbstractContextManager["Bench"]):
             mine = [key for key in had.wanted if key in taken]
             trajectories.extend(had.trajectories[key] for key in mine if key not in trajectories.records)
             verdicts.extend(had.verdicts[key] for key in mine if key not in verdicts.records)  # by itself: a kill may come between the two
+            if bound is not None and had.waves is not None and not (stage.folder / WAVES).exists():
+                write_blob(stage.folder / WAVES, had.waves)  # what it bought decides as it did, and wider terms go on from there
         if cast.engine is not None:
             self._rest_own()  # two local models at once may be more than the memory holds
         elif recorded is None:

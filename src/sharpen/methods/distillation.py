@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-from sharpen.agents.base import without_shots
 from sharpen.agents.teacher import Teacher
 from sharpen.budget import Uniform
 from sharpen.chat.base import Template
@@ -25,55 +24,63 @@ from sharpen.chat.masks import without_ids
 from sharpen.errors import EnvironmentFault, ModelError, PolicyError, Refused
 from sharpen.evaluation import evaluate
 from sharpen.methods.base import Attempt, Bench, Cast, Distillation, Prompted, Sourced
-from sharpen.methods.rejection_sampling import as_set, solutions
+from sharpen.methods.rejection_sampling import Gathered, as_set, gather, keep
 from sharpen.methods.sft import demonstrations
 from sharpen.policies.meter import total
-from sharpen.records import Distilled, Evaluation, Selection, Teaching, Trajectory, Worked
+from sharpen.records import Distilled, Evaluation, Teaching, Trajectory, Worked
 from sharpen.sampling import Pool
-from sharpen.selection import among, build_rows, merge, select
+from sharpen.selection import among, build_rows, merge
 from sharpen.stats import paired_gain, ratio_of_means, share_of_gain
 from sharpen.store.files import read_json, write_json
 from sharpen.store.run import MANIFEST, Manifest
+from sharpen.store.rungs import CONTROL
 from sharpen.training.on_policy import INSTEAD, fit, openings
 
 UNTAUGHT = "of a task on which nothing of the teacher's is kept"
 
 
-def distillation(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced] = (), *, control: bool = False) -> Attempt:
+def distillation(
+    bench: Bench,
+    rung: str,
+    standing: Prompted,
+    earlier: Sequence[Sourced] = (),
+    found: Gathered | None = None,
+    *,
+    control: bool = False,
+) -> Attempt:
     """Copy the bench's teacher into the base over everything (``training.start: base``), or into the ``standing`` model (``current``).
 
-    ``earlier`` are survivors of rungs before, mixed back in where training starts from the base.
+    ``earlier`` are survivors of rungs before, mixed back in where training starts from the base. ``found`` is what ``gather_taught`` gave for it, where
+    that was looked at before.
     """
     if bench.distillation.way == "on_policy":
         return _on_policy(bench, rung, standing)
-    tasks, known = bench.tasks.split("train").tasks, solutions(earlier)
-    shown = teach(bench, rung, standing, earlier)
-    good = select(shown, bench.selection, bench.seed, known)
+    found = found or gather_taught(bench, rung, standing, earlier)
+    how, template = as_set(bench), load_template(bench.base)
+    shown, demos = demonstrations(bench, bench.demonstrations())
+    start, mixed = how.begins(bench, standing), [*demos, *how.mixed_back(earlier)]
 
-    template = load_template(bench.base)
-    taught, demos = demonstrations(bench, bench.demonstrations())
-    start, mixed = as_set(bench).begins(bench, standing), [*demos, *as_set(bench).mixed_back(earlier)]
-
-    def imitate(name: str, source: str, pool: Pool, chosen: Selection, token_budget: int | None = None) -> Attempt:
-        tries = [without_shots(pool.trajectories[key], standing.shots) for key in chosen.kept]
-        copied = [(source, one if own_words(bench, source) else as_read(one, template)) for one in tries]
-        rows, selection = build_rows(merge([taught, chosen]), [*mixed, *copied], template, bench.training.max_length)
-        if chosen.kept and not set(chosen.kept) & set(selection.kept):
-            why = ", ".join(sorted({item.reason for item in selection.left_out if item.key in set(chosen.kept)}))
-            raise Refused(f"none of the {len(chosen.kept)} tries that are kept can be a row of the student's: {why}")
-        teacher = title(*bench.teacher_of(standing)) if source == "taught" else ""
+    def imitate(name: str, of: Gathered, teacher: str = "", token_budget: int | None = None) -> Attempt:
+        rows, selection = build_rows(merge([shown, of.selection]), [*mixed, *of.survivors], template, bench.training.max_length)
+        if (kept := set(of.selection.kept)) and not kept & set(selection.kept):
+            why = ", ".join(sorted({item.reason for item in selection.left_out if item.key in kept}))
+            raise Refused(f"none of the {len(kept)} tries that are kept can be a row of the student's: {why}")
         model, report = bench.train(name, start, rows, selection, token_budget=token_budget, teacher=teacher)
-        return Attempt(Prompted(model), selection, report, pool, survivors=tuple(copied))
+        return Attempt(Prompted(model), selection, report, of.pool, survivors=of.survivors)
 
-    attempt = imitate(rung, "taught", shown, good)
+    if bench.teacher is not None and not bench.teacher.itself:  # else it read what the student will read
+        found = replace(found, survivors=tuple((source, as_read(one, template)) for source, one in found.survivors))
+    attempt = imitate(rung, found, title(*bench.teacher_of(standing)))
     if not control or attempt.training is None:
         return attempt
-    own = bench.sample(f"{rung}-control/sampling", standing, tasks, msgspec.structs.replace(bench.sampling, budget=Uniform()))
-    mine = among(select(own, bench.selection, bench.seed, known), {key.task for key in good.kept}, UNTAUGHT)
+    uniform = replace(how, sampling=msgspec.structs.replace(bench.sampling, budget=Uniform()))
+    own = gather(bench, f"{rung}{CONTROL}", standing, earlier, uniform)
+    mine = among(own.selection, {key.task for key in found.selection.kept}, UNTAUGHT)
     if not mine.kept:
-        bench.say(f"{_short(rung)}: no control, since the student passes none of the tasks that it was taught")
+        bench.say(f"{rung.removeprefix('rungs/')}: no control, since the student passes none of the tasks that it was taught")
         return attempt
-    return replace(attempt, control=imitate(f"{rung}-control", "sampled", own, mine, attempt.training.trained_tokens))
+    beside = replace(own, selection=mine, survivors=tuple(one for one in own.survivors if one[1].key in set(mine.kept)))
+    return replace(attempt, control=imitate(f"{rung}{CONTROL}", beside, token_budget=attempt.training.trained_tokens))
 
 
 def uncontrolled(teacher: Teacher | None, how: Distillation) -> str:
@@ -83,16 +90,14 @@ def uncontrolled(teacher: Teacher | None, how: Distillation) -> str:
     return "there is no verdict in on_policy that its own tries could be kept by" if how.way == "on_policy" else ""
 
 
-def teach(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced] = ()) -> Pool:
-    """The teacher's judged tries of every training task."""
+def gather_taught(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced] = ()) -> Gathered:
+    """The teacher's judged tries of every training task, and what is kept of them beside ``earlier`` survivors."""
+    return keep(bench, _teach(bench, rung, standing), standing, earlier, "taught")
+
+
+def _teach(bench: Bench, rung: str, standing: Prompted) -> Pool:
     teacher, cast = bench.teacher_of(standing)
-    tasks = bench.tasks.split("train").tasks
-    return bench.sample(f"{rung}/sampling", teacher, tasks, bench.teaching, cast=cast, known=solutions(earlier))
-
-
-def own_words(bench: Bench, source: str) -> bool:
-    """Whether the student itself said it, and so read what it will read."""
-    return source == "sampled" or (bench.teacher is not None and bench.teacher.itself)
+    return bench.sample(f"{rung}/sampling", teacher, bench.tasks.split("train").tasks, bench.teaching, cast=cast)
 
 
 def as_read(trajectory: Trajectory, template: Template) -> Trajectory:
@@ -117,7 +122,7 @@ def _on_policy(bench: Bench, rung: str, standing: Prompted) -> Attempt:
     check_way(bench, standing)
     prompts = openings(bench.tasks.split("train"))
     if bench.distillation.on_policy.lmbda < 1:
-        shown = teach(bench, rung, standing)
+        shown = _teach(bench, rung, standing)
         said = {key.task: shown.trajectories[key].messages[-1].content for key in reversed(shown.wanted) if shown.verdicts[key]}
         prompts = tuple(msgspec.structs.replace(prompt, answer=said.get(prompt.key, "")) for prompt in prompts)
     model, report = bench.train_on_policy(rung, as_set(bench).begins(bench, standing), teacher.model, prompts)
@@ -291,7 +296,3 @@ def _both(x: Mapping[str, float], y: Mapping[str, float], pool: Pool) -> dict[st
     for task in x.keys() & y.keys():
         pairs[pool.tasks[task].family].append((x[task], y[task]))
     return dict(sorted(pairs.items()))
-
-
-def _short(rung: str) -> str:
-    return rung.removeprefix("rungs/")

@@ -6,6 +6,7 @@ One call is one round; the ladder repeats it until the plateau or the round budg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
 from sharpen.methods.rejection_sampling import Gathered, Round, rejection_sampling
@@ -17,4 +18,4 @@ def expert_iteration(
     """One more round of rejection sampling over all rounds' survivors: ``earlier`` are kept, so that a round cannot forget what one before it knew."""
     attempt = rejection_sampling(bench, rung, standing, earlier, how, found)
     kept = tuple(("earlier round", trajectory) for _, trajectory in (*earlier, *attempt.survivors))
-    return Attempt(attempt.proposal, attempt.selection, attempt.training, attempt.pool, kept)
+    return replace(attempt, survivors=kept)

@@ -7,6 +7,7 @@ tokens. What the control gains is what more text of one's own is worth; what the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,7 @@ from sharpen.pairs import NO_PAIR, pair, preferred
 from sharpen.records import Model, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool, SamplingSettings
 from sharpen.selection import build_rows, ignore_verdicts, merge, select
+from sharpen.store.rungs import CONTROL
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def as_set(bench: Bench) -> Round:
 
 
 def more_samples(bench: Bench, had: Pool | None) -> Round:
-    """As many tries again, where they are likely to bring something new: an adaptive budget whose first wave are those made before."""
+    """As many tries again, where they are likely to bring something new: an adaptive budget, whose first wave, or waves, are those made before."""
     usual, n = bench.sampling, bench.sampling.n
     budget = usual.budget
     if isinstance(budget, Adaptive):
@@ -98,13 +100,12 @@ def rejection_sampling(
         return attempt
     indifferent = ignore_verdicts(found.pool, found.selection, bench.seed)
     drawn = _sourced(found.pool, indifferent, standing)
-    beside = imitate(f"{rung}-control", indifferent, drawn, attempt.training.trained_tokens)
-    return Attempt(attempt.proposal, attempt.selection, attempt.training, attempt.pool, attempt.survivors, beside)
+    return dataclasses.replace(attempt, control=imitate(f"{rung}{CONTROL}", indifferent, drawn, attempt.training.trained_tokens))
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a round has to train on: its tries, and which of them are kept, as they train (``survivors``) and as they were made (``tries``)."""
+    """What a round has to train on: its tries, and which of them are kept, without few-shot examples (``survivors``) and as they were made (``tries``)."""
 
     pool: Pool
     selection: Selection
@@ -114,20 +115,24 @@ class Gathered:
 
 def gather(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced], how: Round) -> Gathered:
     """A round's judged tries of every training task, and what is kept of them; with hints, of those that saw one too."""
-    tasks, known = bench.tasks.split("train").tasks, solutions(earlier)
-    pool = bench.sample(f"{rung}/sampling", standing, tasks, how.sampling, known=known, had=how.had)
-    good = select(pool, bench.selection, bench.seed, known)
-    own = _sourced(pool, good, standing)
-    tries = {key: pool.trajectories[key] for key in good.kept}
+    tasks = bench.tasks.split("train").tasks
+    pool = bench.sample(f"{rung}/sampling", standing, tasks, how.sampling, known=_solutions(earlier), had=how.had)
+    own = keep(bench, pool, standing, earlier)
     if not how.hints:
-        return Gathered(pool, good, own, tries)
-    more = hinted(bench, rung, standing, pool, [*own, *how.mixed_back(earlier)], bench.hints)
-    tries |= {key: more.pool.trajectories[key] for key in more.selection.kept}
-    return Gathered(pool, merge([good, more.selection]), (*own, *more.survivors), tries)
+        return own
+    more = hinted(bench, rung, standing, pool, [*own.survivors, *how.mixed_back(earlier)], bench.hints)
+    tries = {**own.tries, **{key: more.pool.trajectories[key] for key in more.selection.kept}}
+    return Gathered(pool, merge([own.selection, more.selection]), (*own.survivors, *more.survivors), tries)
 
 
-def _sourced(pool: Pool, chosen: Selection, standing: Prompted) -> tuple[Sourced, ...]:
-    return tuple(("sampled", without_shots(pool.trajectories[key], standing.shots)) for key in chosen.kept)
+def keep(bench: Bench, pool: Pool, standing: Prompted, earlier: Sequence[Sourced], source: str = "sampled") -> Gathered:
+    """What the bench's selection keeps of ``pool``, tries from ``source``, beside ``earlier`` survivors."""
+    chosen = select(pool, bench.selection, bench.seed, _solutions(earlier))
+    return Gathered(pool, chosen, _sourced(pool, chosen, standing, source), {key: pool.trajectories[key] for key in chosen.kept})
+
+
+def _sourced(pool: Pool, chosen: Selection, standing: Prompted, source: str = "sampled") -> tuple[Sourced, ...]:
+    return tuple((source, without_shots(pool.trajectories[key], standing.shots)) for key in chosen.kept)
 
 
 def _prefer(bench: Bench, rung: str, standing: Prompted, found: Gathered) -> Attempt:
@@ -143,6 +148,6 @@ def _prefer(bench: Bench, rung: str, standing: Prompted, found: Gathered) -> Att
     return Attempt(Prompted(model), selection, report, found.pool, survivors=survivors)
 
 
-def solutions(earlier: Sequence[Sourced]) -> frozenset[tuple[str, tuple[str, ...]]]:
+def _solutions(earlier: Sequence[Sourced]) -> frozenset[tuple[str, tuple[str, ...]]]:
     """(task, actions) of what trains already."""
     return frozenset((trajectory.key.task, trajectory.actions) for _, trajectory in earlier)

@@ -43,9 +43,8 @@ from sharpen.report.page import RungView, RunView, SampleView, render
 from sharpen.sampling import HINTS, WAVES, Waves
 from sharpen.store.files import read_if_there, write_atomic
 from sharpen.store.run import LEDGER, MANIFEST, SETTINGS, Manifest
+from sharpen.store.rungs import CONTROL, RungName
 from sharpen.store.segments import Segments
-
-CONTROL = "-control"
 
 
 def write_page(folder: Path) -> Path:
@@ -123,7 +122,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
     views.sort(key=lambda view: not view.pieces)
     return RungView(
         name=path.name,
-        method=path.name.split("-", 1)[-1].replace("-", " "),
+        method=(name.unnumbered if (name := RungName.of(path.name)) is not None else path.name).replace("-", " "),
         dev=read_if_there(path / "evaluation.json", Evaluation),
         test=read_if_there(path / "evaluation-test.json", Evaluation),
         panel=read_if_there(path / "evaluation-panel.json", Evaluation),

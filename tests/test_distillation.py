@@ -16,23 +16,25 @@ from scipy.special import stdtrit
 
 from sharpen.agents.teacher import Teacher, in_words
 from sharpen.chat.scripted import ScriptedTemplate
-from sharpen.cli import main
+from sharpen.cli import EXIT_REFUSED, main
 from sharpen.errors import ModelError, PolicyError, RunError, SettingsError, Unsettled
-from sharpen.methods.distillation import as_read, other_tools
+from sharpen.methods.base import Prompted
+from sharpen.methods.distillation import as_read, is_student, other_tools
 from sharpen.models import load_model, shipped
 from sharpen.plan import plan
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import arithmetic, scripted_model
 from sharpen.records import Message, SampleKey, Selection, TaskResult, ToolCall, Trajectory, TurnTokens, Verdict
+from sharpen.report.live import Live
 from sharpen.report.page import RungView
 from sharpen.report.read import read_run
-from sharpen.run import climb, distilling
+from sharpen.run import climb, distilling, open_bench
 from sharpen.sampling import Pool
 from sharpen.selection import SelectionSettings, select
 from sharpen.settings import RunSettings, load_settings
 from sharpen.stats import ratio_of_means, share_of_gain
 from sharpen.store.files import read_json
-from sharpen.store.run import MANIFEST
+from sharpen.store.run import MANIFEST, Run
 from sharpen.tasks.load import load_tasks
 
 SMALL = {
@@ -219,6 +221,27 @@ class Broken(Silent):
 """
 
 
+@pytest.mark.parametrize("whose", ["its own folder", "a copy"])
+def test_a_teacher_that_is_the_student_is_asked_nothing(whose: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = settings_of(tmp_path)
+    if whose == "a copy":
+        shutil.copytree(tmp_path / "student", tmp_path / "copy")
+    teacher = tmp_path / ("copy" if whose == "a copy" else "student")
+    assert main(["distil", str(path), "--teacher", str(teacher), "--name", "same", "--runs", str(tmp_path / "runs")]) == EXIT_REFUSED
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("sharpen: nothing was copied: the teacher") and "is the student itself" in said and "best-of-8" in said
+    assert not (tmp_path / "runs/same/rungs/001-distillation/teacher").exists()
+
+
+def test_the_student_with_more_room_to_answer_is_another_teacher(tmp_path: Path) -> None:
+    for most, same in ((None, True), (32, True), (64, False)):
+        settings = taught(tmp_path, teacher={"model": str(tmp_path / "student"), "max_tokens": most})
+        run = Run.open(tmp_path / f"runs-{most}", "")
+        with open_bench(settings, run, load_tasks(settings.tasks), load_model(settings.model), Live(), str) as bench:
+            assert is_student(bench, Prompted(bench.base)) is same
+        run.close()
+
+
 @pytest.mark.parametrize("engine", ["Silent", "Broken"])
 def test_a_teacher_that_answers_nothing_is_named(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -257,7 +280,7 @@ def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path
     source = {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
     path = settings_of(tmp_path, tasks=source)
     flags = ["distil", str(path), "--teacher", "best-of-8", "--name", "mine"]
-    assert main(flags) == 0
+    assert main(flags) == EXIT_REFUSED
     decision = rung_of(Path("runs/mine")).decision
     assert decision is not None and decision.outcome == "refuse"
     assert "neither exact nor audited" in decision.reasons[0] and "sharpen label runs/mine --rung 001-distillation" in decision.reasons[0]

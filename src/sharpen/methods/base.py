@@ -215,9 +215,9 @@ class Bench(AbstractContextManager["Bench"]):
             self._taught = cast_of(self.teacher, self.tasks, self.harness)
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners)))
         # What cannot be kept to is said before anything is paid for.
-        self._engines(self._cast(self.sampling), self.tasks)
+        self._engines(self.cast(self.sampling), self.tasks)
         self._engines(self._taught[1], self.tasks)
-        self._terms(self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling))
+        self._terms(self.tasks.split("train").tasks, self.tasks, self.sampling, self.cast(self.sampling))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
@@ -289,7 +289,7 @@ class Bench(AbstractContextManager["Bench"]):
             self.say(f"{model.name}: engine {why}")
         return self._others_open[name]
 
-    def _cast(self, settings: SamplingSettings | EvaluationSettings) -> Cast:
+    def cast(self, settings: SamplingSettings | EvaluationSettings) -> Cast:
         """How the run's own agent plays."""
         several = playing(self.several, "sampling" if isinstance(settings, SamplingSettings) else "evaluation")
         return Cast(self.harness, several, self._others)
@@ -368,7 +368,7 @@ class Bench(AbstractContextManager["Bench"]):
         ``cast`` plays in the place of the run's own agent. Tries that another stage ``had`` already are taken over, and not paid for again; one
         that ended in an error is made again. Its waves are taken over too, where this stage's terms are no narrower.
         """
-        of, cast = of or self.tasks, cast or self._cast(settings)
+        of, cast = of or self.tasks, cast or self.cast(settings)
         patient = self.sampling.waiting_for(*self._engines(cast, of))
         verifier, several, recorded = required(of), cast.several, cast.recorded
         indices = range(settings.n) if indices is None else indices

@@ -121,7 +121,7 @@ def costs(run: Path, rung: RungView, made: Distilled, per_hour: float) -> dict[s
         "share of the gain kept": made.kept,
         "share of": {unit: share(sides["student after"], sides["teacher"], unit) for unit in UNITS},
         "over its teacher": made.over.printed,
-        "tries that pay back the teaching, in tokens": math.ceil(made.teaching.tokens / saved) if saved > 0 else math.inf,
+        "tries that pay back the teaching, in tokens": None if not made.teaching.tokens else math.ceil(made.teaching.tokens / saved) if saved > 0 else math.inf,
     }  # fmt: skip
 
 
@@ -133,23 +133,32 @@ def measure(run: Path, per_hour: float = 0.0) -> dict[str, Any]:
     return {"run": view.name, "hardware": view.hardware, "commit": view.commit, "engine": view.engine, "seed": view.seed, "rungs": found}
 
 
-def number(of: Interval) -> str:
+def number(of: Interval, times: int = 1) -> str:
     if math.isnan(of.value):
         return "-"
-    bounds = "undefined" if math.isnan(of.low) else f"{of.low:.3g}, {of.high:.3g}"
-    return f"{of.value:.3g} [{bounds}]" if of.value else "0"
+    bounds = "undefined" if math.isnan(of.low) else f"{times * of.low:.3g}, {times * of.high:.3g}"
+    return f"{times * of.value:.3g} [{bounds}]" if of.value else "0"
 
 
 def show(found: dict[str, Any]) -> str:
     lines = [f"{found['run']}: {found['hardware']}; engine {found['engine']}; commit {found['commit']}; seed {found['seed']}"]
     for name, rung in found["rungs"].items():
-        lines += ["", f"| {name} | pass@1, dev | tokens a task | seconds a task | dollars a task |", "| --- | --- | --- | --- | --- |"]
+        lines += ["", f"| {name} | pass@1, dev | tokens a task | seconds a task | dollars for 1,000 |", "| --- | --- | --- | --- | --- |"]
         for who, one in rung["a task"].items():
-            lines.append(f"| {who}: {one['agent']} | {rate(one['pass@1'])} | " + " | ".join(number(one[unit]) for unit in UNITS) + " |")
+            lines.append(
+                f"| {who}: {one['agent']} | {rate(one['pass@1'])} | "
+                + " | ".join(number(one[unit], 1000 if unit == "dollars" else 1) for unit in UNITS)
+                + " |"
+            )
         shares = " | ".join(rate(rung["share of"][unit]) if rung["share of"][unit].value >= 0 else "-" for unit in UNITS)
         lines.append(f"| student after, as a share of its teacher | {rate(rung['share of the gain kept'])} of the gain | {shares} |")
-        lines.append(f"\nover its teacher: {points(rung['over its teacher'])} points; the teaching is paid back, in tokens, after "
-                     f"{rung['tries that pay back the teaching, in tokens']:,} tries")  # fmt: skip
+        paid = rung["tries that pay back the teaching, in tokens"]
+        back = (
+            "no try of the teacher was asked for to learn from"
+            if paid is None
+            else f"the teaching is paid back, in tokens, after {paid:,} tries"
+        )
+        lines.append(f"\nover its teacher: {points(rung['over its teacher'])} points; {back}")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ import yaml
 from msgspec.structs import replace
 from scipy.special import stdtrit
 
+from conftest import benchmark
 from sharpen.agents.teacher import Teacher, in_words
 from sharpen.chat.scripted import ScriptedTemplate
 from sharpen.cli import EXIT_REFUSED, main
@@ -169,6 +170,23 @@ def test_the_card_says_how_a_model_was_trained(settings: dict[str, Any], says: s
         "on_policy" not in settings and "preference" not in settings and settings["method"] != "grpo"
     )
     assert ("supervision alone" in line) is (settings["method"] != "grpo")
+
+
+def test_the_benchmark_reads_what_a_task_costs_from_a_finished_run(finished: Path) -> None:
+    run, module = finished / "runs/base-best-of-8", benchmark("distillation")
+    made = rung_of(run).distilled
+    assert made is not None
+    results = module.measure(run, per_hour=3.6)
+    found = results["rungs"]["001-distillation"]
+    for who, worked in (("teacher", made.teacher), ("student before", made.before), ("student after", made.after)):
+        one = found["a task"][who]
+        assert one["tokens"].value == pytest.approx(worked.prompt_tokens + worked.sampled_tokens)
+        assert one["seconds"].value == pytest.approx(worked.seconds) and one["seconds"].low < worked.seconds < one["seconds"].high
+        assert one["dollars"].value == pytest.approx(worked.seconds * 3.6 / 3600)
+    assert found["share of"]["tokens"] == made.tokens
+    assert "of the gain | 12.5 % [" in module.show(results) and json.loads(json.dumps(module.plain(results)))["seed"] == 3
+    free = module.measure(run)["rungs"]["001-distillation"]
+    assert free["a task"]["teacher"]["dollars"].value == 0.0 and np.isnan(free["share of"]["dollars"].value)
 
 
 def test_the_folder_of_a_run_is_a_model_what_it_ships(finished: Path, tmp_path: Path) -> None:
@@ -478,6 +496,30 @@ def test_recorded_trajectories_of_training_tasks_alone_cannot_be_measured(tmp_pa
     climb(taught(tmp_path, teacher=str(tmp_path / "traces.jsonl"), terms=[{**TERMS[0], "known_as": ["imported"]}]), tmp_path / "runs")
     decision = rung_of(tmp_path / "runs/taught").decision
     assert decision is not None and decision.outcome == "refuse" and "has no try at a dev task" in decision.reasons[0]
+
+
+@pytest.mark.real
+def test_the_real_model_is_taught_by_recorded_trajectories(tmp_path: Path) -> None:
+    """SmolLM2-135M learns four sums that somebody recorded, in one epoch, and is measured after it on the engine that sampled before."""
+    tasks = {**SMALL["tasks"], "splits": {"train": 4, "dev": 4}}  # type: ignore[dict-item]
+    how = {
+        "evaluation": {"n": 1, "k": [1], "max_tokens": 8},
+        "training": {"epochs": 1},
+        "ladder": {"rungs": ["distillation"], "control": False},
+    }
+    terms = [{**TERMS[0], "known_as": ["imported"]}]
+    path = settings_of(tmp_path, "taught", tasks=tasks, terms=terms, teacher={"recorded": {"path": str(tmp_path / "traces.jsonl")}}, **how)
+    settings = load_settings(path, {"model": "smollm2-135m-instruct"})
+    write_traces(tmp_path / "traces.jsonl", settings)
+    climb(settings, tmp_path / "runs")
+    rung = rung_of(tmp_path / "runs/taught")
+    assert rung.distilled is not None and rung.training is not None and rung.selection is not None and rung.selection.rows is not None
+    assert rung.distilled.teacher.rate.value == 1.0 and rung.distilled.after.tries == 4 and rung.distilled.after.sampled_tokens > 0
+    assert rung.selection.rows.by == {"imported": 4} and rung.training.trained_tokens >= 8
+    assert rung.training.losses and 0 < rung.training.losses[-1] < 20
+    student, base = load_model(str(tmp_path / "runs/taught/rungs/001-distillation/model")), load_model("smollm2-135m-instruct")
+    assert student.fingerprint != base.fingerprint == student.lineage.parent
+    assert [one.teacher for one in student.lineage.terms] == ["owl"]
 
 
 # ---------------------------------------------------------------- other tools, other templates

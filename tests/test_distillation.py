@@ -30,10 +30,22 @@ from sharpen.models import load_model, save_lineage, shipped
 from sharpen.plan import plan
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import arithmetic, scripted_model
-from sharpen.records import Lineage, Message, SampleKey, Selection, TaskResult, ToolCall, Trajectory, TurnTokens, Verdict
+from sharpen.records import (
+    AtEqualRate,
+    Lineage,
+    Message,
+    SameFault,
+    SampleKey,
+    Selection,
+    TaskResult,
+    ToolCall,
+    Trajectory,
+    TurnTokens,
+    Verdict,
+)
 from sharpen.report.card import model_card
 from sharpen.report.live import Live
-from sharpen.report.page import RungView, rate
+from sharpen.report.page import RungView, rate, render
 from sharpen.report.read import read_run
 from sharpen.run import climb, distilling, open_bench
 from sharpen.sampling import Pool
@@ -140,11 +152,24 @@ def test_the_card_names_the_teacher_its_rate_what_was_kept_of_it_and_its_faults(
     run = finished / "runs/base-best-of-8"
     model, rung = load_model(str(run / "rungs/001-distillation/model")), rung_of(run)
     assert rung.distilled is not None and rung.faults is not None
-    card = model_card(model, "x", read_run(run, samples=0), rung)
+    some = rung.distilled.teacher.rate
+    equal = AtEqualRate(tasks=3, outside=1, student=some, others=some, difference=some)
+    same = SameFault(
+        other="before", tasks=2, student=some, others=some, difference=some, passes={"student": some, "before": some}, at_equal_rate=equal
+    )
+    rung = msgspec.structs.replace(rung, faults=msgspec.structs.replace(rung.faults, same=(same,)))
+    view = read_run(run, samples=0)
+    shown = render(msgspec.structs.replace(view, rungs=(*view.rungs[:1], rung)))
+    assert "Of 4 tasks that the teacher fails, on the 3 that the student before training fails too:" in shown
+    assert "were it to pass each task as often as the student does now" in shown and "Of the other 1, which it always passes" in shown
+    card = model_card(model, "x", view, rung)
     assert f"SFT on tries of the teacher {rung.distilled.teacher.who} that were selected for it" in card
     assert f"Its teacher, {rung.distilled.teacher.who}, passes {rate(rung.distilled.teacher.rate)} of dev" in card
     assert f"The student has {rate(rung.distilled.kept)} of its teacher's gain, for 12.5 % [" in card
-    assert "fail in the teacher's class; before training, at equal pass rate" in card
+    assert (
+        "On 3 of the dev tasks that the teacher fails" in card
+        and "fail in the teacher's class; before training, at equal pass rate" in card
+    )
     assert ("Failures of a class that it did not show" in card) is (rung.faults.many > 0)
 
 

@@ -21,7 +21,10 @@ EXIT_ERROR, EXIT_CAP, EXIT_REFUSED, EXIT_INTERRUPT = 2, 3, 4, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0, or with one line on stderr 2 for an error, 3 where a cap on spending was reached, 4 for a refusal, 130 when interrupted."""
+    """Entry point. Returns 0, or with one line on stderr 2 for an error, 3 where a cap on spending was reached, 130 when interrupted.
+
+    And 4 where ``sharpen distil`` is refused, which is no error: nothing can be copied.
+    """
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
     try:
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sharpen: {error}", file=sys.stderr)
         if isinstance(error, Stopped):
             return EXIT_INTERRUPT if error.asked else EXIT_CAP
-        return EXIT_REFUSED if isinstance(error, Refused) else EXIT_ERROR
+        return EXIT_REFUSED if isinstance(error, Refused) and arguments.verb == "distil" else EXIT_ERROR
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient press it once more
         print("sharpen: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)

@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +25,7 @@ from sharpen.agents.teacher import Teacher, in_words
 from sharpen.chat.scripted import ScriptedTemplate
 from sharpen.cli import EXIT_REFUSED, main
 from sharpen.errors import ModelError, PolicyError, RunError, SettingsError, Unsettled
-from sharpen.methods.base import Prompted
+from sharpen.methods.base import Bench, Prompted
 from sharpen.methods.distillation import as_read, is_student, other_tools
 from sharpen.models import load_model, save_lineage, shipped
 from sharpen.plan import plan
@@ -241,11 +242,21 @@ def test_a_teacher_of_another_lineage_needs_terms_before_the_first_token(tmp_pat
     assert not list((tmp_path / "runs").rglob("trajectories"))
 
 
-def test_a_better_model_teaches_beside_a_self_trained_control_and_its_terms_ride_along(tmp_path: Path) -> None:
+def test_a_better_model_teaches_beside_a_self_trained_control_and_its_terms_ride_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted_model(tmp_path / "owl", skill=0.95, name="owl")
+    asked, sample = Counter[str](), Bench.sample
+
+    def counted(self: Bench, name: str, *given: Any, **named: Any) -> Pool:
+        asked[name] += 1
+        return sample(self, name, *given, **named)
+
+    monkeypatch.setattr(Bench, "sample", counted)
     settings = taught(tmp_path, teacher=str(tmp_path / "owl"), terms=TERMS)
     planned = plan(settings, tmp_path / "runs", measure=0)
     climb(settings, tmp_path / "runs")
+    assert [asked[f"rungs/001-distillation{end}/sampling"] for end in ("", "-control")] == [1, 1]
     run = tmp_path / "runs/taught"
     rung, control = rung_of(run), rung_of(run, "001-distillation-control")
     assert rung.distilled is not None and rung.distilled.teacher.who == "owl" and rung.distilled.kept.value > 0

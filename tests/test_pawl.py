@@ -26,6 +26,7 @@ from sharpen.report.page import bought
 from sharpen.report.read import read_run, write_page
 from sharpen.run import climb
 from sharpen.sampling import Pool, SamplingSettings
+from sharpen.selection import SelectionSettings
 from sharpen.settings import load_settings
 from sharpen.store.files import read_json
 from sharpen.store.run import MANIFEST, Manifest, Run
@@ -239,12 +240,15 @@ def test_more_samples_of_an_adaptive_budget_go_on_from_its_waves(scripted: Path,
     """Also where one of its tries had broken, and says something else now; and a round as set, after it, makes the tries of the first."""
     settings = load_settings(scripted, {"tasks.splits": "{demo: 1, train: 8, dev: 4}"})
     tasks, run = load_tasks(settings.tasks), Run.open(tmp_path / "run", "x: 1")
-    usual = SamplingSettings(n=3, max_tokens=32, budget=Adaptive(first=1, wave=4, max_tries=4))
+    usual = SamplingSettings(
+        n=2, max_tokens=32, budget=Adaptive(first=1, wave=4, max_tries=3)
+    )  # by these bounds it would have gone elsewhere
+    every = SelectionSettings(cap=8, dedup=False)
 
     def calls(stage: str) -> int:
         return read_json(run.folder / stage / MANIFEST, Manifest).spent.calls
 
-    with Bench(run, tasks, load_model(settings.model), sampling=usual) as bench:
+    with Bench(run, tasks, load_model(settings.model), sampling=usual, selection=every) as bench:
         base, train = Prompted(bench.base), tasks.split("train").tasks
         had = bench.sample("first/sampling", base, train, usual)
         more = more_samples(bench, had).sampling

@@ -27,11 +27,11 @@ from sharpen.methods.base import Attempt, Bench, Cast, Distillation, Prompted, S
 from sharpen.methods.rejection_sampling import Gathered, as_set, gather, keep
 from sharpen.methods.sft import demonstrations
 from sharpen.policies.meter import total
-from sharpen.records import Distilled, Evaluation, Teaching, Trajectory, Worked
+from sharpen.records import Distilled, Evaluation, Spent, Teaching, Trajectory, Worked
 from sharpen.sampling import Pool
 from sharpen.selection import among, build_rows, merge
 from sharpen.stats import paired_gain, ratio_of_means, share_of_gain
-from sharpen.store.files import read_json, write_json
+from sharpen.store.files import read_if_there, read_json, write_json
 from sharpen.store.run import MANIFEST, Manifest
 from sharpen.store.rungs import CONTROL
 from sharpen.training.on_policy import INSTEAD, fit, openings
@@ -276,7 +276,7 @@ def exchange(
     new, now = after
     pool = bench.tries(rung, new, "dev", max(one.samples for one in now.tasks))
     folder = bench.run.folder
-    sampling = folder / rung / "sampling" / MANIFEST
+    sampling = read_if_there(folder / rung / "sampling" / MANIFEST, Manifest)
     made = Distilled(
         teacher=_worked(measured.name, measured.evaluation, measured.pool, [folder / rung / "teacher" / "dev" / MANIFEST]),
         before=_worked(
@@ -291,7 +291,7 @@ def exchange(
         over=paired_gain(measured.evaluation.tasks, now.tasks, 0.95, bench.seed, (measured.name, rung)),
         kept=share_of_gain(first.tasks, measured.evaluation.tasks, now.tasks),
         tokens=ratio_of_means(_both(_tokens(measured.pool), _tokens(pool), pool)),
-        teaching=total(*(read_json(path, Manifest).spent for path in [sampling] if path.exists())),
+        teaching=sampling.spent if sampling is not None else Spent(),
     )
     write_json(folder / rung / "distillation.json", made)
     return made

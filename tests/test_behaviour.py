@@ -428,6 +428,32 @@ def test_a_copied_fault_is_told_from_one_of_ones_own() -> None:
     assert list(first.trajectories) == ["teacher", "before", "after"] and first.trajectories["after"].messages[-1].content == " "
 
 
+@pytest.mark.parametrize("passing", [0, 3])
+def test_a_student_that_only_fails_less_often_is_no_less_like_its_teacher_at_equal_rates(passing: int) -> None:
+    """Student and control fail in the same classes, half of the time the teacher's; the control passes more often, or never fails at all on some tasks."""
+
+    def mixed(passes: int) -> Callable[[int, int], tuple[list[Message], bool]]:
+        return lambda task, index: ended("pass" if index < passes else ("nothing", "wrong")[index % 2])
+
+    teacher, student = pool(20, 1, lambda task, index: ended("nothing")), pool(20, 8, mixed(0))
+    control = pool(20, 8, lambda task, index: ended("pass") if task < passing else mixed(6)(task, index))
+    beside = faults(teacher, student, student, control).same[1]
+    found = beside.at_equal_rate
+    assert found is not None and (found.tasks, found.outside) == (20 - passing, passing)
+    assert found.student.value == found.others.value == 0.5 and found.difference.value == 0.0  # unweighted the control's would be 0.125
+    assert beside.passes["student"].value == 0.0 and beside.passes["control"].value == pytest.approx((passing + 0.75 * (20 - passing)) / 20)
+
+
+def test_which_tasks_count_does_not_hang_on_the_student() -> None:
+    teacher, control = pool(12, 2, lambda task, index: ended("nothing")), pool(12, 2, lambda task, index: ended("wrong"))
+    student = pool(12, 2, lambda task, index: ended("nothing" if task < 3 else "pass"))
+    beside = faults(teacher, control, student, control).same[1]
+    found = beside.at_equal_rate
+    assert found is not None and (found.tasks, beside.tasks) == (12, 3)
+    assert (found.student.value, found.others.value, beside.student.value) == (0.25, 0.0, 1.0)
+    assert found.difference.value == 0.25
+
+
 def test_what_is_shown_side_by_side_holds_no_token_ids_and_a_pass_where_there_is_one() -> None:
     teacher = pool(1, 1, lambda task, index: ended("wrong"), turns=(TurnTokens(output=(1,)),))
     before = pool(1, 3, lambda task, index: ended("pass" if index == 1 else "nothing"))
@@ -440,6 +466,8 @@ def test_nothing_came_along_where_the_teacher_never_fails() -> None:
     good, bad = (pool(8, 2, lambda task, index, how=how: ended(how)) for how in ("pass", "wrong"))  # type: ignore[misc]
     found = faults(good, bad, bad)
     assert found.same[0].tasks == 0 and math.isnan(found.same[0].difference.value) and found.many == 0
+    equal = found.same[0].at_equal_rate
+    assert equal is not None and (equal.tasks, equal.outside) == (0, 0) and math.isnan(equal.difference.value)
 
 
 def test_real_games_played_well_and_badly(games: TaskSet, tmp_path: Path) -> None:

@@ -5,36 +5,56 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml
 from msgspec.structs import replace
 from scipy.special import stdtrit
 
+from conftest import benchmark
 from sharpen.agents.teacher import Teacher, in_words
 from sharpen.chat.scripted import ScriptedTemplate
-from sharpen.cli import main
+from sharpen.cli import EXIT_REFUSED, main
 from sharpen.errors import ModelError, PolicyError, RunError, SettingsError, Unsettled
-from sharpen.methods.base import Bench
-from sharpen.methods.distillation import as_read, other_tools
-from sharpen.models import load_model, shipped
+from sharpen.methods.base import Bench, Prompted
+from sharpen.methods.distillation import as_read, is_student, other_tools
+from sharpen.models import load_model, save_lineage, shipped
 from sharpen.plan import plan
 from sharpen.policies.meter import Bill
 from sharpen.policies.scripted import arithmetic, scripted_model
-from sharpen.records import Message, SampleKey, Selection, TaskResult, ToolCall, Trajectory, TurnTokens, Verdict
-from sharpen.report.page import RungView
+from sharpen.records import (
+    AtEqualRate,
+    Lineage,
+    Message,
+    SameFault,
+    SampleKey,
+    Selection,
+    TaskResult,
+    ToolCall,
+    Trajectory,
+    TurnTokens,
+    Verdict,
+)
+from sharpen.report.card import model_card
+from sharpen.report.live import Live
+from sharpen.report.page import RungView, rate, render
 from sharpen.report.read import read_run
-from sharpen.run import climb, distilling
+from sharpen.run import climb, distilling, open_bench
 from sharpen.sampling import Pool
 from sharpen.selection import SelectionSettings, select
 from sharpen.settings import RunSettings, load_settings
 from sharpen.stats import ratio_of_means, share_of_gain
 from sharpen.store.files import read_json
-from sharpen.store.run import MANIFEST
+from sharpen.store.run import MANIFEST, Run
 from sharpen.tasks.load import load_tasks
 
 SMALL = {
@@ -127,6 +147,72 @@ def test_rows_and_lineage_say_what_the_student_was_trained_on(finished: Path) ->
     selection = read_json(run / "rungs/001-distillation/selection.json", Selection)
     assert selection.rows is not None and selection.rows.by[before.name] == selection.rows.sampled > 0
     assert set(selection.rows.by) == {"expert", before.name}
+
+
+def test_the_card_names_the_teacher_its_rate_what_was_kept_of_it_and_its_faults(finished: Path) -> None:
+    run = finished / "runs/base-best-of-8"
+    model, rung = load_model(str(run / "rungs/001-distillation/model")), rung_of(run)
+    assert rung.distilled is not None and rung.faults is not None
+    some = rung.distilled.teacher.rate
+    equal = AtEqualRate(tasks=3, outside=1, student=some, others=some, difference=some)
+    same = SameFault(
+        other="before", tasks=2, student=some, others=some, difference=some, passes={"student": some, "before": some}, at_equal_rate=equal
+    )
+    rung = msgspec.structs.replace(rung, faults=msgspec.structs.replace(rung.faults, same=(same,)))
+    view = read_run(run, samples=0)
+    shown = render(msgspec.structs.replace(view, rungs=(*view.rungs[:1], rung)))
+    assert "Of 4 tasks that the teacher fails, on the 3 that the student before training fails too:" in shown
+    assert "were it to pass each task as often as the student does now" in shown and "Of the other 1, which it always passes" in shown
+    card = model_card(model, "x", view, rung)
+    assert f"SFT on tries of the teacher {rung.distilled.teacher.who} that were selected for it" in card
+    assert f"Its teacher, {rung.distilled.teacher.who}, passes {rate(rung.distilled.teacher.rate)} of dev" in card
+    assert f"The student has {rate(rung.distilled.kept)} of its teacher's gain, for 12.5 % [" in card
+    assert (
+        "On 3 of the dev tasks that the teacher fails" in card
+        and "fail in the teacher's class; before training, at equal pass rate" in card
+    )
+    assert ("Failures of a class that it did not show" in card) is (rung.faults.many > 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"method": "lora"}, "supervision alone: SFT on demonstrations, or on tries of its own,"),
+        ({"method": "lora", "teacher": "owl"}, "supervision alone: SFT on tries of the teacher owl"),
+        (
+            {"method": "lora", "on_policy": {"teacher": "owl", "lmbda": 1.0}},
+            "the teacher owl scores every token of the model's own answers",
+        ),
+        ({"method": "lora", "on_policy": {"teacher": "owl", "lmbda": 0.5}}, "answers of its own and of its teacher's"),
+        ({"method": "lora", "preference": {"nll": 1.0, "trained_on": 7}}, "DPO beside an NLL term, on 7 pairs"),
+        ({"method": "grpo"}, "by RL, with GRPO"),
+    ],
+)
+def test_the_card_says_how_a_model_was_trained(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
+    scripted_model(tmp_path / "m", skill=0.1)
+    save_lineage(tmp_path / "m", Lineage(base="b/c", training_set="x", settings=settings), "m")
+    (line,) = [line for line in model_card(load_model(str(tmp_path / "m")), "m").splitlines() if line.startswith("Trained from")]
+    assert says in line and ("SFT" in line) is (
+        "on_policy" not in settings and "preference" not in settings and settings["method"] != "grpo"
+    )
+    assert ("supervision alone" in line) is (settings["method"] != "grpo")
+
+
+def test_the_benchmark_reads_what_a_task_costs_from_a_finished_run(finished: Path) -> None:
+    run, module = finished / "runs/base-best-of-8", benchmark("distillation")
+    made = rung_of(run).distilled
+    assert made is not None
+    results = module.measure(run, per_hour=3.6)
+    found = results["rungs"]["001-distillation"]
+    for who, worked in (("teacher", made.teacher), ("student before", made.before), ("student after", made.after)):
+        one = found["a task"][who]
+        assert one["tokens"].value == pytest.approx(worked.prompt_tokens + worked.sampled_tokens)
+        assert one["seconds"].value == pytest.approx(worked.seconds) and one["seconds"].low < worked.seconds < one["seconds"].high
+        assert one["dollars"].value == pytest.approx(worked.seconds * 3.6 / 3600)
+    assert found["share of"]["tokens"] == made.tokens
+    assert "of the gain | 12.5 % [" in module.show(results) and json.loads(json.dumps(module.plain(results)))["seed"] == 3
+    free = module.measure(run)["rungs"]["001-distillation"]
+    assert free["a task"]["teacher"]["dollars"].value == 0.0 and np.isnan(free["share of"]["dollars"].value)
 
 
 def test_the_folder_of_a_run_is_a_model_what_it_ships(finished: Path, tmp_path: Path) -> None:
@@ -231,6 +317,27 @@ class Broken(Silent):
 """
 
 
+@pytest.mark.parametrize("whose", ["its own folder", "a copy"])
+def test_a_teacher_that_is_the_student_is_asked_nothing(whose: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = settings_of(tmp_path)
+    if whose == "a copy":
+        shutil.copytree(tmp_path / "student", tmp_path / "copy")
+    teacher = tmp_path / ("copy" if whose == "a copy" else "student")
+    assert main(["distil", str(path), "--teacher", str(teacher), "--name", "same", "--runs", str(tmp_path / "runs")]) == EXIT_REFUSED
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("sharpen: nothing was copied: the teacher") and "is the student itself" in said and "best-of-8" in said
+    assert not (tmp_path / "runs/same/rungs/001-distillation/teacher").exists()
+
+
+def test_the_student_with_more_room_to_answer_is_another_teacher(tmp_path: Path) -> None:
+    for most, same in ((None, True), (32, True), (64, False)):
+        settings = taught(tmp_path, teacher={"model": str(tmp_path / "student"), "max_tokens": most})
+        run = Run.open(tmp_path / f"runs-{most}", "")
+        with open_bench(settings, run, load_tasks(settings.tasks), load_model(settings.model), Live(), str) as bench:
+            assert is_student(bench, Prompted(bench.base)) is same
+        run.close()
+
+
 @pytest.mark.parametrize("engine", ["Silent", "Broken"])
 def test_a_teacher_that_answers_nothing_is_named(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -245,6 +352,110 @@ def test_a_teacher_that_answers_nothing_is_named(engine: str, tmp_path: Path, mo
     climb(settings, tmp_path / "runs")
     decision = rung_of(tmp_path / "runs/taught").decision
     assert decision is not None and decision.outcome == "refuse" and "all 48 of its tries are empty" in decision.reasons[0]
+
+
+class Owl(BaseHTTPRequestHandler):
+    """A server of chat completions that does sums, for programs that ask for CALC or ANSWER too."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        value = arithmetic(next(one["content"] for one in reversed(body["messages"]) if one["role"] == "user"))
+        said = f"ANSWER {value}" if "ANSWER n" in body["messages"][0]["content"] else str(value)
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": len(json.dumps([body["messages"], body.get("tools")])), "completion_tokens": 4}
+        sent = json.dumps({"id": "1", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def owl() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Owl) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1#owl"
+        server.shutdown()
+        thread.join()
+
+
+FEW = {**SMALL["tasks"], "splits": {"demo": 2, "train": 6, "dev": 6}}  # type: ignore[dict-item]
+PROGRAM = str(Path(__file__).parent.parent / "examples/harness/own_agent.py")
+
+
+@pytest.mark.parametrize("who", ["an endpoint", "an ensemble", "an outside program"])
+def test_any_agent_teaches(who: str, owl: str, tmp_path: Path) -> None:
+    scripted_model(tmp_path / "hawk", skill=0.5, name="hawk")
+    teacher: dict[str, Any] = {"model": owl}
+    if who == "an ensemble":
+        teacher = {"model": str(tmp_path / "hawk"), "agent": {"agent": "ensemble", "members": [{"model": owl}]}}
+    if who == "an outside program":
+        teacher["harness"] = {"command": [sys.executable, PROGRAM, "{prompt}"]}
+    settings = taught(
+        tmp_path,
+        teacher=teacher,
+        tasks=FEW,
+        terms=[*TERMS, {**TERMS[0], "teacher": "hawk"}],
+        evaluation=SMALL["evaluation"] | {"n": 1, "k": [1]},
+    )
+    climb(msgspec.structs.replace(settings, ladder=msgspec.structs.replace(settings.ladder, control=False)), tmp_path / "runs")
+    rung = rung_of(tmp_path / "runs/taught")
+    assert rung.distilled is not None and rung.distilled.teacher.rate.value == 1.0
+    assert rung.selection is not None and rung.selection.rows is not None and rung.kept == 6
+    speaks = {"an endpoint": "owl", "an ensemble": "hawk + owl", "an outside program": "owl in"}[who]
+    assert rung.distilled.teacher.who.startswith(speaks) and rung.distilled.teacher.turns == (2 if who == "an ensemble" else 1)
+    trained = load_model(str(tmp_path / "runs/taught/rungs/001-distillation/model"))
+    assert {terms.teacher for terms in trained.lineage.terms} == {
+        "expert",
+        *(name for name in ("owl", "hawk") if name in rung.selection.rows.by),
+    }
+    assert "owl" in rung.selection.rows.by
+
+
+SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {"q": {"type": "string"}}}}}
+SEARCHES = f"""
+import json, os, sys, urllib.request
+body = {{"model": os.environ["OPENAI_MODEL"], "messages": [{{"role": "user", "content": sys.argv[1]}}], "tools": [{SEARCH!r}]}}
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", json.dumps(body).encode(), {{"Content-Type": "application/json"}})
+print(json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"])
+"""
+
+
+def test_a_program_with_other_tools_is_refused_after_one_try(owl: str, tmp_path: Path) -> None:
+    (tmp_path / "searches.py").write_text(SEARCHES)
+    teacher = {"model": owl, "harness": {"command": [sys.executable, str(tmp_path / "searches.py"), "{prompt}"]}}
+    climb(taught(tmp_path, teacher=teacher, tasks=FEW, terms=TERMS), tmp_path / "runs")
+    decision = rung_of(tmp_path / "runs/taught").decision
+    assert decision is not None and decision.outcome == "refuse"
+    (tried,) = (tmp_path / "runs/taught/rungs/001-distillation/teacher/dev/trajectories").glob("*.jsonl")
+    assert len(tried.read_text().splitlines()) == 1
+    assert (
+        "owl in python" in decision.reasons[0]
+        and "works with other tools than the student: search, which the student has not, nor any other" in decision.reasons[0]
+    )
+
+
+def test_recorded_tries_with_other_tools_are_refused_unless_they_are_played_again(tmp_path: Path) -> None:
+    lines = []
+    for task in load_tasks(load_settings(settings_of(tmp_path, tasks=FEW), {}).tasks).tasks:
+        call = {"id": "c", "type": "function", "function": {"name": "search", "arguments": "{}"}}
+        asked = [{"role": one.role, "content": one.content} for one in task.prompt]
+        answer = {"role": "assistant", "content": str(arithmetic(task.prompt[-1].content))}
+        looked = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "found"}]
+        if task.split != "demo":
+            lines.append(json.dumps({"messages": [*asked, *looked, answer], "tools": [SEARCH]}))
+    (tmp_path / "traces.jsonl").write_text("\n".join(lines))
+    teacher = {"recorded": {"path": str(tmp_path / "traces.jsonl"), "replay": False}}
+    climb(taught(tmp_path, teacher=teacher, tasks=FEW, terms=[{**TERMS[0], "known_as": ["imported"]}]), tmp_path / "runs")
+    rung = rung_of(tmp_path / "runs/taught")
+    assert rung.decision is not None and rung.decision.outcome == "refuse" and rung.teacher is not None
+    assert "search, which the student has not" in rung.decision.reasons[0] and "replay: true" in rung.decision.reasons[0]
+    assert not (tmp_path / "runs/taught/rungs/001-distillation/sampling").exists()
 
 
 def test_on_policy_wants_a_model_whose_weights_are_here_and_names_what_to_use_instead(tmp_path: Path) -> None:
@@ -269,7 +480,7 @@ def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path
     source = {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
     path = settings_of(tmp_path, tasks=source)
     flags = ["distil", str(path), "--teacher", "best-of-8", "--name", "mine"]
-    assert main(flags) == 0
+    assert main(flags) == EXIT_REFUSED
     decision = rung_of(Path("runs/mine")).decision
     assert decision is not None and decision.outcome == "refuse"
     assert "neither exact nor audited" in decision.reasons[0] and "sharpen label runs/mine --rung 001-distillation" in decision.reasons[0]
@@ -321,6 +532,30 @@ def test_recorded_trajectories_of_training_tasks_alone_cannot_be_measured(tmp_pa
     climb(taught(tmp_path, teacher=str(tmp_path / "traces.jsonl"), terms=[{**TERMS[0], "known_as": ["imported"]}]), tmp_path / "runs")
     decision = rung_of(tmp_path / "runs/taught").decision
     assert decision is not None and decision.outcome == "refuse" and "has no try at a dev task" in decision.reasons[0]
+
+
+@pytest.mark.real
+def test_the_real_model_is_taught_by_recorded_trajectories(tmp_path: Path) -> None:
+    """SmolLM2-135M learns four sums that somebody recorded, in one epoch, and is measured after it on the engine that sampled before."""
+    tasks = {**SMALL["tasks"], "splits": {"train": 4, "dev": 4}}  # type: ignore[dict-item]
+    how = {
+        "evaluation": {"n": 1, "k": [1], "max_tokens": 8},
+        "training": {"epochs": 1},
+        "ladder": {"rungs": ["distillation"], "control": False},
+    }
+    terms = [{**TERMS[0], "known_as": ["imported"]}]
+    path = settings_of(tmp_path, "taught", tasks=tasks, terms=terms, teacher={"recorded": {"path": str(tmp_path / "traces.jsonl")}}, **how)
+    settings = load_settings(path, {"model": "smollm2-135m-instruct"})
+    write_traces(tmp_path / "traces.jsonl", settings)
+    climb(settings, tmp_path / "runs")
+    rung = rung_of(tmp_path / "runs/taught")
+    assert rung.distilled is not None and rung.training is not None and rung.selection is not None and rung.selection.rows is not None
+    assert rung.distilled.teacher.rate.value == 1.0 and rung.distilled.after.tries == 4 and rung.distilled.after.sampled_tokens > 0
+    assert rung.selection.rows.by == {"imported": 4} and rung.training.trained_tokens >= 8
+    assert rung.training.losses and 0 < rung.training.losses[-1] < 20
+    student, base = load_model(str(tmp_path / "runs/taught/rungs/001-distillation/model")), load_model("smollm2-135m-instruct")
+    assert student.fingerprint != base.fingerprint == student.lineage.parent
+    assert [one.teacher for one in student.lineage.terms] == ["owl"]
 
 
 # ---------------------------------------------------------------- other tools, other templates

@@ -24,7 +24,7 @@ from sharpen.errors import Unsettled
 from sharpen.evaluation import count, succeeded, weigh
 from sharpen.labels import content, measure, read_labels
 from sharpen.methods.base import Bench, Prompted
-from sharpen.methods.distillation import ask_teacher, title
+from sharpen.methods.distillation import ask_teacher, is_student, title
 from sharpen.methods.hints import hintable
 from sharpen.methods.prompt import few_shot
 from sharpen.models import load_model
@@ -263,7 +263,7 @@ def _taught(bench: Bench, settings: RunSettings, found: _Found, few: int) -> Tea
     if settings.teacher is None:
         return None
     agent, cast = bench.teacher_of(standing)
-    seen = TeacherSeen(name=title(agent, cast), terms="allowed", same=agent == standing and not cast.identity)
+    seen = TeacherSeen(name=title(agent, cast), terms="allowed", same=is_student(bench, standing))
     try:
         bench.may_teach()
     except Unsettled as error:

@@ -19,6 +19,7 @@ from sharpen.environments.acts import ANSWER, Act, acts, says_nothing, turns
 from sharpen.evaluation import count
 from sharpen.records import (
     Alike,
+    AtEqualRate,
     Behaviour,
     Divergence,
     FaultRate,
@@ -529,6 +530,27 @@ def _same(held: Mapping[str, _Seen], other: str, seed: int) -> SameFault:
         others=_over_families(now, others, seed),
         difference=_over_families(now, {task: student[task] - others[task] for task in common}, seed, signed=True),
         passes=rates,
+        at_equal_rate=_at_equal_rate(now, kinds, fails, seed),
+    )
+
+
+def _at_equal_rate(now: _Seen, kinds: Sequence[Mapping[str, Counter[str]]], fails: Sequence[str], seed: int) -> AtEqualRate:
+    """Of the tasks that the teacher ``fails``. ``kinds`` are failing tries by task and class: the teacher's, the student's and the other's.
+
+    The other's failing tries of a task are weighted until it fails there as often as the student. Which tasks count hangs on the teacher and the other alone:
+    left to the student, tasks that it happened to pass would go.
+    """
+    taught, student, other = kinds
+    common = [task for task in fails if other[task]]
+    rate = {task: student[task].total() / len(now.tries[task]) for task in common}
+    mine = {task: rate[task] * _agreement(taught[task], student[task]) if rate[task] else 0.0 for task in common}
+    theirs = {task: rate[task] * _agreement(taught[task], other[task]) for task in common}
+    return AtEqualRate(
+        tasks=len(common),
+        outside=len(fails) - len(common),
+        student=_over_families(now, mine, seed),
+        others=_over_families(now, theirs, seed),
+        difference=_over_families(now, {task: mine[task] - theirs[task] for task in common}, seed, signed=True),
     )
 
 

@@ -12,18 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sharpen.errors import SettingsError, SharpenError, Stopped, nearest
+from sharpen.errors import Refused, SettingsError, SharpenError, Stopped, nearest
 
 if TYPE_CHECKING:
     from sharpen.run import Planned
     from sharpen.settings import RunSettings
     from sharpen.verbs import Watcher
 
-EXIT_ERROR, EXIT_CAP, EXIT_INTERRUPT = 2, 3, 130
+EXIT_ERROR, EXIT_CAP, EXIT_REFUSED, EXIT_INTERRUPT = 2, 3, 4, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0, or with one line on stderr 2 for an error, 3 where a cap on spending was reached, 130 when interrupted."""
+    """Entry point. Returns 0, or with one line on stderr 2 for an error, 3 where a cap on spending was reached, 130 when interrupted.
+
+    And 4 where ``sharpen distil`` is refused, which is no error: nothing can be copied.
+    """
     parser = make_parser()
     try:
         arguments, rest = parser.parse_known_args(argv)
@@ -35,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SharpenError as error:
         print(f"sharpen: {error}", file=sys.stderr)
-        return (EXIT_INTERRUPT if error.asked else EXIT_CAP) if isinstance(error, Stopped) else EXIT_ERROR
+        if isinstance(error, Stopped):
+            return EXIT_INTERRUPT if error.asked else EXIT_CAP
+        return EXIT_REFUSED if isinstance(error, Refused) and arguments.verb == "distil" else EXIT_ERROR
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient press it once more
         print("sharpen: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
@@ -119,7 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
     distil = verb(
         "distil", _distil, "copy a stronger agent into a model: best-of-8 into a single try",
         "Copy a teacher into what the run in the folder FROM ships, or into the model of the settings file FROM, and print what it brought at what cost.\n"
-        "The teacher is measured on the same dev tasks first; where it has nothing that the student lacks, this is refused. The result is a run of its own.\n"
+        "The teacher is measured on the same dev tasks first; where it has nothing that the student lacks, this is refused (exit status 4).\n"
+        "The result is a run of its own.\n"
         "Settings are also flags: --distillation.n 2, --teacher.max_tokens 512, --name mine.",
         "sharpen distil runs/quickstart --teacher best-of-8", settings=True,
     )  # fmt: skip
@@ -377,7 +383,7 @@ def _planned(settings: RunSettings, runs: Path) -> Planned:
 
 
 def _distil(arguments: argparse.Namespace) -> None:
-    from sharpen.run import climb, distilling
+    from sharpen.run import climb, distilling, refusal
 
     signal.signal(signal.SIGTERM, _stop_now)
     settings, runs = distilling(arguments.source, arguments.teacher, arguments.overrides, arguments.runs)
@@ -387,6 +393,8 @@ def _distil(arguments: argparse.Namespace) -> None:
         raise SettingsError("--measure goes with --plan")
     else:
         climb(settings, runs, trust=arguments.trust_unaudited_verifier, planned=_planned(settings, runs))
+        if why := refusal(runs / settings.name):
+            raise Refused(f"nothing was copied: {why}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:

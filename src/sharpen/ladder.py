@@ -20,12 +20,13 @@ from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
 from sharpen.methods.distillation import (
     Measured,
+    check_tools,
     check_way,
     distillation,
     exchange,
     gather_taught,
     measure_teacher,
-    other_tools,
+    same_tools,
     teaching,
     uncontrolled,
 )
@@ -356,6 +357,8 @@ class Ladder:
         """Measure the teacher, ask the advisor whether it has anything to copy, and copy it."""
         bench, before = self.bench, self.standing
         check_way(bench, standing)
+        mine = bench.tries(before.name, standing, "dev", bench.evaluation.n)
+        check_tools(bench, name, standing, mine)
         measured = self.taught = measure_teacher(bench, name, standing)
         assert before.dev is not None
         seen = replace(self.seen, teaching=teaching(measured, before.dev, before.name, bench.seed))
@@ -363,11 +366,7 @@ class Ladder:
         if decision.outcome == "refuse":
             raise Refused(decision.reasons[0])
         bench.say(f"{name.removeprefix('rungs/')}: {decision.reasons[0]}")
-        if strange := other_tools(measured.pool, bench.tries(before.name, standing, "dev", bench.evaluation.n)):
-            raise Refused(
-                f"the teacher {measured.name} works with other tools than the student: {strange}; give both the same tools, or let it play in the "
-                "student's environment (of recorded trajectories: replay: true)"
-            )
+        same_tools(measured.name, measured.pool, mine)
         found = None
         if bench.distillation.way == "trajectories":
             found = gather_taught(bench, name, standing, self.survivors)

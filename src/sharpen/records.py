@@ -795,11 +795,26 @@ class FaultRate(Record, frozen=True, kw_only=True):
     change: Interval
 
 
-class SameFault(Record, frozen=True, kw_only=True):
-    """How often the student fails as its teacher does, beside ``other``: the chance that a failing try of each is of the same class.
+class AtEqualRate(Record, frozen=True, kw_only=True):
+    """Of all tries on ``tasks``, the share that fails in the class of a failing try of the teacher: the ``student``'s, and what the ``others``' would be,
+    were it to pass each task as often as the student does (direct standardization; Kitagawa 1955).
 
-    On ``tasks`` where the teacher, the student and the other fail, each at least once, every task counting once: of failing tries on the same tasks, so that a
-    higher pass rate of one changes nothing. ``passes`` are pass rates on all tasks that the teacher fails.
+    The tasks are those that the teacher and the other fail, each at least once, every task counting once; the student may pass them, which counts for 0 on both
+    sides. ``outside`` are those that the teacher fails and the other never does: of these nothing is known of how the other fails.
+    """
+
+    tasks: int
+    outside: int
+    student: Interval
+    others: Interval
+    difference: Interval
+
+
+class SameFault(Record, frozen=True, kw_only=True):
+    """How often the student fails as its teacher does, beside ``other``: ``at_equal_rate`` on the tasks that the teacher fails (None in older files).
+
+    And of failing tries alone: the chance that one of each is of the same class, on ``tasks`` where the teacher, the student and the other fail, each at least
+    once, every task counting once. No pass rates are matched there. ``passes`` are pass rates on all tasks that the teacher fails.
     """
 
     other: str
@@ -808,6 +823,7 @@ class SameFault(Record, frozen=True, kw_only=True):
     others: Interval
     difference: Interval
     passes: dict[str, Interval]
+    at_equal_rate: AtEqualRate | None = None
 
 
 class NewFault(Record, frozen=True, kw_only=True):

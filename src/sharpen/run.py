@@ -98,6 +98,13 @@ def distilling(source: Path, teacher: str | None, overrides: Mapping[str, str], 
     return load_settings(source / SETTINGS, own | given), runs or source.parent
 
 
+def refusal(folder: Path) -> str:
+    """Why the run in ``folder`` distilled nothing, where that was refused; "" where a student was made."""
+    made = [rung for rung in read_run(folder, samples=0).rungs if rung.method == "distillation" and not rung.control]
+    refused = [rung.decision.reasons[0] for rung in made if rung.decision is not None and rung.decision.outcome == "refuse"]
+    return refused[-1] if len(refused) == len(made) > 0 else ""
+
+
 def _slug(teacher: str) -> str:
     return re.sub(r"[^\w.-]+", "-", teacher.rstrip("/").rsplit("/", 1)[-1])
 

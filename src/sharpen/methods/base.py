@@ -220,9 +220,9 @@ class Bench(AbstractContextManager["Bench"]):
         self.banners = tuple(dict.fromkeys((*self.base.lineage.banners, *self.banners, *own)))
         # What cannot be kept to is said before anything is paid for.
         charge(self.tasks.verifier, self.meter, CHECKS)
-        self._engines(self._cast(self.sampling), self.tasks)
+        self._engines(self.cast(self.sampling), self.tasks)
         self._engines(self._taught[1], self.tasks)
-        self._terms(self.tasks.split("train").tasks, self.tasks, self.sampling, self._cast(self.sampling))
+        self._terms(self.tasks.split("train").tasks, self.tasks, self.sampling, self.cast(self.sampling))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
@@ -304,7 +304,7 @@ class Bench(AbstractContextManager["Bench"]):
             self.say(f"{model.name}: engine {why}")
         return self._others_open[name]
 
-    def _cast(self, settings: SamplingSettings | EvaluationSettings) -> Cast:
+    def cast(self, settings: SamplingSettings | EvaluationSettings) -> Cast:
         """How the run's own agent plays."""
         several = playing(self.several, "sampling" if isinstance(settings, SamplingSettings) else "evaluation")
         return Cast(self.harness, several, self._others)
@@ -385,7 +385,7 @@ class Bench(AbstractContextManager["Bench"]):
         that ended in an error is made again. Its waves are taken over too, where this stage's terms are no narrower.
         Unless ``judged`` the tries that are made have no verdicts yet.
         """
-        of, cast = of or self.tasks, cast or self._cast(settings)
+        of, cast = of or self.tasks, cast or self.cast(settings)
         patient = self.sampling.waiting_for(*self._engines(cast, of))
         verifier, several, recorded = required(of), cast.several, cast.recorded
         if several is not None and several.by == "verifier":  # it chooses, and then grades what it chose

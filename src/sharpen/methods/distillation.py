@@ -129,11 +129,24 @@ def _on_policy(bench: Bench, rung: str, standing: Prompted) -> Attempt:
     return Attempt(Prompted(model), training=report)
 
 
+def is_student(bench: Bench, standing: Prompted) -> bool:
+    """Whether the teacher is the student as it stands: the same weights, tokenizer and prompt, at play in the same way, with as much room to answer."""
+    teacher, cast = bench.teacher_of(standing)
+    own, settings = bench.cast(bench.evaluation), bench.evaluation
+    return teacher.fingerprint == standing.fingerprint and cast.identity == own.identity and bench.as_taught(settings) == settings
+
+
 def check_way(bench: Bench, standing: Prompted) -> None:
-    """Refused where ``on_policy`` cannot do it with this teacher, student or tasks (``training.on_policy.fit``): told before the teacher is asked anything."""
+    """Refused where this teacher has nothing for this student, or ``on_policy`` cannot do it with them or the tasks (``training.on_policy.fit``): told
+    before the teacher is asked anything."""
+    teacher, cast = bench.teacher_of(standing)
+    if is_student(bench, standing):
+        raise Refused(
+            f"the teacher {teacher.name} is the student itself (weights {teacher.model.fingerprint[:12]}), one try for one: no behaviour, nothing to copy; "
+            "name a stronger teacher, or one that chooses among several tries: best-of-8"
+        )
     if bench.distillation.way != "on_policy":
         return
-    teacher, cast = bench.teacher_of(standing)
     other = (
         "recorded" if cast.recorded else "a choice among several tries" if cast.several else "an outside program" if cast.harness else ""
     )
@@ -207,6 +220,25 @@ def teaching(measured: Measured, student: Evaluation, base: str, seed: int) -> T
             for one in tries
         ),
     )
+
+
+def check_tools(bench: Bench, rung: str, standing: Prompted, student: Pool) -> None:
+    """Refused where the teacher is a program that tells of other tools than the ``student`` has: one try is asked of it, before all the others are.
+
+    Any other live teacher plays where the student does, with the tools that are there; of recorded ones all tries are there already.
+    """
+    _, cast = bench.teacher_of(standing)
+    if cast.harness is not None and cast.harness != bench.harness:
+        same_tools(*ask_teacher(bench, rung, standing, first=1), student)
+
+
+def same_tools(name: str, teacher: Pool, student: Pool) -> None:
+    """Refused where the teacher ``name`` works with other tools than the student: what it does with them is nothing to copy. See ``other_tools``."""
+    if strange := other_tools(teacher, student):
+        raise Refused(
+            f"the teacher {name} works with other tools than the student: {strange}; give both the same tools, or let it play in the "
+            "student's environment (of recorded trajectories: replay: true)"
+        )
 
 
 def other_tools(teacher: Pool, student: Pool) -> str:

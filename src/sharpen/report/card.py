@@ -12,8 +12,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from sharpen.models import ADAPTER
-from sharpen.records import Model, Terms
-from sharpen.report.page import RungView, RunView, outcome, points, rate
+from sharpen.records import Lineage, Model, Terms
+from sharpen.report.page import RungView, RunView, copied, outcome, points, rate
 from sharpen.terms import TASK_SOURCE
 
 
@@ -38,7 +38,7 @@ def model_card(
     )
     card = _card().render(
         data=data.to_yaml(), model=model, folder=folder, view=view, rung=rung, adapter=adapter, on_top_of=_start(model) if adapter else base,
-        licence=licence, misnamed=misnamed(folder, lineage.terms),
+        licence=licence, misnamed=misnamed(folder, lineage.terms), how=learnt(lineage),
     )  # fmt: skip
     return card.strip() + "\n"
 
@@ -49,8 +49,24 @@ def _card() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rate": rate, "points": points, "outcome": outcome}
+    environment.filters |= {"rate": rate, "points": points, "outcome": outcome, "copied": copied}
     return environment.get_template("card.md.j2")
+
+
+def learnt(lineage: Lineage) -> str:
+    """How a model of this lineage was trained last, in words: every trainer leaves in it what it went by."""
+    how = lineage.settings
+    if how.get("method") == "grpo":
+        return "RL, with GRPO, from what supervision had made"
+    if taught := how.get("on_policy"):
+        whose = "the model's own answers" if taught["lmbda"] == 1 else "answers of its own and of its teacher's"
+        return f"supervision alone: on-policy distillation, in which the teacher {taught['teacher']} scores every token of {whose}"
+    if preferred := how.get("preference"):
+        beside = " beside an NLL term" if preferred["nll"] else ""
+        return f"supervision alone: DPO{beside}, on {preferred['trained_on']} pairs of a try that passed and one that did not"
+    if teacher := how.get("teacher"):
+        return f"supervision alone: SFT on tries of the teacher {teacher} that were selected for it, and on demonstrations where there were some"
+    return "supervision alone: SFT on demonstrations, or on tries of its own, that were selected for it"
 
 
 def misnamed(name: str, terms: Iterable[Terms]) -> list[str]:

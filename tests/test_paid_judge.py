@@ -232,7 +232,7 @@ def test_a_judge_is_planned_without_being_asked_capped_and_never_paid_twice(
     assert run("run", "--plan") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert calls[0] == 0
-    assert re.search(r"000-base/dev/judge - 24 ", out) and "ahead, expected" in out and "was not asked for this plan" in out
+    assert re.search(r"000-base/dev/judge 0 24 ", out) and "ahead, expected" in out and "was not asked for this plan" in out
     planned = int(re.search(r"ahead, expected \S+ (\d+) ", out)[1])  # type: ignore[index]
     bill, stops = tmp_path / "runs/run/spent.json", 0
     for cap in range(20, 400, 20):
@@ -319,6 +319,6 @@ async def test_a_key_refused_in_the_middle_is_the_line_of_the_start(
 
 
 def test_whole_counts_up_to_9999() -> None:
-    assert [count(n) for n in (0, 950, 1024, 9999, 10_000, 999_499, 4_500_000)] == ["-", "950", "1,024", "9,999", "10k", "999k", "4.5M"]
+    assert [count(n) for n in (0, 950, 1024, 9999, 10_000, 999_499, 4_500_000)] == ["0", "950", "1,024", "9,999", "10k", "999k", "4.5M"]
     said = paid(Spent(calls=1024, dollars=12.0), Spent(calls=1000, dollars=12.0), Spent(calls=1100, dollars=13.5))
     assert "1,024 calls" in said and "$12.00" in said and "planned before it began: 1,100 calls" in said and "$13.50" in said

@@ -436,7 +436,7 @@ async def test_what_is_sent(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> No
         Message(role="tool", content="a door", tool_call_id="c1"),
     )
     tools = ({"type": "function", "function": {"name": "look"}},)
-    with pytest.raises(PolicyError, match=re.escape("answered 401: bad key ***")):
+    with pytest.raises(SettingsError, match=re.escape("refuses the key in SOME_KEY (it answered 401: bad key ***)")):
         await policy.complete(Conversation(messages=messages, tools=tools), Sampling(temperature=0.5, top_p=0.9, max_tokens=5))
     await policy.close()
     assert seen["authorization"] == "Bearer sk-secret"

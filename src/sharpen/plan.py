@@ -21,6 +21,7 @@ from rich.text import Text
 from sharpen import loop
 from sharpen.agents.choose import load_members, most_turns, playing
 from sharpen.ladder import too_small
+from sharpen.measurements import FIRST, open_bench
 from sharpen.methods.base import Prompted
 from sharpen.methods.distillation import uncontrolled
 from sharpen.models import load_model
@@ -29,7 +30,6 @@ from sharpen.policies.prices import FREE, Price, price_of
 from sharpen.records import Model, Spent, Trajectory, Verdict
 from sharpen.report.live import Live
 from sharpen.report.page import count, dollars, minutes
-from sharpen.run import open_bench
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.store.files import read_if_there
 from sharpen.store.run import MANIFEST, Manifest, Run
@@ -38,7 +38,6 @@ from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 
 MEASURED = 16  # tries of the run's first stage that a plan makes where they cost nothing
-FIRST = "rungs/000-base/dev"
 
 
 @dataclass(frozen=True)

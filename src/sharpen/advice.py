@@ -75,7 +75,9 @@ def advise(settings: RunSettings, runs: Path) -> Told:
     said = [*found.said, *contradictions(settings)]
     if tasks.verifier is None:
         teacher = TeacherSeen(name=settings.teacher.model or "the teacher", terms="allowed") if settings.teacher is not None else None
-        seen = Measurements(demonstrations=_unjudged(tasks), teacher=teacher, tried=found.tried, goal=settings.goal)  # nobody can say how good it is
+        seen = Measurements(
+            demonstrations=_unjudged(tasks), teacher=teacher, tried=found.tried, goal=settings.goal
+        )  # nobody can say how good it is
     else:
         seen, cost = _look(settings, tasks, model, folder, found, _share(planned, settings, bought.planned))
         bought = Bought(tries=cost[0], tokens=cost[1], planned=bought.planned, run=whole)
@@ -195,7 +197,9 @@ def show(told: Told) -> RenderableType:
         lines += _option("else", advice.runner_up, bought.run)
     shown = [advice.recommendation, advice.runner_up]
     lines += ["", "the rest"]
-    lines += [f"  {WORDS[one.action]}: {_standing_word(one)}{advisor.reason_line(one.reason)}" for one in advice.options if one not in shown]
+    lines += [
+        f"  {WORDS[one.action]}: {_standing_word(one)}{advisor.reason_line(one.reason)}" for one in advice.options if one not in shown
+    ]
     if told.said or advice.notes:
         lines += ["", *(f"- {line}" for line in (*told.said, *advice.notes))]
     if bought.tries:

@@ -616,7 +616,11 @@ def _refused_before(method: str) -> Callable[[Case], Reason | None]:
         rungs = case.seen.tried
         kept = max((at for at, one in enumerate(rungs) if one.outcome == "keep"), default=-1)
         mine = [one for one in rungs[kept + 1 :] if one.method == method and one.outcome == "refuse" and not one.variant]
-        return Reason(says="it was refused from what stands", measured=mine[-1].why or "it is not known why", threshold="a try") if mine else None
+        return (
+            Reason(says="it was refused from what stands", measured=mine[-1].why or "it is not known why", threshold="a try")
+            if mine
+            else None
+        )
 
     return test
 

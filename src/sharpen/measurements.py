@@ -78,7 +78,9 @@ def as_last_wanted(run: Run) -> RunSettings:
     """The settings of the run, with the goal, permissions and thresholds that the last command in its folder was given."""
     settings, known = load_settings(run.folder / SETTINGS, {}), msgspec.structs.fields(RunSettings)
     note = next((line for line in reversed(run.ledger()) if "goal" in line), {})
-    given: Mapping[str, Any] = {one.name: msgspec.convert(note[one.name], one.type) for one in known if one.name in NO_PART and one.name in note}
+    given: Mapping[str, Any] = {
+        one.name: msgspec.convert(note[one.name], one.type) for one in known if one.name in NO_PART and one.name in note
+    }
     return replace(settings, **given)
 
 
@@ -280,5 +282,3 @@ def _goal(settings: RunSettings, results: Sequence[TaskResult], seed: int) -> In
         return None
     at = pass_interval(results, int(settings.goal.metric.removeprefix("pass@")), 0.95, seed)
     return None if math.isnan(at.value) else at
-
-

@@ -164,7 +164,12 @@ def load_terms(path: Path) -> tuple[TermsSettings, ...]:
         raise SettingsError(f"{path}: {_readable(str(error))}") from error
 
 
-NO_PART = ("spending", "terms", "goal", "advice")  # of what a run is: caps and wishes may change, and permissions be renewed, while it lasts
+NO_PART = (
+    "spending",
+    "terms",
+    "goal",
+    "advice",
+)  # of what a run is: caps and wishes may change, and permissions be renewed, while it lasts
 
 
 def to_yaml(settings: RunSettings) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import math
 import os
 import re
 import shutil
@@ -259,7 +258,7 @@ def test_a_users_own_verifier_that_nobody_audited_is_said_to_be_that(tmp_path: P
     climb(load_settings(tmp_path / "own.yaml", {}), tmp_path / "runs")
     handoff = hand_over(tmp_path / "runs" / "own")
     assert not handoff.verifier.exact and handoff.verifier.purity is not None and handoff.verifier.purity.outcome == "open"
-    assert "left to try or to settle: label" in handoff.justification.reason
+    assert "left to try or to settle: rejection-sampling, label" in handoff.justification.reason
     assert read_json(tmp_path / "runs" / "own" / "rungs" / "001-rejection-sampling" / "decision.json", Decision).awaits
     assert handoff.tasks["unmeasured"] == 0, "a refused rung's tries count, too"
 
@@ -343,7 +342,7 @@ def test_what_rl_cannot_fix_is_said_with_its_numbers(exact: bool, graded: int, p
     assert says in justify(rl_option(ENDED), replace(SEEN, exact=exact, graded=graded, purity=purity)).paragraph
 
 
-@pytest.mark.parametrize("goal", [{}, {"goal.value": "0.99"}, {"goal.value": "0.01"}])
+@pytest.mark.parametrize("goal", [{}, {"goal.value": "0.99"}])
 def test_the_hand_over_and_the_advice_say_the_same(ended: Path, run: Path, goal: dict[str, str]) -> None:
     told = advise(load_settings(ended.parents[1] / "ladder.yaml", goal), run.parent)
     assert told.bought.tries == 0
@@ -351,8 +350,6 @@ def test_the_hand_over_and_the_advice_say_the_same(ended: Path, run: Path, goal:
     found = hand_over(run).justification  # with the goal that the last command was given
     assert found.reason == advisor.reason_line(option.reason) and (found.outcome == "justified") == (option.standing == "advised")
     assert found.reason in (run / "rl" / "README.md").read_text()
-    if goal == {"goal.value": "0.01"}:
-        assert "the goal is surely met" in found.reason
 
 
 def test_what_the_run_found_of_its_verifier_decides_and_is_not_asked_again(run: Path) -> None:

@@ -77,7 +77,7 @@ def wanted(settings: RunSettings) -> dict[str, Any]:
 def as_last_wanted(run: Run) -> RunSettings:
     """The settings of the run, with the goal, permissions and thresholds that the last command in its folder was given."""
     settings, known = load_settings(run.folder / SETTINGS, {}), msgspec.structs.fields(RunSettings)
-    note = next((line for line in reversed(run.ledger()) if "goal" in line), {})
+    note: Mapping[str, Any] = next((line for line in reversed(run.ledger()) if "goal" in line), {})
     given: Mapping[str, Any] = {
         one.name: msgspec.convert(note[one.name], one.type) for one in known if one.name in NO_PART and one.name in note
     }

@@ -743,7 +743,7 @@ def _no_success(case: Case) -> Reason | None:
         return None
     at, most = clopper_pearson(0, case.seen.tasks_sampled or 0), case.settings.unsolved
     says, measured = "no try succeeds: there is nothing to keep", _none_of(case.seen)
-    return _when(at.high < most, says, measured, f"surely {most:.0%} or more", at, "advice.unsolved")
+    return _when(at.high < most, says, measured, f"at least 1, or not surely under {most:.0%}", at, "advice.unsolved")
 
 
 def _few_sampled(case: Case) -> Reason | None:
@@ -751,7 +751,7 @@ def _few_sampled(case: Case) -> Reason | None:
         return None
     at, most = clopper_pearson(0, case.seen.tasks_sampled or 0), case.settings.unsolved
     says, measured = "no try succeeds, but too few tasks were sampled to tell: sample more", _none_of(case.seen)
-    return Reason(says=says, measured=measured, threshold=f"1, or surely under {most:.0%}", interval=at, setting="advice.unsolved")
+    return Reason(says=says, measured=measured, threshold=f"at least 1, or surely under {most:.0%}", interval=at, setting="advice.unsolved")
 
 
 def _none_of(seen: Measurements) -> str:

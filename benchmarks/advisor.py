@@ -123,6 +123,11 @@ class Ladder:
             rate=pass_interval(self.standing), teacher=teacher, goal=Goal(value=world.goal), goal_rate=None, left=self.left, **self.sampled(tasks),
         )  # fmt: skip
 
+    def may_sample_all(self, seen: Measurements) -> bool:
+        """Whether there are tasks that were not sampled, and tries of all are paid for by what is left."""
+        tasks = len(self.world.train.base)
+        return (seen.tasks_sampled or 0) < tasks and tasks * self.world.tries <= self.left
+
     # ------------------------------------------------------------ climbing
 
     def climb(self) -> dict[str, Any]:
@@ -145,6 +150,9 @@ class Ladder:
                 if len(self.world.dev.base) * self.world.lesson <= self.left / 4:
                     self.ask_teacher(len(self.world.dev.base), 1)
                     seen = replace(seen, teacher=replace(seen.teacher, gain=self.versus()))
+            elif option.action == "rejection-sampling" and option.standing == "open" and self.may_sample_all(seen):
+                self.left -= len(self.world.train.base) * self.world.tries
+                seen = replace(seen, **self.sampled())
             elif option.action in advisor.SUPERVISED and (option.standing == "advised" or option.action == "few-shot"):
                 seen = self._try(seen, option.action)
             else:

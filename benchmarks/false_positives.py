@@ -40,6 +40,7 @@ from msgspec.structs import replace
 from sharpen import advisor, loop
 from sharpen.errors import SharpenError
 from sharpen.labels import BAR, Labels, content, copy_of, draw, measure, shuffled
+from sharpen.measurements import open_bench
 from sharpen.methods.base import Attempt, Bench, Prompted
 from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.rejection_sampling import rejection_sampling
@@ -48,7 +49,6 @@ from sharpen.models import load_model
 from sharpen.policies.scripted import scripted_model
 from sharpen.records import Interval, Label, Measurements, Purity, SampleKey, Task, TaskResult, Trajectory, Verdict
 from sharpen.report.live import Live
-from sharpen.run import open_bench
 from sharpen.settings import RunSettings, load_settings, to_yaml
 from sharpen.stats import cluster_bootstrap_mean, paired_gain, purity_forecast
 from sharpen.store.files import digest, write_atomic, write_json

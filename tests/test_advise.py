@@ -143,17 +143,20 @@ def test_without_a_verifier_demonstrations_or_a_teacher_nothing_is_bought(tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_that_never_succeeds(scripted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("train", "budget", "standing_", "action"), [(40, "1", "refused", "curriculum"), (12, "0.5", "open", "rejection-sampling")]
+)
+def test_a_model_that_never_succeeds(scripted: Path, tmp_path: Path, train: int, budget: str, standing_: str, action: str) -> None:
     scripted_model(tmp_path / "hopeless", skill=0.0)
     over = {
         "model": str(tmp_path / "hopeless"),
-        "tasks.splits": "{train: 12, dev: 12, test: 4}",
-        "advice.budget": "0.5",
+        "tasks.splits": f"{{train: {train}, dev: 12, test: 4}}",
+        "advice.budget": budget,
         "ladder.rungs": "[rejection-sampling]",
     }
     told = advise(load_settings(scripted, over), tmp_path / "runs")
     assert told.seen.demonstrations == 0 and told.seen.hintable == told.seen.tasks_sampled > 0
-    assert standing(told)["rejection-sampling"] == "refused" and told.advice.recommendation.action == "curriculum"
+    assert standing(told)["rejection-sampling"] == standing_ and told.advice.recommendation.action == action
 
 
 def test_two_tasks_only(scripted: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sharpen.advisor import RULES, SUPERVISED, AdvisorSettings, choose, ended, forecast, variants
+from sharpen.advisor import RULES, SUPERVISED, AdvisorSettings, choose, ended, forecast, tried, variants
 from sharpen.errors import SettingsError
-from sharpen.records import Action, Advice, Gain, Goal, Interval, Measurements, Option, Purity, TeacherSeen, Tried
+from sharpen.records import Action, Advice, Decision, Gain, Goal, Interval, Measurements, Option, Purity, TeacherSeen, Tried
 from sharpen.stats import clopper_pearson, purity_bound
 
 
@@ -221,6 +221,52 @@ def test_a_weak_test_is_not_a_plateau(tried: tuple[Tried, ...], called: str) -> 
 
 def test_from_a_better_prior_rejection_sampling_is_worth_trying_again() -> None:
     assert choose(replace(SAMPLED, tried=(*PLATEAU, round_("keep", 0.2, "distillation")))).recommendation.action == "rejection-sampling"
+
+
+SAME_AGAIN = Tried(method="expert-iteration", outcome="refuse", why="what it keeps is what a round before it kept")
+
+
+def test_what_was_refused_is_not_advised_again_before_something_is_kept() -> None:
+    option = of(choose(replace(SAMPLED, tried=(WORKED, SAME_AGAIN))), "expert-iteration")
+    assert option.standing == "refused" and "it was refused" in option.reason.says and SAME_AGAIN.why in option.reason.measured
+    assert ended(replace(SAMPLED, tried=(WORKED, SAME_AGAIN, SAME_AGAIN)), AdvisorSettings(), 0.03) == "", (
+        "a refusal is no round that gained little"
+    )
+    again = choose(replace(SAMPLED, tried=(WORKED, SAME_AGAIN, round_("keep", 0.1))))
+    assert of(again, "expert-iteration").standing == "advised"
+    otherwise = choose(replace(SAMPLED, tried=(WORKED, replace(SAME_AGAIN, variant="hints"))))
+    assert of(otherwise, "expert-iteration").standing == "advised", "another way of a round was refused, not the round"
+    other = choose(replace(DEMONSTRATED, tried=(Tried(method="sft", outcome="refuse", why="no row fits"),)))
+    assert of(other, "sft").standing == "refused" and of(other, "sft").reason.measured == "no row fits"
+
+
+def test_a_refusal_that_labels_lift_is_not_counted() -> None:
+    refusal = Decision(outcome="refuse", action="", reasons=("no labels",))
+    assert tried("rejection-sampling", refusal) == Tried(method="rejection-sampling", outcome="refuse", why="no labels")
+    assert tried("rejection-sampling", replace(refusal, awaits=True)) is None
+    assert tried("base", replace(refusal, outcome="baseline")) is None
+
+
+@pytest.mark.parametrize(("sampled", "standing"), [(1, "open"), (35, "open"), (36, "refused"), (50, "refused")])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_few_tasks_without_a_success_do_not_say_that_there_is_none(sampled: int, standing: str, exact: bool) -> None:
+    seen = replace(
+        SAMPLED, verifier_exact=exact, tasks_sampled=sampled, tasks_solved=0, tasks_mixed=0, samples_per_task=4, pass_n=rate(0.0)
+    )
+    advice = choose(seen)
+    option = of(advice, "rejection-sampling")
+    assert (option.standing, advice.recommendation.action) == (standing, "rejection-sampling" if standing == "open" else "curriculum")
+    assert standing == "refused" or "sample more" in option.reason.says
+    assert of(advice, "label").standing == "done", "there is nothing to label"
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_cheat_bars_self_training_unless_the_verifier_is_trusted_and_rl_always(trusted: bool) -> None:
+    seen = replace(SAMPLED, verifier_exact=False, cheat="every answer listed", trusted_unaudited=trusted)
+    advice = choose(replace(seen, tried=(*PLATEAU,), **GOAL))
+    assert of(advice, "rl").standing == "refused" and of(advice, "rl").reason.measured == "every answer listed"
+    assert choose(seen).recommendation.action == ("rejection-sampling" if trusted else "measure")
+    assert of(choose(replace(seen, verifier_exact=True)), "rejection-sampling").standing == "advised"
 
 
 # ---------------------------------------------------------------- bad input

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import math
 import os
 import re
 import shutil
@@ -27,8 +26,11 @@ from msgspec.structs import replace
 
 import sharpen
 from conftest import LADDER
+from sharpen import advisor
+from sharpen.advice import advise
 from sharpen.agents.base import PolicyAgent
 from sharpen.agents.proxy import Calls, serve
+from sharpen.audit import CHECKED, Checked
 from sharpen.chat.scripted import END_ID, ScriptedTemplate
 from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
@@ -40,12 +42,28 @@ from sharpen.handoff.justify import Headroom, justify
 from sharpen.handoff.taskset import play, rows
 from sharpen.policies.base import Conversation, Sampling
 from sharpen.policies.scripted import ScriptedPolicy, scripted_model
-from sharpen.records import Decision, Evaluation, Interval, Message, Purity, SampleKey, Task, TaskResult, Verdict
+from sharpen.records import (
+    Decision,
+    Evaluation,
+    Goal,
+    Interval,
+    Measurements,
+    Message,
+    Option,
+    Purity,
+    SampleKey,
+    Task,
+    TaskResult,
+    Tried,
+    Verdict,
+)
 from sharpen.report.page import RungView
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.stats import pass_interval
+from sharpen.store.files import read_json, write_json
 from sharpen.verifiers.run import judge
+from test_choose import GOAL, PLATEAU, SAMPLED, WORKED, round_
 
 
 def interval(value: float, low: float, high: float) -> Interval:
@@ -54,8 +72,8 @@ def interval(value: float, low: float, high: float) -> Interval:
 
 PURE = Purity(rows=90, good=40, bad=0, unsure=0, share=interval(1.0, 0.93, 1.0), bar=0.9, outcome="clears", missing=0)
 SEEN = Headroom(
-    k=8, pass_1=interval(0.4, 0.35, 0.45), pass_k=interval(0.7, 0.6, 0.8), gap=interval(0.3, 0.25, 0.35), delta=0.03, tries=8, by="", solved=20,
-    mixed=50, never=30, graded=0, unmeasured=0, bound=0.31, climb="plateau", verifier="v", exact=True, prompt_tokens=100, sampled_tokens=20, seconds=0.5,
+    k=8, pass_1=interval(0.4, 0.35, 0.45), pass_k=interval(0.7, 0.6, 0.8), gap=interval(0.3, 0.25, 0.35), tries=8, by="", solved=20,
+    mixed=50, never=30, graded=0, unmeasured=0, bound=0.31, verifier="v", exact=True, prompt_tokens=100, sampled_tokens=20, seconds=0.5,
 )  # fmt: skip
 
 
@@ -216,7 +234,7 @@ def test_without_a_sampling_stage_the_tasks_are_unmeasured_and_dev_does_not_trai
     shutil.rmtree(run / "rungs" / "003-rejection-sampling" / "sampling")
     handoff = hand_over(run)
     assert handoff.tasks == {"solved": 0, "mixed": 0, "never-solved": 0, "unmeasured": TRAIN}
-    assert f"no try was made at the {TRAIN} tasks that may train" in handoff.justification.paragraph or handoff.headroom.climb != "plateau"
+    assert "left to try or to settle: rejection-sampling" in handoff.justification.reason
     assert {line.split for line in lines(run, "dev")} == {"dev"} and len(lines(run, "dev")) == 10
 
 
@@ -240,7 +258,8 @@ def test_a_users_own_verifier_that_nobody_audited_is_said_to_be_that(tmp_path: P
     climb(load_settings(tmp_path / "own.yaml", {}), tmp_path / "runs")
     handoff = hand_over(tmp_path / "runs" / "own")
     assert not handoff.verifier.exact and handoff.verifier.purity is not None and handoff.verifier.purity.outcome == "open"
-    assert "neither exact nor audited" in handoff.justification.paragraph
+    assert "left to try or to settle: rejection-sampling, label" in handoff.justification.reason
+    assert read_json(tmp_path / "runs" / "own" / "rungs" / "001-rejection-sampling" / "decision.json", Decision).awaits
     assert handoff.tasks["unmeasured"] == 0, "a refused rung's tries count, too"
 
 
@@ -271,33 +290,79 @@ def test_the_model_is_the_one_that_ships_unless_another_ones_pass_at_k_is_surely
 # ---------------------------------------------------------------- is RL justified
 
 
+ENDED = replace(SAMPLED, tried=PLATEAU, **GOAL)
+ONE_WORSE = (round_("worse", -0.1, "rejection-sampling"),)
+WEAK, ALMOST = (round_("undecided", 0.02, half=0.1),), (round_("undecided", 0.02, half=0.021),)
+REFUSED = (WORKED, Tried(method="expert-iteration", outcome="refuse", why="the same tries would train the same model again"))
+
+
 @pytest.mark.parametrize(
     ("change", "outcome", "says"),
     [
-        ({}, "justified", "50"),
-        ({"climb": "better"}, "not yet", "make another first"),
-        ({"climb": "undecided"}, "not yet", "more dev families"),
-        ({"climb": "none"}, "not yet", "supervision comes first"),
-        ({"solved": 0, "mixed": 0, "never": 0, "unmeasured": 100}, "not yet", "no try was made at the 100 tasks"),
-        ({"mixed": 0}, "not justified", "a teacher, hints or a curriculum"),
-        ({"mixed": 0, "never": 0, "solved": 100}, "not justified", "take harder tasks"),
-        ({"mixed": 0, "graded": 10}, "justified", "tasks never solved on which every try scores the same (20"),
-        ({"gap": Interval(value=0.01, low=0.0, high=0.02, n=40)}, "not justified", "at most 2.0%"),
-        ({"gap": Interval(value=math.nan, low=math.nan, high=math.nan, n=1)}, "not justified", "undefined"),
-        ({"k": 1}, "not justified", "raise evaluation.k"),
-        ({"exact": False}, "not yet", "neither exact nor audited"),
-        ({"exact": False, "purity": PURE}, "justified", "purity at least 93%"),
-        ({"exact": False, "purity": replace(PURE, outcome="below")}, "not justified", "mend the verifier"),
+        ({}, "justified", "producible but rare, and supervision got no further"),
+        ({"tried": (WORKED,)}, "not justified", "left to try or to settle: expert-iteration"),
+        ({"tried": REFUSED}, "not justified", "self-training has not plateaued, and is stuck (its rounds ended: keep, refuse;"),
+        ({"tried": ONE_WORSE}, "not justified", "left to try or to settle: retry"),
+        ({"tried": ONE_WORSE, "costs": {"expert-iteration": 9.0}, "left": 1.0}, "not justified", "left to try or to settle: retry"),
+        ({"tried": WEAK * 2}, "not justified", "left to try or to settle: measure"),
+        ({"tried": ALMOST * 2}, "not justified", "stuck (its rounds ended: undecided, undecided;"),
+        ({"tried": ()}, "not justified", "left to try or to settle: rejection-sampling"),
+        ({"tasks_sampled": None, "tasks_solved": None, "tried": ()}, "not justified", "left to try or to settle: rejection-sampling"),
+        ({"goal": None}, "open", "no goal says whether the gap that is left is worth RL"),
+        ({"goal": Goal(value=0.2)}, "not justified", "the goal is surely met"),
+        ({"goal": Goal(value=0.42)}, "not justified", "no gap is shown"),
+        ({"tasks_mixed": 3}, "not justified", "too little to learn from"),
+        ({"gold_passes": False}, "not justified", "fails gold solutions"),
+        ({"noop_fails": False, "trusted_unaudited": True}, "not justified", "passes empty or off-task answers"),
+        ({"verifier_exact": False, "trusted_unaudited": True, "cheat": "asks to be passed"}, "not justified", "passes a cheat"),
+        ({"verifier_exact": False}, "not justified", "left to try or to settle: label"),
+        ({"verifier_exact": False, "purity": PURE}, "justified", "what RL is for"),
+        ({"verifier_exact": False, "purity": replace(PURE, outcome="below")}, "not justified", "too much of what the verifier keeps"),
     ],
 )
-def test_whether_rl_is_justified_follows_from_numbers(change: dict[str, Any], outcome: str, says: str) -> None:
-    found = justify(replace(SEEN, **change))
-    assert found.outcome == outcome and says in found.paragraph
-    assert "nan" not in found.paragraph
+def test_whether_rl_is_justified_is_what_the_advisor_says_of_it(change: dict[str, Any], outcome: str, says: str) -> None:
+    option = rl_option(replace(ENDED, **change))
+    found = justify(option, SEEN)
+    assert found.outcome == outcome == {"advised": "justified", "open": "open", "refused": "not justified"}[option.standing]
+    assert says in found.reason and found.reason in found.paragraph and "nan" not in found.paragraph
+
+
+def rl_option(seen: Measurements) -> Option:
+    return next(one for one in advisor.choose(seen).options if one.action == "rl")
+
+
+@pytest.mark.parametrize(
+    ("exact", "graded", "purity", "says"),
+    [
+        (True, 10, None, "tasks never solved on which every try scores the same (20"),
+        (False, 0, PURE, "the mistakes of the verifier v (purity at least 93%)"),
+    ],
+)
+def test_what_rl_cannot_fix_is_said_with_its_numbers(exact: bool, graded: int, purity: Purity | None, says: str) -> None:
+    assert says in justify(rl_option(ENDED), replace(SEEN, exact=exact, graded=graded, purity=purity)).paragraph
+
+
+@pytest.mark.parametrize("goal", [{}, {"goal.value": "0.99"}])
+def test_the_hand_over_and_the_advice_say_the_same(ended: Path, run: Path, goal: dict[str, str]) -> None:
+    told = advise(load_settings(ended.parents[1] / "ladder.yaml", goal), run.parent)
+    assert told.bought.tries == 0
+    option = next(one for one in told.advice.options if one.action == "rl")
+    found = hand_over(run).justification  # with the goal that the last command was given
+    assert found.reason == advisor.reason_line(option.reason) and (found.outcome == "justified") == (option.standing == "advised")
+    assert found.reason in (run / "rl" / "README.md").read_text()
+
+
+def test_what_the_run_found_of_its_verifier_decides_and_is_not_asked_again(run: Path) -> None:
+    there = read_json(run / CHECKED, Checked)
+    write_json(run / CHECKED, replace(there, checks=replace(there.checks, noop_fails=False)))
+    found = hand_over(run).justification
+    assert found.outcome == "not justified" and "passes empty or off-task answers" in found.reason
+    write_json(run / CHECKED, replace(there, verifier="another", checks=replace(there.checks, noop_fails=False)))
+    assert "off-task" not in hand_over(run).justification.reason, "what was found of another verifier says nothing of this one"
 
 
 def test_the_cost_is_the_runs_own() -> None:
-    paragraph = justify(replace(SEEN, dollars=0.01)).paragraph
+    paragraph = justify(rl_option(ENDED), replace(SEEN, dollars=0.01)).paragraph
     assert (
         "costs 400 tries, about 40k prompt and 8k sampled tokens, $4.00, 3 minutes" in paragraph
     )  # 50 tasks, 8 tries of 100 + 20 tokens, 0.5 s

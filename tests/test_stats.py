@@ -234,6 +234,14 @@ def test_four_lucky_families_do_not_keep_a_rung() -> None:
     assert stats.decide(stats.paired_gain(base, results(*[(1, 1, 0)] * 9, *[(1, 0, 0)] * 51)), 0.03) == "keep"
 
 
+def test_the_smallest_visible_gain_is_undefined_where_the_interval_rests_on_no_standard_error() -> None:
+    base = [TaskResult(task=str(at), family=str(at), samples=4, passes=1) for at in range(26)]
+    other = [TaskResult(task=one.task, family=one.family, samples=4, passes=3 if at < 2 else 1) for at, one in enumerate(base)]
+    gain = stats.paired_gain(base, other, 0.993)
+    assert gain.deciding.method == stats.BY_FAMILIES and gain.deciding.high > 0.3
+    assert math.isnan(gain.smallest_visible), "5 points were claimed where the interval reaches 30"
+
+
 def test_smallest_visible_is_found_four_times_in_five() -> None:
     rng = np.random.default_rng(0)
     base = results(*[(16, 5, 0)] * 60)

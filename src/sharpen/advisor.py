@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, structs
 
 from sharpen.errors import SettingsError, nearest
 from sharpen.records import (
@@ -35,6 +35,25 @@ from sharpen.stats import clopper_pearson, decide, level_text
 Method = Literal["few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation"]
 Variant = Literal["hints", "more-samples", "temperature", "negatives", "continue"]
 METHODS: tuple[Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration", "distillation")
+
+
+def tried(method: str, decision: Decision) -> Tried | None:
+    """What became of a rung, as ``Measurements.tried`` counts it. None for a base, a control, and a refusal that only somebody's word lifts.
+
+    Such a refusal says nothing of the next try: what it waits for is measured anew.
+    """
+    outcome = decision.outcome
+    if outcome == "baseline" or outcome == "proceed" or decision.awaits:
+        return None
+    why = decision.reasons[0] if outcome == "refuse" and decision.reasons else ""
+    return Tried(method=method, outcome=outcome, gain=decision.gain, variant=decision.variant, why=why)
+
+
+def reason_line(why: Reason) -> str:
+    """A reason in a line, with what was measured and what it was held against."""
+    at = f" {_ci(why.interval)}" if why.interval is not None else ""
+    setting = f", {why.setting}" if why.setting else ""
+    return f"{why.says} ({why.measured}{at}; asked for: {why.threshold}{setting})"
 
 
 def advise(method: Method, seen: Measurements) -> Decision:
@@ -217,7 +236,7 @@ def _rate(interval: Interval) -> str:
 
 
 def _percent(share: float) -> str:
-    return "undefined, since no family differs" if math.isnan(share) else f"{share:.1%}"
+    return "undefined, since too few families differ" if math.isnan(share) else f"{share:.1%}"
 
 
 def _without_demonstrations(seen: Measurements) -> str | None:
@@ -300,6 +319,15 @@ class AdvisorSettings(Record, frozen=True, kw_only=True):
             "2203.14465); the number is ours",
         ),
     ] = 0.3
+    unsolved: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="where no task was solved, the 95 % upper bound of the share of tasks that as many tries solve, under which a round is refused for "
+            "want of a success; over it more tasks are to be sampled (Clopper-Pearson: 36 tasks without a success bring it under 0.1); the number is ours",
+        ),
+    ] = 0.1
     forecasts: Annotated[
         dict[str, Forecast],
         Meta(description="others than those fitted on benchmarks/worlds.py (tuning seeds, benchmarks/advisor.py --fit), by method"),
@@ -473,10 +501,10 @@ def headroom(action: Action, seen: Measurements) -> float:
     return seen.pass_n.value - rate if seen.pass_n is not None else math.nan
 
 
-def _rounds(seen: Measurements) -> list[Tried]:
-    """The rounds of self-training since another method changed what stands: from another prior it is worth trying anew."""
+def _rounds(seen: Measurements, *, refused: bool = False) -> list[Tried]:
+    """The rounds of self-training, or those that were ``refused`` too, since another method changed what stands: from another prior it is worth trying anew."""
     other = max((at for at, one in enumerate(seen.tried) if one.outcome == "keep" and one.method not in ROUNDS), default=-1)
-    return [one for one in seen.tried[other + 1 :] if one.method in ROUNDS and one.outcome != "refuse"]
+    return [one for one in seen.tried[other + 1 :] if one.method in ROUNDS and (refused or one.outcome != "refuse")]
 
 
 def _since_kept(seen: Measurements) -> list[Tried]:
@@ -592,6 +620,20 @@ def _sampled_already(case: Case) -> Reason | None:
     )
 
 
+def _refused_before(method: str) -> Callable[[Case], Reason | None]:
+    def test(case: Case) -> Reason | None:
+        rungs = case.seen.tried
+        kept = max((at for at, one in enumerate(rungs) if one.outcome == "keep"), default=-1)
+        mine = [one for one in rungs[kept + 1 :] if one.method == method and one.outcome == "refuse" and not one.variant]
+        return (
+            Reason(says="it was refused from what stands", measured=mine[-1].why or "it is not known why", threshold="a try")
+            if mine
+            else None
+        )
+
+    return test
+
+
 def _few_shot_adds_nothing(case: Case) -> Reason | None:
     at = case.seen.few_shot
     return (
@@ -644,6 +686,20 @@ def _no_trust(case: Case) -> Reason | None:
     return _when(lacking is not None, lacking or "", "the verifier's checks", "it is there, passes gold and fails no-ops")
 
 
+def _cheated(case: Case) -> Reason | None:
+    seen = case.seen
+    return _when(
+        bool(seen.cheat) and not seen.verifier_exact,
+        f"the verifier {seen.verifier} passes a cheat; mend it, or claim that it is exact",
+        seen.cheat,
+        "none passes",
+    )
+
+
+def _cheated_untrusted(case: Case) -> Reason | None:
+    return None if case.seen.trusted_unaudited else _cheated(case)
+
+
 def _impure(case: Case) -> Reason | None:
     purity = case.seen.purity
     if purity is None or case.seen.verifier_exact or purity.outcome != "below":
@@ -683,21 +739,32 @@ def _unaudited(case: Case) -> Reason | None:
 
 
 def _label(case: Case) -> Reason | None:
-    return _unaudited(case) if _no_trust(case) is None and _impure(case) is None and _no_success(case) is None else None
+    barred = any(test(case) is not None for test in (_no_trust, _cheated_untrusted, _impure))
+    return None if barred or _none_solved(case.seen) else _unaudited(case)
+
+
+def _none_solved(seen: Measurements) -> bool:
+    return bool(seen.tasks_sampled) and seen.tasks_solved is not None and seen.tasks_solved + seen.solved_later == 0
 
 
 def _no_success(case: Case) -> Reason | None:
-    seen = case.seen
-    if seen.tasks_solved is None or not seen.tasks_sampled:
+    if not _none_solved(case.seen):
         return None
-    tries = f"{seen.tasks_solved + seen.solved_later} of {seen.tasks_sampled} tasks solved in {seen.samples_per_task} tries"
-    return _when(
-        seen.tasks_solved + seen.solved_later == 0,
-        "no try succeeds: there is nothing to keep",
-        tries,
-        "at least 1",
-        clopper_pearson(0, seen.tasks_sampled),
-    )
+    at, most = clopper_pearson(0, case.seen.tasks_sampled or 0), case.settings.unsolved
+    says, measured = "no try succeeds: there is nothing to keep", _none_of(case.seen)
+    return _when(at.high < most, says, measured, f"at least 1, or not surely under {most:.0%}", at, "advice.unsolved")
+
+
+def _few_sampled(case: Case) -> Reason | None:
+    if not _none_solved(case.seen):
+        return None
+    at, most = clopper_pearson(0, case.seen.tasks_sampled or 0), case.settings.unsolved
+    says, measured = "no try succeeds, but too few tasks were sampled to tell: sample more", _none_of(case.seen)
+    return Reason(says=says, measured=measured, threshold=f"at least 1, or surely under {most:.0%}", interval=at, setting="advice.unsolved")
+
+
+def _none_of(seen: Measurements) -> str:
+    return f"0 of {seen.tasks_sampled} tasks solved in {seen.samples_per_task} tries"
 
 
 def _none_mixed(case: Case) -> Reason | None:
@@ -893,7 +960,7 @@ def _nothing_given(case: Case) -> Reason | None:
 
 
 def _mend(case: Case) -> Reason | None:
-    return _no_trust(case) if case.seen.verifier is not None else None
+    return _no_trust(case) or _cheated_untrusted(case) if case.seen.verifier is not None else None
 
 
 def _rate_unknown(case: Case) -> Reason | None:
@@ -906,12 +973,29 @@ def _rate_unknown(case: Case) -> Reason | None:
 
 
 def _others_first(case: Case) -> Reason | None:
-    left = [
-        option.action
-        for option in case.said
-        if option.action in (*SUPERVISED, "label", "measure") and option.standing in ("advised", "open")
-    ]
+    """Whatever it costs: that a method cannot be paid for is no plateau, and RL would cost more."""
+    first: tuple[Action, ...] = (*SUPERVISED, "label", "measure")
+    if case.seen.left is not None:
+        unbounded = replace(case, seen=structs.replace(case.seen, left=None))
+        options = [_weighed(action, unbounded) for action in first]
+    else:
+        options = [option for option in case.said if option.action in first]
+    left = [option.action for option in options if option.standing in ("advised", "open")]
     return _when(bool(left), "supervision has not plateaued", f"left to try or to settle: {', '.join(left)}", "none")
+
+
+def _no_plateau(case: Case) -> Reason | None:
+    """Self-training that was begun and could go on, but ended in another way than a plateau: refused, too weakly tested, or not often enough."""
+    outcomes = [one.outcome for one in _rounds(case.seen, refused=True)]
+    if not outcomes or _none_solved(case.seen) or _none_mixed(case) is not None:
+        return None
+    return _when(
+        ended(case.seen, case.settings, case.delta) != "plateau",
+        "self-training has not plateaued, and is stuck",
+        f"its rounds ended: {', '.join(outcomes)}",
+        f"{case.settings.patience} that surely gained under {_points(case.delta)}",
+        setting="advice.patience, ladder.delta",
+    )
 
 
 def _no_goal(case: Case) -> Reason | None:
@@ -975,6 +1059,7 @@ def _never(case: Case) -> Reason | None:
 _TRUST = (
     ("refused", "no verifier, or it fails gold solutions, or it passes no-ops", _no_trust, "a verifier that passes gold and fails no-ops",
      "Rejection sampling and expert iteration are useless without a verifier or a trustworthy reward model"),
+    ("refused", "the verifier passes a cheat, and is not trusted", _cheated_untrusted, "a verifier that passes none", ""),
     ("refused", "labels show that purity is under ladder.purity", _impure, "a better verifier", ""),
 )  # fmt: skip
 
@@ -983,6 +1068,12 @@ def _trusted(action: Action) -> tuple[Rule, ...]:
     return tuple(Rule(action, "refused", when, test, changes, essay) for _, when, test, changes, essay in _TRUST)
 
 
+def _refused(action: Action) -> Rule:
+    return Rule(action, "refused", "it was refused since the last keep", _refused_before(action), "what that refusal asks for")
+
+
+_SAMPLE = ("open", "no task is solved, and the bound of how many would be is advice.unsolved or more", _few_sampled,
+           "tries of more tasks: sharpen run makes them, a larger advice.budget some")  # fmt: skip
 _AUDIT = ("open", "the verifier is neither exact nor audited", _unaudited, "29 labels of what it keeps, all good (sharpen label)")
 
 RULES: tuple[Rule, ...] = (
@@ -991,6 +1082,7 @@ RULES: tuple[Rule, ...] = (
     Rule("ship", "open", "otherwise", _always("what stands is the best so far", "every kept rung"), "a method that is left to try"),
     Rule("few-shot", "refused", "no demonstration, or none passes", _no_demonstrations, "demonstrations that pass"),
     Rule("few-shot", "done", "tried", _tried("few-shot")),
+    _refused("few-shot"),
     Rule("few-shot", "done", "its gain is surely under ladder.delta", _few_shot_adds_nothing, "better examples"),
     Rule("few-shot", "refused", "it would cost more than is left to spend", _over_budget("few-shot"), "a larger cap"),
     Rule("few-shot", "advised", "its gain is surely over 0", _few_shot_adds, "a paired gain on more dev tasks"),
@@ -998,6 +1090,7 @@ RULES: tuple[Rule, ...] = (
          "few-shot tries of more dev tasks"),
     Rule("sft", "refused", "no demonstration, or none passes", _no_demonstrations, "demonstrations that pass"),
     Rule("sft", "done", "tried", _tried("sft"), "more or better demonstrations"),
+    _refused("sft"),
     Rule("sft", "refused", "the demonstrations' pass rate is surely at or under the model's", _demonstrations_worse,
          "better demonstrations", "Its ceiling is exactly the quality of the demonstrations"),
     Rule("sft", "refused", "it would cost more than is left to spend", _over_budget("sft"), "a larger cap"),
@@ -1005,9 +1098,11 @@ RULES: tuple[Rule, ...] = (
          "SFT — you already have good trajectories"),
     *_trusted("rejection-sampling"),
     Rule("rejection-sampling", "done", "tried from what stands", _sampled_already, "a kept round: then expert iteration"),
+    _refused("rejection-sampling"),
     Rule("rejection-sampling", "open", "the model was not sampled", _not_sampled, "n tries of some training tasks"),
-    Rule("rejection-sampling", "refused", "no task is solved in n tries", _no_success,
+    Rule("rejection-sampling", "refused", "no task is solved in n tries, and the bound of how many would be is under advice.unsolved", _no_success,
          "demonstrations, a teacher, hints, easier tasks, or a larger sampling.n", "a model that sometimes succeeds"),
+    Rule("rejection-sampling", *_SAMPLE),  # type: ignore[arg-type]
     Rule("rejection-sampling", "done", "no task is mixed", _none_mixed, "harder tasks"),
     Rule("rejection-sampling", *_AUDIT),  # type: ignore[arg-type]
     Rule("rejection-sampling", "refused", "it would cost more than is left to spend", _over_budget("rejection-sampling"), "a larger cap"),
@@ -1020,7 +1115,10 @@ RULES: tuple[Rule, ...] = (
          "another temperature, hints, new tasks", "Compound it until it plateaus"),
     Rule("expert-iteration", "done", "advice.patience rounds were rolled back", _stalled, "more dev families"),
     Rule("expert-iteration", "refused", "the last round was rolled back", _rolled_back, "a retry that is kept"),
-    Rule("expert-iteration", "refused", "no task is solved in n tries", _no_success, "a larger sampling.n"),
+    _refused("expert-iteration"),
+    Rule("expert-iteration", "refused", "no task is solved in n tries, and the bound of how many would be is under advice.unsolved", _no_success,
+         "a larger sampling.n"),
+    Rule("expert-iteration", *_SAMPLE),  # type: ignore[arg-type]
     Rule("expert-iteration", "done", "no task is mixed", _none_mixed, "harder tasks"),
     Rule("expert-iteration", *_AUDIT),  # type: ignore[arg-type]
     Rule("expert-iteration", "refused", "it would cost more than is left to spend", _over_budget("expert-iteration"), "a larger cap"),
@@ -1043,6 +1141,7 @@ RULES: tuple[Rule, ...] = (
          lambda case: _terms_are(case, "forbidden", "the teacher's terms forbid training on its words"), "a permission, or another teacher",
          "settle that before you build a pipeline on it"),
     Rule("distillation", "done", "tried", _tried("distillation"), "a better teacher"),
+    _refused("distillation"),
     Rule("distillation", "refused", "the teacher never succeeds", _nothing_to_copy, "a teacher that sometimes succeeds",
          "Distillation is the wrong tool if no model already exhibits the behavior"),
     Rule("distillation", "refused", "its gain over what stands is surely under ladder.delta", _teacher_no_better, "a better teacher",
@@ -1061,15 +1160,20 @@ RULES: tuple[Rule, ...] = (
     Rule("label", "done", "otherwise",
          _always("labels would open nothing here", "the verifier's checks", "a verifier that only labels hold back")),
     Rule("measure", "advised", "no verifier, demonstrations or teacher", _nothing_given, "a verifier, demonstrations or a teacher"),
-    Rule("measure", "advised", "the verifier fails gold solutions, or passes no-ops", _mend,
+    Rule("measure", "advised", "the verifier fails gold solutions, or passes no-ops or, not trusted, a cheat", _mend,
          "a verifier that passes gold and fails no-ops"),
     Rule("measure", "advised", "pass@1 is not measured", _rate_unknown, "tries of dev tasks"),
     Rule("measure", "advised", "rounds were rolled back that may have gained ladder.delta", _too_weak,
          "more dev families, or evaluation.max_n"),
     Rule("measure", "done", "otherwise", _always("what is known decides", "all of the above")),
     Rule("rl", "refused", "no verifier, or it fails gold solutions, or it passes no-ops", _no_trust, "a verifier that can be trusted"),
+    Rule("rl", "refused", "the verifier passes a cheat, trusted or not", _cheated, "a verifier that passes none"),
     Rule("rl", "refused", "labels show that purity is under ladder.purity", _impure, "a better verifier"),
-    Rule("rl", "refused", "a supervised method is left to try, or to settle", _others_first, "their plateau",
+    Rule("rl", "refused", "the lower bound of the goal's metric is at the goal", _goal_met, "a higher goal",
+         "the residual gap justifies the instability and infra"),
+    Rule("rl", "refused", "a supervised method is left to try, or to settle, whatever it costs", _others_first, "the plateau of these methods",
+         "only after the above plateau"),
+    Rule("rl", "refused", "some task is solved, and self-training was begun and did not end in a plateau", _no_plateau, "a plateau, or a round that is kept",
          "only after the above plateau"),
     Rule("rl", "open", "no goal", _no_goal, "a goal", "the residual gap justifies the instability and infra"),
     Rule("rl", "refused", "the goal is not surely missed", _goal_near, "a higher goal, or more dev families",
@@ -1081,7 +1185,7 @@ RULES: tuple[Rule, ...] = (
     Rule("rl", "refused", "otherwise",
          _always("too little to learn from", "mixed tasks, pass@n over pass@1, rewards in part", "advice.few_mixed, advice.headroom"),
          "more mixed tasks"),
-    Rule("curriculum", "refused", "a supervised method is left to try, or to settle", _others_first, "their plateau"),
+    Rule("curriculum", "refused", "a supervised method is left to try, or to settle, whatever it costs", _others_first, "the plateau of these methods"),
     Rule("curriculum", "advised", "tasks are never solved", _never, "a try that passes, or a reward in part",
          "none of these can exceed the best trajectory they were trained on"),
     Rule("curriculum", "refused", "otherwise", _always("no task is out of reach", "tasks never solved", "at least 1"), "harder tasks"),

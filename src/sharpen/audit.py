@@ -16,15 +16,15 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from sharpen import loop
-from sharpen.agents.checks import NOOPS, attempt, short, spread, word
+from sharpen.agents.checks import NOOPS, Checks, attempt, gold_and_noop, short, spread, word
 from sharpen.chat.base import said
 from sharpen.errors import RunError, TaskError
 from sharpen.formats.base import RECORDED
 from sharpen.labels import BAR, Labels, content, measure, settled
-from sharpen.records import Audit, Confusion, Message, Probe, RoundPurity, SampleKey, Selection, Task, Trajectory, Verdict
+from sharpen.records import Audit, Confusion, Message, Probe, Record, RoundPurity, SampleKey, Selection, Task, Trajectory, Verdict
 from sharpen.sampling import HINTS
 from sharpen.stats import purity_forecast, weighted_share
-from sharpen.store.files import read_if_there
+from sharpen.store.files import read_if_there, write_json
 from sharpen.store.rungs import CONTROL
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
@@ -36,6 +36,7 @@ from sharpen.verifiers.run import judge_many
 Turns = tuple[str | Message, ...]
 TASKS = 20
 AUDIT = "audit.json"
+CHECKED = "checks.json"
 FEW = 5  # tasks on which the gate tries cheats
 # What may be right after all, or that nobody says who does not know the answer: shown by the audit, and no ground for the gate to refuse.
 SHOWN = {
@@ -314,6 +315,33 @@ def fooled(taskset: TaskSet, limit: int = FEW, timeout_s: float = 60.0) -> str:
         if passed[kind] >= min(2, len(tasks)):
             return f"{kind}: task {task.key!r}: {short(answer)} got pass"
     return ""
+
+
+class Checked(Record, frozen=True, kw_only=True):
+    """``checks.json`` of a run: what its verifier showed before anything was trained on its word. ``cheat``: one that it passes, None where none was tried."""
+
+    verifier: str
+    checks: Checks
+    cheat: str | None
+
+
+def check(taskset: TaskSet, folder: Path, timeout_s: float, *, cheats: bool) -> Checked:
+    """``gold_and_noop`` and, where ``cheats`` are to be tried on a verifier that is not exact, ``fooled``; written into ``folder``."""
+    found = loop.run(gold_and_noop(taskset))
+    assert taskset.verifier is not None
+    cheat = fooled(taskset, timeout_s=timeout_s) if cheats and not taskset.verifier.exact else None
+    made = Checked(verifier=taskset.verifier.name, checks=found, cheat=cheat)
+    write_json(folder / CHECKED, made)
+    return made
+
+
+def checked(taskset: TaskSet, folder: Path, timeout_s: float) -> Checked:
+    """What ``check`` found in ``folder``, cheats among it; asked now where it was not, or of another verifier: it may be a judge, that takes money."""
+    assert taskset.verifier is not None
+    there = read_if_there(folder / CHECKED, Checked)
+    if there is None or there.verifier != taskset.verifier.name or (there.cheat is None and not taskset.verifier.exact):
+        return check(taskset, folder, timeout_s, cheats=True)
+    return there
 
 
 # ---------------------------------------------------------------- how often it is wrong

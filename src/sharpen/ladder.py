@@ -9,12 +9,11 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from sharpen import advisor, loop
-from sharpen.agents.checks import gold_and_noop
-from sharpen.audit import fooled
+from sharpen import advisor
+from sharpen.audit import check
 from sharpen.behaviour import DESCRIBED, FAULTY, compare, describe, faults
 from sharpen.diversity import WRITTEN, Drops, diversity, off_task
-from sharpen.errors import Refused, SettingsError
+from sharpen.errors import Refused, SettingsError, Unsettled
 from sharpen.evaluation import EvaluationSettings, succeeded, weigh
 from sharpen.labels import BAR, Labels, content, measure, read_labels, shuffled
 from sharpen.methods.base import Attempt, Bench, Prompted, Sourced
@@ -35,7 +34,7 @@ from sharpen.methods.hints import hintable
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Gathered, Round, as_set, gather, more_samples, rejection_sampling
 from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey, Tried
+from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey
 from sharpen.sampling import Pool
 from sharpen.stats import families_needed, level_text, next_alpha, paired_gain, pass_interval, smallest_effect
 from sharpen.store.files import write_json
@@ -130,6 +129,10 @@ class LadderSettings(Record, frozen=True, kw_only=True):
         return 1 - self.share(passed_on) / looks
 
 
+class _Unvouched(Refused):
+    """Nobody vouches for what the verifier keeps, which labels or trust may change."""
+
+
 @dataclass
 class Rung:
     """What became of one rung. ``decision`` is a refusal where nothing was made."""
@@ -215,25 +218,23 @@ class Ladder:
                 f"demonstrations: {worth.passed} of {worth.count} pass{errors}, the ceiling of imitation; "
                 f"they cover {worth.covered} of {worth.tasks} tasks"
             )
-        checking = self.bench.checking()
-        checked = loop.run(gold_and_noop(checking))
-        if checked.example:
-            self.bench.say(f"the verifier fails its checks: {checked.example}")
-        keeps = {"rejection-sampling", "expert-iteration", "distillation"} & set(self.settings.rungs)
-        cheat = fooled(checking, timeout_s=self.bench.sampling.verifier_timeout_s) if keeps and not verifier.exact else ""
-        if cheat:
-            self.bench.say(f"the verifier passes a cheat: {cheat}")
+        keeps = bool({"rejection-sampling", "expert-iteration", "distillation"} & set(self.settings.rungs))
+        checked = check(self.bench.checking(), self.bench.run.folder, self.bench.sampling.verifier_timeout_s, cheats=keeps)
+        if checked.checks.example:
+            self.bench.say(f"the verifier fails its checks: {checked.checks.example}")
+        if checked.cheat:
+            self.bench.say(f"the verifier passes a cheat: {checked.cheat}")
         for risk in risks(verifier):
             self.bench.say(risk)
         return Measurements(
-            cheat=cheat,
             risks=risks(verifier),
+            cheat=checked.cheat or "",
             demonstrations=worth.count,
             demonstrations_passing=worth.passed,
             verifier=verifier.name,
             verifier_exact=verifier.exact,
-            gold_passes=checked.gold_passes,
-            noop_fails=checked.noop_fails,
+            gold_passes=checked.checks.gold_passes,
+            noop_fails=checked.checks.noop_fails,
         )
 
     def _baseline(self) -> None:
@@ -254,7 +255,8 @@ class Ladder:
         try:
             attempt = self._do(method, name, self._round(variant))
         except Refused as refusal:
-            refused = Decision(outcome="refuse", action=f"leave out {method}", reasons=(str(refusal),))
+            awaits = isinstance(refusal, Unsettled | _Unvouched)
+            refused = Decision(outcome="refuse", action=f"leave out {method}", reasons=(str(refusal),), awaits=awaits)
             return self._add(Rung(name, method, None, refused, variant=way))
         rung = self._decide(Rung(name, method, attempt.proposal, decision, variant=way))
         self._add(rung)
@@ -409,7 +411,7 @@ class Ladder:
             self.bench.say(f"labels: {note}")
         if decision.outcome == "refuse":
             self.waiting = self.waiting or (purity.outcome == "open" and not seen.cheat)
-            raise Refused(decision.reasons[0])
+            raise _Unvouched(decision.reasons[0])
         self._vouched |= set(found.selection.kept)
         banners = (advisor.unaudited(seen.verifier), *seen.risks) if trusted else decision.banners
         if set(banners) - {*seen.risks} and not trusted:
@@ -523,8 +525,7 @@ class Ladder:
     def _add(self, rung: Rung) -> Rung:
         rung.decision = replace(rung.decision, banners=self.bench.banners, variant=rung.variant)
         self.rungs.append(rung)
-        if (outcome := rung.decision.outcome) != "baseline" and outcome != "proceed":
-            tried = Tried(method=rung.method, outcome=outcome, gain=rung.decision.gain, variant=rung.variant)
+        if (tried := advisor.tried(rung.method, rung.decision)) is not None:
             self.seen = replace(self.seen, tried=(*self.seen.tried, tried))
         folder = self.bench.run.folder / rung.name
         folder.mkdir(parents=True, exist_ok=True)

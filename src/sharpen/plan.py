@@ -25,6 +25,7 @@ from sharpen.agents.choose import load_members, most_turns, playing
 from sharpen.audit import gate_tries
 from sharpen.budget import Adaptive
 from sharpen.ladder import too_small
+from sharpen.measurements import FIRST, open_bench
 from sharpen.methods.base import CHECKS, Prompted
 from sharpen.methods.distillation import uncontrolled
 from sharpen.models import load_model
@@ -33,7 +34,6 @@ from sharpen.policies.prices import FREE, Price, price_of
 from sharpen.records import Model, Spent, Trajectory, Verdict
 from sharpen.report.live import Live
 from sharpen.report.page import count, dollars, minutes
-from sharpen.run import open_bench
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.store.files import read_if_there
 from sharpen.store.run import MANIFEST, Manifest, Run
@@ -45,7 +45,6 @@ from sharpen.verifiers.base import Asking, asking
 
 MEASURED = 16  # tries of the run's first stage that a plan makes where they cost nothing
 BASE = RungName(0, "base").stage
-FIRST = f"{BASE}/dev"
 
 
 @dataclass(frozen=True)

@@ -568,7 +568,10 @@ class Gain(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """The next step, or a refusal, or what became of a rung, with the numbers that forced it. ``banners`` as in Lineage, ``variant`` as in Tried."""
+    """The next step, or a refusal, or what became of a rung, with the numbers that forced it. ``banners`` as in Lineage, ``variant`` as in Tried.
+
+    ``awaits``: a refusal that only somebody's word lifts, by labels, trust or terms; the same command goes on with it.
+    """
 
     outcome: Literal["keep", "plateau", "undecided", "worse", "refuse", "proceed", "baseline"]
     action: str
@@ -576,15 +579,17 @@ class Decision(Record, frozen=True, kw_only=True):
     gain: Gain | None = None
     banners: tuple[str, ...] = ()
     variant: str = ""
+    awaits: bool = False
 
 
 class Tried(Record, frozen=True, kw_only=True):
-    """A rung that was tried and judged, and how: ``""`` as the settings say, else the variant that a rollback made it try."""
+    """A rung that was tried and judged, or refused and ``why``, and how: ``""`` as the settings say, else the variant that a rollback made it try."""
 
     method: str
     outcome: Literal["keep", "plateau", "undecided", "worse", "refuse"]
     gain: Gain | None = None
     variant: str = ""
+    why: str = ""
 
 
 class TeacherSeen(Record, frozen=True, kw_only=True):

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 
@@ -21,10 +20,9 @@ from sharpen.advisor import too_lossy
 from sharpen.errors import RunError, SettingsError, Stopped
 from sharpen.handoff.folder import try_to_hand_over
 from sharpen.ladder import Ladder, Rung
-from sharpen.methods.base import Bench
+from sharpen.measurements import open_bench, wanted
 from sharpen.models import load_model
 from sharpen.models import shipped as ships
-from sharpen.policies.meter import SPENT, Meter
 from sharpen.records import Model, Spent
 from sharpen.report.live import Live
 from sharpen.report.page import bought, paid
@@ -61,7 +59,9 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
                 raise SettingsError("the tasks have no dev split: nothing could be decided; give tasks.splits.dev some families")
             model = load_model(settings.model, settings.template)
             if planned is not None and not any(note.get("event") == "planned" for note in run.ledger()):
-                run.note({"event": "planned", "spent": replace(planned(tasks, model), seconds=0.0)})  # which nobody knows before a try was made
+                run.note(
+                    {"event": "planned", "spent": replace(planned(tasks, model), seconds=0.0)}
+                )  # which nobody knows before a try was made
             with open_bench(settings, run, tasks, model, live, asked) as bench:
                 run.note(_circumstances(settings))
                 ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust, advice=settings.advice)
@@ -109,17 +109,6 @@ def _slug(teacher: str) -> str:
     return re.sub(r"[^\w.-]+", "-", teacher.rstrip("/").rsplit("/", 1)[-1])
 
 
-def open_bench(settings: RunSettings, run: Run, tasks: TaskSet, model: Model, live: Live, asked: Callable[[], str]) -> Bench:
-    """The bench that ``settings`` describe, with ``live`` to hear of its work."""
-    return Bench(
-        run=run, tasks=tasks, base=model, seed=settings.seed, engine=settings.engine, sampling=settings.sampling,
-        selection=settings.selection, training=settings.training, evaluation=settings.evaluation, few_shot=settings.few_shot,
-        harness=settings.harness, several=settings.agent, teacher=settings.teacher, distillation=settings.distillation,
-        hints=settings.hints, preference=settings.preference, permissions=settings.terms,
-        meter=Meter(settings.spending, run.folder / SPENT, asked), listen=live, say=live.say,
-    )  # fmt: skip
-
-
 def _print(folder: Path, shipped: Rung | None = None, handed: str = "") -> None:
     """The table of what is there, what it cost, and where the rest lies."""
     page, view = write_page(folder), read_run(folder, samples=0)
@@ -147,7 +136,7 @@ def _circumstances(settings: RunSettings) -> dict[str, object]:
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "commit": _commit(),
         "seed": settings.seed,
-        "spending": msgspec.to_builtins(settings.spending),
+        **wanted(settings),
     }
 
 

@@ -164,11 +164,18 @@ def load_terms(path: Path) -> tuple[TermsSettings, ...]:
         raise SettingsError(f"{path}: {_readable(str(error))}") from error
 
 
+NO_PART = (
+    "spending",
+    "terms",
+    "goal",
+    "advice",
+)  # of what a run is: caps and wishes may change, and permissions be renewed, while it lasts
+
+
 def to_yaml(settings: RunSettings) -> str:
-    """The resolved settings, every default written out, without ``spending``, ``terms``, ``goal`` and ``advice``: caps and wishes may change, and permissions
-    be renewed, while a run lasts, so they are no part of what it is. What trained keeps its terms (``Lineage``)."""
+    """The resolved settings, every default written out, without ``NO_PART``. What trained keeps its terms (``Lineage``)."""
     data = msgspec.to_builtins(settings)
-    for key in ("spending", "terms", "goal", "advice"):
+    for key in NO_PART:
         del data[key]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 

@@ -31,6 +31,9 @@ low an upper bound. ``tests/test_stats.py`` repeats a part of it.
 """
 
 
+BY_FAMILIES = "Clopper-Pearson over families"  # the branch of an interval of families that are nearly all alike
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The unbiased chance that at least one of ``k`` tries passes, from ``c`` passes in ``n`` tries: 1 - C(n-c, k) / C(n, k) (2107.03374).
 
@@ -105,7 +108,7 @@ def cluster_bootstrap_mean(
         # At an end of the span nothing can hide beyond it.
         low = low if common <= span[0] else min(low, common - below * (common - span[0]))
         high = high if common >= span[1] else max(high, common + above * (span[1] - common))
-        method = "Clopper-Pearson over families"
+        method = BY_FAMILIES
     return Interval(value=mean, low=max(low, span[0]), high=min(high, span[1]), n=n, level=level, method=method)
 
 
@@ -145,7 +148,8 @@ def paired_gain(
     no family differs the bootstrap would claim certainty; see :func:`cluster_bootstrap_mean` for the bound used then.
 
     ``smallest_visible`` is (z[(1+level)/2] + z[0.8]) times the cluster standard error (Bloom 1995; power analysis in 2411.00640): the true
-    gain that the deciding interval would put over 0 four times in five. A normal approximation; NaN where that error is 0 or undefined.
+    gain that the deciding interval would put over 0 four times in five. A normal approximation, so NaN where the deciding interval is not made of that error
+    (Clopper-Pearson over families), and where the error is 0 or undefined.
     """
     before, after = _by_task(base), _by_task(other)
     if missing := sorted(before.keys() ^ after.keys()):
@@ -159,12 +163,14 @@ def paired_gain(
 
     sums, sizes = np.array([sum(d) for d in differences.values()]), np.array([float(len(d)) for d in differences.values()])
     error = _standard_error(sums, sizes) if len(sums) > 1 else math.nan
+    deciding = cluster_bootstrap_mean(differences, level, seed, span=(-1.0, 1.0))
+    rests_on_error = error > 0 and deciding.method != BY_FAMILIES
     return Gain(
         base=names[0],
         other=names[1],
         printed=cluster_bootstrap_mean(differences, 0.95, seed, span=(-1.0, 1.0)),
-        deciding=cluster_bootstrap_mean(differences, level, seed, span=(-1.0, 1.0)),
-        smallest_visible=float(ndtri((1 + level) / 2) + ndtri(0.8)) * error if error > 0 else math.nan,
+        deciding=deciding,
+        smallest_visible=float(ndtri((1 + level) / 2) + ndtri(0.8)) * error if rests_on_error else math.nan,
     )
 
 

@@ -28,11 +28,13 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec.structs import replace
 
+from sharpen import advisor
 from sharpen.advisor import purity_line
 from sharpen.agents.base import with_shots
 from sharpen.audit import AUDIT
 from sharpen.errors import ModelError, RunError, SharpenError
 from sharpen.handoff.justify import Headroom, Justification, justify
+from sharpen.measurements import Found, as_last_wanted, measured, open_bench
 from sharpen.methods.base import Prompted, required
 from sharpen.models import load_model, open_folder
 from sharpen.records import (
@@ -41,6 +43,7 @@ from sharpen.records import (
     Interval,
     Message,
     Model,
+    Option,
     Purity,
     Record,
     SampleKey,
@@ -168,9 +171,9 @@ def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
     view = read_run(folder, samples=0)
     folder = folder.resolve()
     check_rungs(folder)
-    settings = load_settings(folder / SETTINGS, {})
     run = Run.hold(folder)
     try:
+        settings = as_last_wanted(run)
         tasks = tasks or load_tasks(settings.tasks, settings.demonstrations)
         limits: list[str] = []
         proposals = _proposals(folder, settings, view.rungs, limits)
@@ -201,7 +204,7 @@ def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
         counted = [_counted(task, made) for task in tasks.split("train").tasks]
         verifier = _vouched(folder, tasks, view.rungs, view.banners)
         assert chosen.dev is not None
-        headroom = _headroom(chosen.dev, k, settings, counted, made, view.rungs, verifier)
+        headroom = _headroom(chosen.dev, k, settings, counted, made, verifier)
         if made is not None and made.by:
             limits.append(
                 f"the tasks are split by tries of {made.by}, made in {made.rung}: the model of {chosen.name} has made none at them"
@@ -212,7 +215,7 @@ def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
             start=start,
             verifier=verifier,
             headroom=headroom,
-            justification=justify(headroom),
+            justification=justify(_of_rl(run, settings, tasks), headroom),
             tasks={kind: sum(line.kind == kind for line in counted) for kind in KINDS},
             limits=tuple(limits),
         )
@@ -221,6 +224,14 @@ def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
     finally:
         run.close()
     return handoff
+
+
+def _of_rl(run: Run, settings: RunSettings, tasks: TaskSet) -> Option:
+    """What the advisor says of RL from what stands: the same as ``sharpen advise``. Nothing is bought for it."""
+    with open_bench(settings, run, tasks, load_model(settings.model, settings.template)) as bench:
+        seen = measured(bench, settings, Found.of(run.folder, settings))
+    said = advisor.choose(seen, settings.advice, settings.ladder.delta)
+    return next(option for option in said.options if option.action == "rl")
 
 
 # ---------------------------------------------------------------- which model
@@ -453,7 +464,6 @@ def _headroom(
     settings: RunSettings,
     counted: Sequence[Counted],
     made: _Measured | None,
-    rungs: Sequence[RungView],
     verifier: Vouched,
 ) -> Headroom:
     gaps: dict[str, list[float]] = defaultdict(list)
@@ -477,7 +487,6 @@ def _headroom(
         pass_1=pass_interval(dev.tasks, 1, 0.95, settings.seed),
         pass_k=pass_interval(dev.tasks, k, 0.95, settings.seed),
         gap=cluster_bootstrap_mean(gaps, 0.95, settings.seed, span=(0.0, 1.0)),
-        delta=settings.ladder.delta,
         tries=max((line.tries for line in counted), default=0),
         by=made.by if made is not None else "",
         solved=number["solved"],
@@ -486,19 +495,11 @@ def _headroom(
         graded=sum(line.graded for line in counted),
         unmeasured=number["unmeasured"],
         bound=max((line.at_most for line in counted if line.kind == "never-solved" and not line.graded), default=0.0),
-        climb=_last_climb(rungs),
         verifier=verifier.name,
         exact=verifier.exact,
         purity=verifier.purity,
         **cost,
     )
-
-
-def _last_climb(rungs: Sequence[RungView]) -> Literal["better", "plateau", "undecided", "refused", "none"]:
-    """What became of the last rung that was to train."""
-    tried = [rung.decision.outcome for rung in rungs if rung.decision and not rung.control and rung.method not in ("base", "few shot")]
-    words: dict[str, Any] = {"keep": "better", "plateau": "plateau", "worse": "plateau", "undecided": "undecided", "refuse": "refused"}
-    return words[tried[-1]] if tried else "none"
 
 
 # ---------------------------------------------------------------- writing
@@ -619,4 +620,4 @@ def try_to_hand_over(folder: Path, tasks: TaskSet) -> str:
         handoff = hand_over(folder, tasks)
     except SharpenError as error:
         return f"rl:    not written: {error}"
-    return f"rl:    {folder / FOLDER}: {handoff.justification.outcome}"
+    return f"rl:    {folder / FOLDER}: {handoff.justification.outcome}: {handoff.justification.reason}"

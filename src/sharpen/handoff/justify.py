@@ -1,7 +1,6 @@
-"""Is RL justified from here? A pure function from numbers to a paragraph; it knows nothing of models or files.
+"""Whether RL is justified from here, as a paragraph: what ``advisor.choose`` decided, with the numbers. It decides nothing itself.
 
-METHODS: RL is worth its cost when supervision has plateaued, pass@k is well above pass@1, there are tasks with mixed outcomes, and what the verifier
-passes is truly good. A task that no try solves teaches RL nothing, unless its reward differs between tries.
+It knows nothing of models or files. A task that no try solves teaches RL nothing, unless its reward differs between tries.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from sharpen.records import Interval, Purity, Record
+from sharpen.advisor import reason_line
+from sharpen.records import Interval, Option, Purity, Record
 
 GROUP = 8  # tries of a task in one step of GRPO, as the emitted script has it
 
@@ -19,15 +19,14 @@ class Headroom(Record, frozen=True, kw_only=True):
 
     ``pass_1``, ``pass_k`` and their difference task by task, ``gap``, are of the chosen model on dev. Of the tasks that may train, by ``tries`` of each
     made by ``by`` ("" where it is the chosen model itself), ``solved`` always pass, ``mixed`` sometimes, ``never`` not once, at most ``bound`` of the time
-    each (one-sided, 95 %); on ``graded`` of the last the score differs between tries. ``unmeasured`` have no try. ``climb`` is what became of the last
-    rung that was trained. Costs are of one try, as the run had them; seconds are wall time with many tries at once.
+    each (one-sided, 95 %); on ``graded`` of the last the score differs between tries. ``unmeasured`` have no try. Costs are of one try, as the run had them;
+    seconds are wall time with many tries at once.
     """
 
     k: int
     pass_1: Interval
     pass_k: Interval
     gap: Interval
-    delta: float
     tries: int
     by: str
     solved: int
@@ -36,7 +35,6 @@ class Headroom(Record, frozen=True, kw_only=True):
     graded: int
     unmeasured: int
     bound: float
-    climb: Literal["better", "plateau", "undecided", "refused", "none"]
     verifier: str
     exact: bool
     purity: Purity | None = None
@@ -47,74 +45,27 @@ class Headroom(Record, frozen=True, kw_only=True):
 
 
 class Justification(Record, frozen=True, kw_only=True):
-    """Whether RL is justified, and one paragraph that says why, with its numbers."""
+    """Whether RL is justified, why, and one paragraph that says it with its numbers."""
 
-    outcome: Literal["justified", "not yet", "not justified"]
+    outcome: Literal["justified", "open", "not justified"]
+    reason: str
     paragraph: str
 
 
-def justify(seen: Headroom) -> Justification:
-    """Whether RL is justified: on everything that speaks against it, the gravest first."""
-    against = [reason for reason in (_impure(seen), _no_food(seen), _no_gap(seen)) if reason]
-    not_yet = [] if against else [reason for reason in (_still_climbing(seen), _unaudited(seen), _unmeasured(seen)) if reason]
-    outcome: Literal["justified", "not yet", "not justified"] = "not justified" if against else "not yet" if not_yet else "justified"
-    head = {"justified": "RL is justified", "not yet": "RL is not justified yet", "not justified": "RL is not justified"}[outcome]
-    ground = against or not_yet or ["supervision has plateaued, and there is something that it did not get"]
-    sentences = [f"{head}: {'; '.join(ground)}.", _headroom(seen), _cost(seen), _limits(seen)]
-    return Justification(outcome=outcome, paragraph=" ".join(sentence for sentence in sentences if sentence))
+def justify(rl: Option, seen: Headroom) -> Justification:
+    """The paragraph on ``rl``, which is what ``advisor.choose`` says of RL from what stands."""
+    outcome, head = _OUTCOMES[rl.standing]
+    reason = reason_line(rl.reason)
+    changes = f"What would change it: {rl.changes}." if rl.changes else ""
+    sentences = [f"{head}: {reason}.", changes, _headroom(seen), _cost(seen), _limits(seen)]
+    return Justification(outcome=outcome, reason=reason, paragraph=" ".join(sentence for sentence in sentences if sentence))
 
 
-# ---------------------------------------------------------------- what speaks against it
-
-
-def _impure(seen: Headroom) -> str:
-    if seen.exact or seen.purity is None or seen.purity.outcome != "below":
-        return ""
-    return (
-        f"labels show that too much of what {seen.verifier} passes is not good ({seen.purity.share.value:.0%}), "
-        "and RL would learn to be passed, not to be good; mend the verifier"
-    )
-
-
-def _no_food(seen: Headroom) -> str:
-    if seen.mixed or seen.graded or not seen.solved + seen.never:
-        return ""
-    if not seen.never:
-        return f"all {seen.solved} tasks are always solved, so no try is better than another; take harder tasks"
-    return (
-        f"no task has both passes and fails, so no try is better than another and the gradient is zero; those never solved ({seen.never}) "
-        "take a teacher, hints or a curriculum"
-    )
-
-
-def _no_gap(seen: Headroom) -> str:
-    if seen.k < 2:
-        return "pass@k was measured at k = 1 only, so whether it ever does better than it usually does is not known; raise evaluation.k"
-    if math.isnan(seen.gap.high):
-        return "the gap between pass@k and pass@1 is undefined on so few families; evaluate on more dev tasks"
-    if seen.gap.high < seen.delta:
-        return f"pass@{seen.k} is over pass@1 by at most {seen.gap.high:.1%}, under the smallest gain of interest, {seen.delta:.1%}"
-    return ""
-
-
-def _still_climbing(seen: Headroom) -> str:
-    return {
-        "better": "the last round of supervision was better than the one before; make another first",
-        "undecided": "whether the last round of supervision was better is undecided; evaluate it on more dev families first",
-        "none": "no round of training was tried; supervision comes first",
-    }.get(seen.climb, "")
-
-
-def _unaudited(seen: Headroom) -> str:
-    if seen.exact or (seen.purity is not None and seen.purity.outcome == "clears"):
-        return ""
-    return f"the verifier {seen.verifier} is neither exact nor audited, and RL finds whatever passes without being good; label first (sharpen label)"
-
-
-def _unmeasured(seen: Headroom) -> str:
-    if seen.solved + seen.mixed + seen.never:
-        return ""
-    return f"no try was made at the {seen.unmeasured} tasks that may train, so how many of them are mixed is not known; sharpen sample --split train tells"
+_OUTCOMES: dict[str, tuple[Literal["justified", "open", "not justified"], str]] = {
+    "advised": ("justified", "RL is justified"),
+    "open": ("open", "Whether RL is justified is open"),
+    "refused": ("not justified", "RL is not justified"),
+}
 
 
 # ---------------------------------------------------------------- the numbers

@@ -33,6 +33,7 @@ CONCLUSIONS = (
     "behaviour.json",
     "faults.json",
     "advice.json",
+    "checks.json",
     "rl",
 )  # of a ladder, from stages: cheap to come to again
 

@@ -523,11 +523,14 @@ class Ladder:
         if (outcome := rung.decision.outcome) != "baseline" and outcome != "proceed":
             tried = Tried(method=rung.method, outcome=outcome, gain=rung.decision.gain, variant=rung.variant)
             self.seen = replace(self.seen, tried=(*self.seen.tried, tried))
+        self._write(rung)
+        return rung
+
+    def _write(self, rung: Rung) -> None:
         folder = self.bench.run.folder / rung.name
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "decision.json", rung.decision)
         self.bench.say(f"{rung.name.removeprefix('rungs/')}: {rung.decision.action}: {'; '.join(rung.decision.reasons)}")
-        return rung
 
 
 def too_small(settings: LadderSettings, evaluation: EvaluationSettings, tasks: TaskSet) -> str:

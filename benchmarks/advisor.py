@@ -7,6 +7,7 @@ into pieces. ``--fit`` runs tuning seeds instead and prints ``advisor.FITTED``. 
 Measured: ladders that keep any rung whose true gain is not positive; plateaus called while a next round would truly gain over delta (the median of nine);
 intervals of gains, and forecasts, that hold the true gain; the true pass rate of what ships, under the same budget, beside
 
+- *sharpen run*: the ladder as that command climbs it with its defaults, by the same code (``AsRun``), asking ``choose`` nothing
 - *three rounds*: SFT where there are demonstrations, then three rounds, the last ships; nothing is evaluated, so nothing is paid for it
 - *first drop*: the same, until dev's point estimate falls; what was before it ships
 - *distil*: the teacher where there is one and it is allowed, else SFT; ships
@@ -17,32 +18,56 @@ intervals of gains, and forecasts, that hold the true gain; the true pass rate o
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import worlds
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from worlds import Rung, Standing, World
 
-from sharpen import advisor
+from sharpen import advisor, ladder
 from sharpen.advisor import AdvisorSettings
+from sharpen.errors import Refused, Stopped
+from sharpen.evaluation import EvaluationSettings
 from sharpen.labels import BAR
+from sharpen.ladder import LadderSettings
+from sharpen.methods.base import Attempt, Hints, Prompted
+from sharpen.methods.rejection_sampling import Round, as_set
 from sharpen.records import Decision, Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Tried
+from sharpen.sampling import SamplingSettings
 from sharpen.stats import clopper_pearson, next_alpha, paired_gain, pass_interval, purity_bound
+from sharpen.training.base import Training
+
+Counts = NDArray[np.int64]
 
 DELTA, ALPHA = 0.03, 0.05
 TRIES = 9  # few-shot, SFT, distillation and six rounds share the alpha
 LOOKS = (1, 2, 4)  # times the tries of a look, bought where a gain stays undecided, as evaluation.max_n does
 LABELS = (29, 100)  # of what a round keeps: all that is asked for, then more while it is open
 AS_RUNG: dict[str, Rung] = {"few-shot": "few-shot", "sft": "sft", "distillation": "distillation"}
+
+
+def counted(world: World, passes: Counts) -> dict[str, Any]:
+    """What is seen of how often training tasks are solved."""
+    n, solved = world.tries, int((passes > 0).sum())
+    return {
+        "samples_per_task": n, "tasks_sampled": len(passes), "tasks_solved": solved, "tasks_mixed": int(((passes > 0) & (passes < n)).sum()),
+        "pass_n": clopper_pearson(solved, len(passes)), "rewarded_in_part": int((passes == 0).sum()) if world.partial else 0,
+    }  # fmt: skip
 
 
 class Ladder:
@@ -72,14 +97,8 @@ class Ladder:
         return [TaskResult(task=str(at), family=str(family[at]), samples=n, passes=int(k)) for at, k in enumerate(passes)]
 
     def sampled(self, tasks: int | None = None) -> dict[str, Any]:
-        p, n = worlds.seen(self.world, self.model, "train")[:tasks], self.world.tries
-        passes = self.rng.binomial(n, p)
-        solved = int((passes > 0).sum())
-        part = int((passes == 0).sum()) if self.world.partial else 0
-        return {
-            "samples_per_task": n, "tasks_sampled": len(p), "tasks_solved": solved, "tasks_mixed": int(((passes > 0) & (passes < n)).sum()),
-            "pass_n": clopper_pearson(solved, len(p)), "rewarded_in_part": part,
-        }  # fmt: skip
+        p = worlds.seen(self.world, self.model, "train")[:tasks]
+        return counted(self.world, self.rng.binomial(self.world.tries, p))
 
     def purity(self) -> Purity:
         """Labels at random of what this round would keep; a person is asked for 29, and for more while that is open."""
@@ -104,6 +123,15 @@ class Ladder:
         self.teacher_results = self.evaluate(worlds.teacher(self.world), n, tasks)
         self.left -= len(self.teacher_results) * n * self.world.lesson
 
+    def look_around(self) -> Measurements:
+        """What nothing has to be sampled for."""
+        world = self.world
+        passing = int(self.rng.binomial(world.demos, min(1.0, float(worlds.seen(world, worlds.demonstrator(world), "train").mean()))))
+        return Measurements(
+            demonstrations=world.demos, demonstrations_passing=passing, demonstration_rate=clopper_pearson(passing, world.demos),
+            verifier="verifier", verifier_exact=world.exact, gold_passes=True, noop_fails=self.kind() != "yes to everything",
+        )  # fmt: skip
+
     def look(self) -> Measurements:
         """What ``sharpen advise`` would know for a fiftieth of the budget, over the base's evaluation."""
         world, few = self.world, self.settings.budget * self.world.budget
@@ -115,13 +143,14 @@ class Ladder:
         if world.taught is not None:
             self.ask_teacher(int(np.clip(few / 2 / world.lesson, 2, len(world.dev.base))), 1)
             teacher = TeacherSeen(name="teacher", terms=world.terms, gain=self.versus())
-        passing = int(self.rng.binomial(world.demos, min(1.0, float(worlds.seen(world, worlds.demonstrator(world), "train").mean()))))
-        yes = self.kind() == "yes to everything"
-        return Measurements(
-            demonstrations=world.demos, demonstrations_passing=passing, demonstration_rate=clopper_pearson(passing, world.demos),
-            verifier="verifier", verifier_exact=world.exact, gold_passes=True, noop_fails=not yes,
-            rate=pass_interval(self.standing), teacher=teacher, goal=Goal(value=world.goal), goal_rate=None, left=self.left, **self.sampled(tasks),
-        )  # fmt: skip
+        return replace(
+            self.look_around(),
+            rate=pass_interval(self.standing),
+            teacher=teacher,
+            goal=Goal(value=world.goal),
+            left=self.left,
+            **self.sampled(tasks),
+        )
 
     def may_sample_all(self, seen: Measurements) -> bool:
         """Whether there are tasks that were not sampled, and tries of all are paid for by what is left."""
@@ -159,8 +188,7 @@ class Ladder:
                 break  # a few-shot prompt that is open is tried: judging it is what would close it
         self.row["end"] = f"{advice.recommendation.action}:{advice.recommendation.standing}"
         self.row["called"] = advisor.ended(seen, self.settings, DELTA)
-        after = [worlds.truth(self.world, worlds.attempt(self.world, self.model, "round", 100 + at)) for at in range(9)]
-        self.row["left_gain"] = float(np.median(after)) - worlds.truth(self.world, self.model)
+        self.row["left_gain"] = left_gain(self.world, self.model)
         self.row["truth"], self.row["spent"] = worlds.truth(self.world, self.model), 1 - self.left / self.world.budget
         self.row["path"] = "/".join(self.model.path)
         return self.row
@@ -224,6 +252,163 @@ class Ladder:
 def _more(first: list[TaskResult], others: list[TaskResult]) -> list[TaskResult]:
     """A later look adds tries to the earlier ones."""
     return [replace(one, samples=one.samples + two.samples, passes=one.passes + two.passes) for one, two in zip(first, others, strict=True)]
+
+
+def left_gain(world: World, model: Standing) -> float:
+    """What the next round would truly gain: the median of nine."""
+    after = [worlds.truth(world, worlds.attempt(world, model, "round", 100 + at)) for at in range(9)]
+    return float(np.median(after)) - worlds.truth(world, model)
+
+
+# ---------------------------------------------------------------- as sharpen run climbs
+
+
+@dataclass(eq=False)
+class Tries:
+    """What stands made of the training tasks, in the place of a ``Pool``: ``passes`` of each, in the ``first`` tries and in all."""
+
+    first: Counts
+    passes: Counts
+
+
+class Made:
+    """A made-up ``Bench``: default settings with the world's numbers of tries, evaluation, and the meter, which stops what would not fit the budget."""
+
+    training, hints, seed, banners = Training(), Hints(), 0, ()
+
+    def __init__(self, of: Ladder) -> None:
+        self.of, self.base = of, of.model
+        self.evaluation = replace(EvaluationSettings(), n=of.world.evaluation)
+        self.sampling = replace(SamplingSettings(), n=of.world.tries)
+        dev = SimpleNamespace(tasks=[SimpleNamespace(family=family) for family in of.world.dev.family.tolist()])
+        self.tasks = SimpleNamespace(split=lambda _: dev)
+        self._devs: dict[str, list[TaskResult]] = {}
+
+    def say(self, _: str) -> None: ...
+
+    def permitted(self) -> None: ...
+
+    def pay(self, price: float) -> None:
+        if price > self.of.left:
+            raise Stopped("the budget is spent")
+        self.of.left -= price
+
+    def evaluate(self, name: str, agent: Prompted, _: str, n: int | None = None) -> SimpleNamespace:
+        """Tries are made once; a later look adds to them."""
+        n, there = n or self.evaluation.n, self._devs.get(name, [])
+        if (more := n - (there[0].samples if there else 0)) > 0:
+            self.pay(len(self.of.world.dev.base) * more)
+            made = self.of.evaluate(standing_of(agent), more)
+            self._devs[name] = _more(there, made) if there else made
+        return SimpleNamespace(tasks=self._devs[name])
+
+
+def standing_of(agent: Any) -> Standing:
+    """What an agent is in its world: the model, or that with its examples where it is shown some."""
+    return agent.shots[0] if agent.shots else agent.model
+
+
+class AsRun(ladder.Ladder):
+    """The ladder of ``sharpen run`` in a made-up world: rungs, retries, alphas and decisions are that class's own; only tries, training and labels are made up.
+
+    Every way to make a round again has a plain round's effect, with luck of its own; ``more-samples`` that of twice the tries.
+    """
+
+    def __init__(self, world: World, settings: LadderSettings | None = None) -> None:
+        self.of, self.made = Ladder(world, AdvisorSettings()), Counter[tuple[Standing, str]]()
+        self.at: Any = Made(self.of)
+        super().__init__(self.at, settings or LadderSettings())
+
+    def outcome(self) -> dict[str, Any]:
+        """Climbs, and gives what came of it."""
+        world, stopped = self.of.world, False
+        try:
+            self.climb()
+        except Stopped:  # what stands ships, and no end is called
+            stopped = True
+        kept = [standing_of(rung.agent) for rung in self.rungs if rung.decision.outcome in ("baseline", "keep") and not rung.control]
+        truths = [worlds.truth(world, model) for model in kept]
+        return {
+            "kept": len(kept) - 1, "bad": sum(after <= before for before, after in pairwise(truths)), "truth": truths[-1],
+            "called": "" if stopped or self.waiting else advisor.ended(self.seen, self.advice, self.settings.delta),
+            "left_gain": left_gain(world, kept[-1]), "stopped": stopped, "waiting": self.waiting,
+            "rungs": [[rung.name.removeprefix("rungs/"), rung.decision.outcome] for rung in self.rungs],
+        }  # fmt: skip
+
+    def look(self) -> Measurements:
+        return self.of.look_around()
+
+    def _do(self, method: advisor.Method, name: str, how: Round) -> Attempt:
+        """In the order of the ladder's own: sample, measure, ask whether anything is there to keep, pass the gate, train nothing twice."""
+        world, standing, bench = self.of.world, self.standing.agent, self.bench
+        assert standing is not None and method != "distillation"
+        if method in ("few-shot", "sft"):
+            self.at.pay(worlds.cost(world, AS_RUNG[method], judged=False))
+            after: Any = self._attempt(world, standing, AS_RUNG[method])
+            return Attempt(Prompted(standing.model, (after,)) if method == "few-shot" else Prompted(after))
+        found: Any = self._gather(how, standing)
+        if how.sampling.temperature == bench.sampling.temperature:
+            self._had = found
+            assert self.standing.dev is not None
+            self.seen = replace(self._succeeded(found), rate=pass_interval(self.standing.dev.tasks, 1, 0.95, bench.seed))
+        decision = advisor.after_sampling(method, self._succeeded(found), hinted=how.hints)
+        if decision.outcome == "refuse":
+            raise Refused(decision.reasons[0])
+        self._gate(method, name, found)
+        trains: Any = (how.negatives, how.start, frozenset([found, how.hints]))
+        if trains in self._made:
+            raise Refused("the same tries would train the same model again")
+        self._made.add(trains)
+        control = method == "rejection-sampling" and self.settings.control and dataclasses.replace(how, had=None) == as_set(bench)
+        self.at.pay(len(world.train.base) * min(2, world.tries) * world.row * (1 + control))
+        after = self._attempt(dataclasses.replace(world, tries=how.sampling.n), standing, "round")
+        return Attempt(Prompted(after), control=Attempt(standing) if control else None)
+
+    def _attempt(self, world: World, standing: Prompted, rung: Rung) -> Standing:
+        before = standing_of(standing)
+        self.made[before, rung] += 1
+        return worlds.attempt(world, before, rung, self.made[before, rung] - 1)
+
+    def _gather(self, how: Round, standing: Prompted) -> Tries:
+        world, had = self.of.world, cast(Tries | None, how.had)
+        self.of.model = standing_of(standing)
+        if had is None:
+            had = Tries(first := self._sample(world.tries), first)
+        if (more := how.sampling.n - world.tries) > 0:
+            had = Tries(had.first, had.passes + self._sample(more))
+        if how.hints:
+            self.at.pay(int((had.passes == 0).sum()) * self.bench.hints.n)
+        return had
+
+    def _sample(self, n: int) -> Counts:
+        p = worlds.seen(self.of.world, self.of.model, "train")
+        self.at.pay(len(p) * n)
+        return self.of.rng.binomial(n, p)
+
+    def _succeeded(self, pool: Any) -> Measurements:
+        later = int(((pool.first == 0) & (pool.passes > 0)).sum())
+        return replace(self.seen, solved_later=later, **counted(self.of.world, pool.first))
+
+    def _gate(self, method: advisor.Method, name: str, found: Any) -> None:
+        seen = self.seen if self.seen.verifier_exact else replace(self.seen, purity=self.of.purity())
+        decision = advisor.gate(method, seen, "")
+        if decision.outcome == "refuse":
+            assert seen.purity is not None
+            self.waiting = self.waiting or seen.purity.outcome == "open"
+            raise Refused(decision.reasons[0])
+
+    def _control(self, real: ladder.Rung, attempt: Attempt) -> None:
+        assert real.dev is not None
+        self.at.pay(sum(task.samples for task in real.dev.tasks))
+
+    def _watch(self, before: ladder.Rung, rung: ladder.Rung, forgotten: Gain | None) -> None:
+        """Shown, and by default nothing is decided by it."""
+
+    def _habits(self, before: ladder.Rung, after: ladder.Rung) -> None: ...
+
+    def _write(self, rung: ladder.Rung) -> None: ...
+
+    def _open_test(self) -> None: ...
 
 
 def simple(world: World) -> dict[str, float]:
@@ -294,7 +479,8 @@ def run(seed: int) -> dict[str, Any]:
     row["cpu_s"] = time.process_time() - started
     return row | {
         "families": len(set(world.dev.family.tolist())),
-        "rules": simple(world) | {"hindsight": hindsight(world)},
+        "run": (run_ := AsRun(world).outcome()),
+        "rules": simple(world) | {"sharpen run": run_["truth"], "hindsight": hindsight(world)},
         "teacher": world.taught is not None and world.terms == "allowed",
     }
 
@@ -321,6 +507,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"plateaus called while the next round would gain over {DELTA:.0%}: {ci(sum(row['left_gain'] > DELTA for row in called), len(called))}"
     weak = [row for row in rows if row["called"] == "undecided"]
     yield f"  called undecided instead: {len(weak)}, of which {sum(row['left_gain'] > DELTA for row in weak)} had that left"
+    yield from as_run([row | row["run"] for row in rows])
     for says, wanted in (("exact verifiers", lambda row: row["kind"] == "exact"), ("others", lambda row: row["kind"] != "exact")):
         gains = [gain for row in rows if wanted(row) for gain in row["gains"] if gain[1] is not None]
         first, last = sum(_holds(*gain[4][0], gain[3]) for gain in gains), sum(_holds(*gain[1:4]) for gain in gains)
@@ -339,7 +526,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for says, wanted in groups.items():
         of = [row for row in rows if wanted(row)]
         yield f"true pass rate of what ships, {says} ({len(of)} worlds), regret to hindsight, and share of worlds under the base by over 1 point:"
-        for name in ("advisor", "three rounds", "first drop", "distil", "never stop", "base", "hindsight"):
+        for name in ("advisor", "sharpen run", "three rounds", "first drop", "distil", "never stop", "base", "hindsight"):
             got = np.array([row["truth"] if name == "advisor" else row["rules"][name] for row in of])
             best, base = np.array([row["rules"]["hindsight"] for row in of]), np.array([row["rules"]["base"] for row in of])
             ours = np.array([row["truth"] for row in of])
@@ -352,6 +539,29 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         ends[row["end"]] = ends.get(row["end"], 0) + 1
     yield "ends: " + ", ".join(f"{name} {many}" for name, many in sorted(ends.items(), key=lambda one: -one[1]))
+
+
+def as_run(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The errors of the ladder as ``sharpen run`` climbs it."""
+    settings = LadderSettings()
+    retried = [row for row in rows if any(ladder.RETRY in name for name, _ in row["rungs"])]
+    ended = Counter("the budget" if row["stopped"] else "labels that are missing" if row["waiting"] else "the last rung" for row in rows)
+    yield f"sharpen run ({', '.join(settings.rungs)}, at most {settings.retries} retries), {sum(row['kept'] for row in rows)} rungs kept:"
+    yield f"  ladders that keep a rung whose true gain is not positive: {ci(sum(row['bad'] > 0 for row in rows), len(rows))}"
+    for kind in ("exact", "noisy", "hackable", "yes to everything"):
+        of = [row for row in rows if row["kind"] == kind]
+        yield f"    where the verifier is {kind}: {ci(sum(row['bad'] > 0 for row in of), len(of))}"
+    for says, left in (("plateaus called", "plateau"), ("self-training called undecided instead", "undecided")):
+        called = [row for row in rows if row["called"] == left]
+        yield f"  {says} while the next round would gain over {DELTA:.0%}: {ci(sum(row['left_gain'] > DELTA for row in called), len(called))}"
+    yield f"  a round is made again in {len(retried)} ladders; they end by " + ", ".join(
+        f"{why} ({many})" for why, many in ended.most_common()
+    )
+    yield (
+        "  Not modelled: what hints, negatives, another temperature and going on from what stands do other than a plain round with luck of its own; "
+        "which tasks have a solution to show (all do); what a round costs in diversity (collapse is only shown by default, and decides nothing); "
+        "the control's own effect (it is paid for). Labels are given when they are asked for, as to the advisor. Evaluation looks once (max_n: 0)."
+    )
 
 
 def fit(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -527,11 +527,14 @@ class Ladder:
         self.rungs.append(rung)
         if (tried := advisor.tried(rung.method, rung.decision)) is not None:
             self.seen = replace(self.seen, tried=(*self.seen.tried, tried))
+        self._write(rung)
+        return rung
+
+    def _write(self, rung: Rung) -> None:
         folder = self.bench.run.folder / rung.name
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "decision.json", rung.decision)
         self.bench.say(f"{rung.name.removeprefix('rungs/')}: {rung.decision.action}: {'; '.join(rung.decision.reasons)}")
-        return rung
 
 
 def too_small(settings: LadderSettings, evaluation: EvaluationSettings, tasks: TaskSet) -> str:

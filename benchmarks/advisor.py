@@ -544,7 +544,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def as_run(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The errors of the ladder as ``sharpen run`` climbs it."""
     settings = LadderSettings()
-    retried = [row for row in rows if any(ladder.RETRY in name for name, _ in row["rungs"])]
+    retried = [row for row in rows if any("-retry-" in name for name, _ in row["rungs"])]
     ended = Counter("the budget" if row["stopped"] else "labels that are missing" if row["waiting"] else "the last rung" for row in rows)
     yield f"sharpen run ({', '.join(settings.rungs)}, at most {settings.retries} retries), {sum(row['kept'] for row in rows)} rungs kept:"
     yield f"  ladders that keep a rung whose true gain is not positive: {ci(sum(row['bad'] > 0 for row in rows), len(rows))}"

@@ -441,6 +441,7 @@ def test_what_a_code_verifier_declares_is_in_the_audit_and_in_its_file(
         for name in ("add", "plus")
     ]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "work").mkdir()
     assert main(["audit", str(path), str(tmp_path / "work"), "--limit", "1"]) == 0
     printed = capsys.readouterr().out
     assert said in printed and any(line.startswith("gameable: ") for line in printed.splitlines()) == gameable

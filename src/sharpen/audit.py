@@ -336,10 +336,10 @@ def check(taskset: TaskSet, folder: Path, timeout_s: float, *, cheats: bool) -> 
 
 
 def checked(taskset: TaskSet, folder: Path, timeout_s: float) -> Checked:
-    """What ``check`` found in ``folder``, cheats among it; asked now where it was not, or of another verifier: it may be a judge, that takes money."""
+    """What ``check`` found in ``folder``; asked now where it was not, or of another verifier: it may be a judge, that takes money."""
     assert taskset.verifier is not None
     there = read_if_there(folder / CHECKED, Checked)
-    if there is None or there.verifier != taskset.verifier.name or (there.cheat is None and not taskset.verifier.exact):
+    if there is None or there.verifier != taskset.verifier.name:
         return check(taskset, folder, timeout_s, cheats=True)
     return there
 

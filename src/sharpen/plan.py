@@ -427,7 +427,8 @@ def _said(typical: Typical, source: str, price: Price | None, settings: RunSetti
     else:
         yield (
             f"nothing is measured yet, so every try is taken to its last turn and token, and minutes are unknown: --measure {MEASURED} makes so many "
-            "of the run's first tries, which it then finds made"
+            "of the run's first tries, which it then finds made; prompts are counted by the tasks' own words, without template, tools and what environments "
+            "say, so there are more tokens of them"
         )
     if typical.rate == typical.rate:
         yield (

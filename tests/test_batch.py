@@ -279,16 +279,21 @@ async def killed(server: Provider, folder: Path, left: Path, when: str, *texts: 
     del server.hooks[when]
 
 
+async def killed_waiting(server: Provider, engine: Endpoint, folder: Path, left: Path, *texts: str) -> None:
+    """A policy asks ``texts``. ``left`` is its folder as a kill would leave it between the batch and its end, which then comes."""
+    server.open.clear()
+    policy = BatchPolicy(engine, folder)
+    asking = asyncio.create_task(all_of(policy, *texts))
+    await server.looked.wait()
+    shutil.copytree(folder, left)
+    asking.cancel()
+    await policy.close()
+    server.open.set()
+
+
 async def test_killed_between_submission_and_answer(tmp_path: Path) -> None:
     async with Provider() as server:
-        server.open.clear()
-        policy = BatchPolicy(settings(server), tmp_path / "a")
-        asking = asyncio.create_task(all_of(policy, "one", "two"))
-        await server.looked.wait()
-        shutil.copytree(tmp_path / "a", tmp_path / "left")
-        asking.cancel()
-        await policy.close()
-        server.open.set()
+        await killed_waiting(server, settings(server), tmp_path / "a", tmp_path / "left", "one", "two")
         assert await asked(server, tmp_path / "left", "two", "one") == ["to two", "to one"]
         assert len(server.batches) == server.uploads == 1
         assert await asked(server, tmp_path / "left", "one", "new") == ["to one", "to new"]  # and what was answered is kept

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from sharpen.policies.endpoint import Batch, Endpoint
 from sharpen.policies.endpoint_batch import BatchPolicy
 from sharpen.policies.prices import Price, price_of
 from sharpen.records import Lineage, Message, Model
-from test_batch import QUICK, Line, Provider, all_of, ask, asked, killed, line, settings
+from test_batch import QUICK, Line, Provider, all_of, ask, asked, killed, killed_waiting, line, settings
 
 FIELDS = {"model", "max_tokens", "messages", "system", "temperature", "top_p", "top_k", "stop_sequences", "thinking", "output_config"}
 WHEN = "2026-11-20T10:00:00.123456Z"
@@ -241,14 +240,7 @@ async def test_how_an_answer_ends(tmp_path: Path) -> None:
 
 async def test_killed_between_submission_and_result(tmp_path: Path) -> None:
     async with Anthropic() as server:
-        server.open.clear()
-        policy = BatchPolicy(settings(server), tmp_path / "a")
-        asking = asyncio.create_task(all_of(policy, "one", "two"))
-        await server.looked.wait()
-        shutil.copytree(tmp_path / "a", tmp_path / "left")
-        asking.cancel()
-        await policy.close()
-        server.open.set()
+        await killed_waiting(server, settings(server), tmp_path / "a", tmp_path / "left", "one", "two")
         assert await asked(server, tmp_path / "left", "two", "one") == ["to two", "to one"]
         assert await asked(server, tmp_path / "left", "one", "new") == ["to one", "to new"]
         assert len(server.batches) == 2 and server.asked(1) == {"new"}

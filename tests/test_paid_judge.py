@@ -169,6 +169,24 @@ async def test_a_reward_model_on_a_server_is_counted_and_capped() -> None:
         await asyncio.to_thread(verifier.close)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_reward_model_whose_key_is_refused_says_whose_it_is(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-secret")
+
+    async def pooling(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer sk-secret"
+        return web.json_response({"error": {"message": "the key sk-secret was revoked"}}, status=status)
+
+    app = web.Application()
+    app.router.add_post("/pooling", pooling)
+    async with TestServer(app) as server:
+        engine = Pooling(base_url=str(server.make_url("")), api_key_env="SOME_KEY", retries=0)
+        verifier = RewardModelVerifier(RewardModel(model="fake", engine=engine, threshold=0.5))
+        verdict = await asyncio.to_thread(judge, TASK, tried(), verifier)
+        await asyncio.to_thread(verifier.close)
+    assert verdict.outcome == "error" and f"refuses the key in SOME_KEY (it answered {status}: the key *** was revoked" in verdict.reason
+
+
 def test_a_session_keeps_to_its_caps_and_finds_what_it_bought(tmp_path: Path) -> None:
     scripted_model(tmp_path / "base", skill=1.0)
     policy = answering(PASS)

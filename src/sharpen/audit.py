@@ -93,9 +93,8 @@ def audit(
         )
     forecast = _forecast(by_labels, verdicts)
     if second is not None:
-        new = [
-            (known[key.task], one) for key, one in plain.items() if key not in verdicts
-        ]  # a verdict may cost money: none is asked for again
+        # A verdict may cost money: none is asked for again.
+        new = [(known[key.task], one) for key, one in plain.items() if key not in verdicts]
         mine = verdicts | {verdict.key: verdict for verdict in asked.once(new)}
         second = remembered(second, opinions / "second", content) if opinions is not None else second
         others = judge_many([(known[key.task], one) for key, one in plain.items()], second, timeout_s)

@@ -120,6 +120,11 @@ class LadderSettings(Record, frozen=True, kw_only=True):
         """How many rounds may be made again: each, at most, once in each of the ``ways``."""
         return min(self.retries, len(set(self.ways)) * sum(rung in advisor.ROUNDS for rung in self.climbs))
 
+    @property
+    def keeps(self) -> bool:
+        """Whether any rung trains on what a verifier keeps of tries."""
+        return bool({"rejection-sampling", "expert-iteration", "distillation"} & set(self.rungs))
+
     def share(self, passed_on: float = 0.0) -> float:
         """The alpha of one gain, after a rung that was kept and ``passed_on`` its own (``stats.next_alpha``)."""
         return next_alpha(self.judged, passed_on, self.alpha)
@@ -218,8 +223,8 @@ class Ladder:
                 f"demonstrations: {worth.passed} of {worth.count} pass{errors}, the ceiling of imitation; "
                 f"they cover {worth.covered} of {worth.tasks} tasks"
             )
-        keeps = bool({"rejection-sampling", "expert-iteration", "distillation"} & set(self.settings.rungs))
-        checked = check(self.bench.checking(), self.bench.run.folder, self.bench.sampling.verifier_timeout_s, cheats=keeps)
+        timeout_s = self.bench.sampling.verifier_timeout_s
+        checked = check(self.bench.checking(), self.bench.run.folder, timeout_s, cheats=self.settings.keeps)
         if checked.checks.example:
             self.bench.say(f"the verifier fails its checks: {checked.checks.example}")
         if checked.cheat:

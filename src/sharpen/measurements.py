@@ -48,12 +48,12 @@ from sharpen.settings import NO_PART, RunSettings, load_settings
 from sharpen.stats import paired_gain, pass_interval
 from sharpen.store.files import read_if_there
 from sharpen.store.run import SETTINGS, Run
-from sharpen.store.rungs import RungName
+from sharpen.store.rungs import BASE, RungName
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.verifiers.base import risks
 
-FIRST = f"{RungName(0, 'base').stage}/dev"
+FIRST = f"{BASE}/dev"
 
 
 def open_bench(

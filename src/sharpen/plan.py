@@ -29,7 +29,7 @@ from sharpen.measurements import FIRST, open_bench
 from sharpen.methods.base import CHECKS, Prompted
 from sharpen.methods.distillation import uncontrolled
 from sharpen.models import load_model
-from sharpen.policies.meter import JUDGE, SPENT, Bill, Meter, total
+from sharpen.policies.meter import CHARACTERS, JUDGE, SPENT, Bill, Meter, total
 from sharpen.policies.prices import FREE, Price, price_of
 from sharpen.records import Model, Spent, Trajectory, Verdict
 from sharpen.report.live import Live
@@ -37,14 +37,13 @@ from sharpen.report.page import count, dollars, minutes
 from sharpen.settings import RunSettings, to_yaml
 from sharpen.store.files import read_if_there
 from sharpen.store.run import MANIFEST, Manifest, Run
-from sharpen.store.rungs import CONTROL, RungName
+from sharpen.store.rungs import BASE, CONTROL, RungName
 from sharpen.store.segments import Segments
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.base import Asking, asking
 
 MEASURED = 16  # tries of the run's first stage that a plan makes where they cost nothing
-BASE = RungName(0, "base").stage
 
 
 @dataclass(frozen=True)
@@ -274,9 +273,8 @@ class _Judging:
             return
         demo = tasks.split("demo").tasks
         shown = len(demo) if tasks.recorded is None else len(tasks.recorded.trajectories)
-        gate = bool({"rejection-sampling", "expert-iteration", "distillation"} & set(settings.ladder.rungs))
         yield Ahead(f"demonstrations/{JUDGE}", judged=(shown, shown))
-        checks = gate_tries(tasks, gate)
+        checks = gate_tries(tasks, settings.ladder.keeps)
         yield Ahead(f"{CHECKS}/{JUDGE}", judged=(checks, checks))
         for stage in stages:
             yield stage
@@ -341,7 +339,7 @@ def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path,
     made = list(Segments(place / "trajectories", Trajectory).records.values())
     if not made:
         turns = most_turns(tasks.environment, settings.harness, playing(settings.agent, "evaluation"))
-        opening = sum(len(message.content) for task in tasks.tasks for message in task.prompt) / 3 / len(tasks.tasks)
+        opening = sum(len(message.content) for task in tasks.tasks for message in task.prompt) / CHARACTERS / len(tasks.tasks)
         longest = settings.evaluation.max_tokens
         return Typical(0, turns, turns * (opening + (turns - 1) / 2 * longest), turns * longest, opening + turns * longest, 1.0, math.nan)
     verdicts = Segments(place / "verdicts", Verdict).records.values()
@@ -378,7 +376,7 @@ def _row(trajectory: Trajectory) -> float:
     last = trajectory.turns[-1] if trajectory.turns else None
     if last is not None and last.prompt is not None and last.output is not None:
         return len(last.prompt) + len(last.output)
-    return sum(len(message.content) for message in trajectory.messages) / 3
+    return sum(len(message.content) for message in trajectory.messages) / CHARACTERS
 
 
 def _takes(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings) -> tuple[Spent, float]:

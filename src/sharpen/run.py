@@ -59,9 +59,8 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
                 raise SettingsError("the tasks have no dev split: nothing could be decided; give tasks.splits.dev some families")
             model = load_model(settings.model, settings.template)
             if planned is not None and not any(note.get("event") == "planned" for note in run.ledger()):
-                run.note(
-                    {"event": "planned", "spent": replace(planned(tasks, model), seconds=0.0)}
-                )  # which nobody knows before a try was made
+                # Nobody knows the seconds before a try was made.
+                run.note({"event": "planned", "spent": replace(planned(tasks, model), seconds=0.0)})
             with open_bench(settings, run, tasks, model, live, asked) as bench:
                 run.note(_circumstances(settings))
                 ladder = Ladder(bench, settings.ladder, labels=settings.labels_place, trust=trust, advice=settings.advice)

@@ -23,7 +23,7 @@ SPENT = "spent.json"
 _EVERY_S = 2.0  # between two writings: what a kill can make the count forget of calls whose tries had not ended
 JUDGE = "judge"  # the last part of a stage's name where what its verifier asks is counted
 ROOM_S = 600.0  # a verdict waits so long for room under the caps, while calls under way may use it up
-_CHARACTERS = 3.0  # to a token, where a prompt has not been counted yet: on the low side, so that a cap holds
+CHARACTERS = 3.0  # to a token, where a prompt has not been counted yet: on the low side, so that a cap holds
 
 _Dollars = Annotated[float, msgspec.Meta(gt=0)]
 _Count = Annotated[int, msgspec.Meta(gt=0)]
@@ -232,9 +232,8 @@ class Account:
         calls, prompt, sampled = (sum(getattr(one, name) for one in known) for name in ("turns", "prompt_tokens", "sampled_tokens"))
         fewer, prompt, sampled = (max(a - b, 0) for a, b in ((calls, self._calls), (prompt, self._prompt), (sampled, self._sampled)))
         self._calls, self._prompt, self._sampled = self._calls + fewer, self._prompt + prompt, self._sampled + sampled
-        self._unsized = max(
-            self._unsized, sum(one.turns for one in known if not one.prompt_tokens)
-        )  # no prompt is empty: nobody counted it
+        unsized = sum(one.turns for one in known if not one.prompt_tokens)  # no prompt is empty: nobody counted it
+        self._unsized = max(self._unsized, unsized)
         if price is None:
             self._unpriced += fewer
         else:
@@ -287,7 +286,7 @@ class Account:
 def most(conversation: Conversation, sampling: Sampling, price: Price | None) -> Spent:
     """What a call takes at worst, with its prompt guessed from its length."""
     characters = sum(len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in conversation.messages)
-    prompt = int((characters + len(str(conversation.tools or ""))) / _CHARACTERS) + 8 * len(conversation.messages)
+    prompt = int((characters + len(str(conversation.tools or ""))) / CHARACTERS) + 8 * len(conversation.messages)
     dollars = price.dollars(prompt, sampling.max_tokens) if price is not None else 0.0
     return Spent(calls=1, prompt_tokens=prompt, sampled_tokens=sampling.max_tokens, dollars=dollars)
 

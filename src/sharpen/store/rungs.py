@@ -40,3 +40,6 @@ class RungName:
     def stage(self) -> str:
         """Its place in a run's folder, which is also what its stages' names begin with."""
         return f"rungs/{self.number:03d}-{self.unnumbered}"
+
+
+BASE = RungName(0, "base").stage

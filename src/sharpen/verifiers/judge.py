@@ -25,7 +25,7 @@ from sharpen.models import load_model
 from sharpen.policies.base import Conversation, Policy, Sampling, turn_seed
 from sharpen.policies.choose import Auto, Engine, batch_of, open_policy
 from sharpen.policies.endpoint import Endpoint
-from sharpen.policies.meter import ROOM_S, Account, Meter, Metered, most, total
+from sharpen.policies.meter import CHARACTERS, ROOM_S, Account, Meter, Metered, most, total
 from sharpen.policies.prices import Price, price_of
 from sharpen.records import Interval, Message, Record, Spent, Task, Trajectory, Verdict
 from sharpen.store.files import digest
@@ -245,9 +245,9 @@ class LLMJudge:
 
     def takes(self, tokens: float) -> tuple[Spent, Spent]:
         fixed = self._prompt(_JUDGE, "0" * 24, (), self._form)
-        shown = min(tokens, 3 * self.settings.max_chars / 3)  # task, reference and work, three characters a token
+        shown = min(tokens, 3 * self.settings.max_chars / CHARACTERS)  # task, reference and work
         votes, longest = self.settings.votes, self.settings.max_tokens
-        prompt = round(votes * (len(fixed) / 3 + shown))
+        prompt = round(votes * (len(fixed) / CHARACTERS + shown))
         expected = Spent(calls=votes, prompt_tokens=prompt, sampled_tokens=votes * longest)
         again = Spent(calls=votes, prompt_tokens=prompt + votes * (longest + len(_AGAIN)), sampled_tokens=votes * longest)
         return expected, total(expected, again)

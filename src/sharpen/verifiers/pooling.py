@@ -103,7 +103,7 @@ class PoolingScorer:
             if not isinstance(answer, Trouble):
                 return answer
             if answer.locked_out:
-                raise PolicyError(locked_out(self.url, answer.locked_out, self.settings.api_key_env, answer.said), "refused")
+                raise PolicyError(locked_out(self.url, answer.status, self.settings.api_key_env, answer.said), "refused")
             if answer.then == "give up" or tried == self.settings.retries:
                 raise answer.error
             await asyncio.sleep(max(answer.retry_after, min(60.0, self.settings.backoff * 2**tried)))
@@ -111,7 +111,7 @@ class PoolingScorer:
 
     async def _post(self, body: bytes) -> _Answer | Trouble:
         if self._session is None:
-            headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+            headers = {"Content-Type": "application/json"} | wire.headers(self._key)
             self._session = aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar())
         limit = aiohttp.ClientTimeout(total=self.settings.timeout, sock_connect=15)
         try:

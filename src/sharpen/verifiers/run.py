@@ -48,10 +48,8 @@ def judge(task: Task, trajectory: Trajectory, verifier: Verifier, timeout_s: flo
     if not isinstance(answer, Verdict):
         return verdict("error", f"the verifier returned {type(answer).__name__}, not a Verdict")
     given = replace(answer, key=trajectory.key)  # a verdict is on this trajectory, whatever its author wrote
-    try:
-        msgspec.convert(
-            msgspec.to_builtins(given), Verdict
-        )  # building one checks nothing, and one that cannot be read back ruins what is on disk
+    try:  # building one checks nothing, and one that cannot be read back ruins what is on disk
+        msgspec.convert(msgspec.to_builtins(given), Verdict)
     except (msgspec.ValidationError, TypeError) as error:
         return verdict("error", f"the verifier returned a Verdict that is none: {error}")
     if given.score is not None and not math.isfinite(given.score):

@@ -44,10 +44,10 @@ from sharpen.advisor import AdvisorSettings
 from sharpen.errors import Refused, Stopped
 from sharpen.evaluation import EvaluationSettings
 from sharpen.labels import BAR
-from sharpen.ladder import LadderSettings
+from sharpen.ladder import TAUGHT, LadderSettings
 from sharpen.methods.base import Attempt, Hints, Prompted
 from sharpen.methods.rejection_sampling import Round, as_set
-from sharpen.records import Decision, Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Tried
+from sharpen.records import Decision, Gain, Goal, Measurements, Option, Purity, TaskResult, TeacherSeen, Teaching, Tried
 from sharpen.sampling import SamplingSettings
 from sharpen.stats import clopper_pearson, next_alpha, paired_gain, pass_interval, purity_bound
 from sharpen.training.base import Training
@@ -100,10 +100,11 @@ class Ladder:
         p = worlds.seen(self.world, self.model, "train")[:tasks]
         return counted(self.world, self.rng.binomial(self.world.tries, p))
 
-    def purity(self) -> Purity:
-        """Labels at random of what this round would keep; a person is asked for 29, and for more while that is open."""
-        pure = worlds.purity(self.world, self.model)
-        rows = max(int(worlds.seen(self.world, self.model, "train").sum() * min(2, self.world.tries)), 1)
+    def purity(self, of: Standing | None = None) -> Purity:
+        """Labels at random of what would be kept of this model's tries, or another's; a person is asked for 29, and for more while that is open."""
+        of = of or self.model
+        pure = worlds.purity(self.world, of)
+        rows = max(int(worlds.seen(self.world, of, "train").sum() * min(2, self.world.tries)), 1)
         for n in LABELS:
             n = min(n, rows)
             good = int(self.rng.binomial(n, pure if pure == pure else 0.0))
@@ -317,7 +318,8 @@ class AsRun(ladder.Ladder):
     def __init__(self, world: World, settings: LadderSettings | None = None) -> None:
         self.of, self.made = Ladder(world, AdvisorSettings()), Counter[tuple[Standing, str]]()
         self.at: Any = Made(self.of)
-        super().__init__(self.at, settings or LadderSettings())
+        taught = world.taught is not None and world.terms == "allowed"  # else nobody would name it
+        super().__init__(self.at, settings or LadderSettings(rungs=TAUGHT if taught else LadderSettings().rungs))
 
     def outcome(self) -> dict[str, Any]:
         """Climbs, and gives what came of it."""
@@ -341,11 +343,13 @@ class AsRun(ladder.Ladder):
     def _do(self, method: advisor.Method, name: str, how: Round) -> Attempt:
         """In the order of the ladder's own: sample, measure, ask whether anything is there to keep, pass the gate, train nothing twice."""
         world, standing, bench = self.of.world, self.standing.agent, self.bench
-        assert standing is not None and method != "distillation"
+        assert standing is not None
         if method in ("few-shot", "sft"):
             self.at.pay(worlds.cost(world, AS_RUNG[method], judged=False))
             after: Any = self._attempt(world, standing, AS_RUNG[method])
             return Attempt(Prompted(standing.model, (after,)) if method == "few-shot" else Prompted(after))
+        if method == "distillation":
+            return self._taught(name, standing)
         found: Any = self._gather(how, standing)
         if how.sampling.temperature == bench.sampling.temperature:
             self._had = found
@@ -354,7 +358,7 @@ class AsRun(ladder.Ladder):
         decision = advisor.after_sampling(method, self._succeeded(found), hinted=how.hints)
         if decision.outcome == "refuse":
             raise Refused(decision.reasons[0])
-        self._gate(method, name, found)
+        self._gate(method, name, standing_of(standing))
         trains: Any = (how.negatives, how.start, frozenset([found, how.hints]))
         if trains in self._made:
             raise Refused("the same tries would train the same model again")
@@ -363,6 +367,27 @@ class AsRun(ladder.Ladder):
         self.at.pay(len(world.train.base) * min(2, world.tries) * world.row * (1 + control))
         after = self._attempt(dataclasses.replace(world, tries=how.sampling.n), standing, "round")
         return Attempt(Prompted(after), control=Attempt(standing) if control else None)
+
+    def _taught(self, name: str, standing: Prompted) -> Attempt:
+        """The teacher is measured as the student is, asked for tries where it has something to copy, and these pass the gate."""
+        world, before = self.of.world, self.standing.dev
+        assert before is not None
+        teacher, n = worlds.teacher(world), before.tasks[0].samples
+        self.at.pay(len(before.tasks) * n * world.lesson)
+        theirs = self.of.evaluate(teacher, n)
+        lacks = [there for here, there in zip(before.tasks, theirs, strict=True) if not here.passes]
+        teaching = Teaching(
+            teacher="teacher", teacher_rate=pass_interval(theirs), student_rate=pass_interval(before.tasks), gap=paired_gain(before.tasks, theirs),
+            student_tries=n, lacks=len(lacks), solves=sum(there.passes > 0 for there in lacks), tries=len(theirs) * n,
+        )  # fmt: skip
+        decision = advisor.worth_copying(replace(self.seen, teaching=teaching))
+        if decision.outcome == "refuse":
+            raise Refused(decision.reasons[0])
+        self._gate("distillation", name, teacher)
+        self.at.pay(worlds.cost(world, "distillation", judged=False))
+        control = self.settings.control
+        self.at.pay(worlds.cost(world, "round", judged=False) * control)
+        return Attempt(Prompted(self._attempt(world, standing, "distillation")), control=Attempt(standing) if control else None)
 
     def _attempt(self, world: World, standing: Prompted, rung: Rung) -> Standing:
         before = standing_of(standing)
@@ -390,7 +415,7 @@ class AsRun(ladder.Ladder):
         return replace(self.seen, solved_later=later, **counted(self.of.world, pool.first))
 
     def _gate(self, method: advisor.Method, name: str, found: Any) -> None:
-        seen = self.seen if self.seen.verifier_exact else replace(self.seen, purity=self.of.purity())
+        seen = self.seen if self.seen.verifier_exact else replace(self.seen, purity=self.of.purity(found))
         decision = advisor.gate(method, seen, "")
         if decision.outcome == "refuse":
             assert seen.purity is not None
@@ -546,7 +571,8 @@ def as_run(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     settings = LadderSettings()
     retried = [row for row in rows if any("-retry-" in name for name, _ in row["rungs"])]
     ended = Counter("the budget" if row["stopped"] else "labels that are missing" if row["waiting"] else "the last rung" for row in rows)
-    yield f"sharpen run ({', '.join(settings.rungs)}, at most {settings.retries} retries), {sum(row['kept'] for row in rows)} rungs kept:"
+    climbs = f"{', '.join(settings.rungs)}, and distillation where there is a teacher, at most {settings.retries} retries"
+    yield f"sharpen run ({climbs}), {sum(row['kept'] for row in rows)} rungs kept:"
     yield f"  ladders that keep a rung whose true gain is not positive: {ci(sum(row['bad'] > 0 for row in rows), len(rows))}"
     for kind in ("exact", "noisy", "hackable", "yes to everything"):
         of = [row for row in rows if row["kind"] == kind]

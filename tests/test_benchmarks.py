@@ -94,9 +94,18 @@ def test_the_simulated_ladder_makes_rounds_again_as_a_real_one(scripted: Path, t
 def test_what_a_cheated_verifier_keeps_counts_as_an_error() -> None:
     as_run = benchmark("advisor").AsRun
     cheated = as_run(made_up(-3.0, fpr=0.3, hack=1.0, demos=0)).outcome()
-    assert cheated["rungs"][-1] == ["003-rejection-sampling", "keep"] and cheated["bad"] == cheated["kept"] == 1
+    assert ["003-rejection-sampling", "keep"] in cheated["rungs"] and 1 <= cheated["bad"] == cheated["kept"]
     honest = as_run(made_up()).outcome()
     assert honest["kept"] > honest["bad"] == 0 and honest["truth"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("taught", "terms", "became"), [(3.0, "allowed", ["keep"]), (-30.0, "allowed", ["refuse"]), (3.0, "unknown", []), (None, "allowed", [])]
+)
+def test_a_teacher_is_copied_where_it_may_be_and_has_something(taught: float | None, terms: str, became: list[str]) -> None:
+    world = made_up(-0.5, taught=taught, terms=terms, demos=0, gain=0.0, copied=(1.0, 1.0))
+    rungs = benchmark("advisor").AsRun(world).outcome()["rungs"]
+    assert [outcome for name, outcome in rungs if name == "003-distillation"] == became
 
 
 def test_a_plateau_is_called_where_nothing_is_gained() -> None:
@@ -120,6 +129,9 @@ def test_its_errors_are_printed() -> None:
     assert row["rules"]["sharpen run"] == row["run"]["truth"]
     bad = row | row["run"] | {"bad": 1, "called": "plateau", "left_gain": 0.5}
     said = "\n".join(advisor.as_run([bad, bad | {"bad": 0, "left_gain": 0.0}]))
-    assert "sharpen run (few-shot, sft, rejection-sampling, at most 2 retries)" in said
+    assert (
+        "sharpen run (few-shot, sft, rejection-sampling, expert-iteration, and distillation where there is a teacher, at most 2 retries)"
+        in said
+    )
     assert "whose true gain is not positive: 50.0% [1.3%, 98.7%] (1 of 2)" in said
     assert "plateaus called while the next round would gain over 3%: 50.0%" in said and "Not modelled: what hints, negatives" in said

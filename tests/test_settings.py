@@ -71,6 +71,14 @@ def test_flags_and_yaml_are_one_definition(scripted: Path) -> None:
     assert convert(yaml.safe_load(to_yaml(settings)), "again") == settings
 
 
+def test_a_teacher_adds_its_rung_unless_the_rungs_are_given(scripted: Path) -> None:
+    taught = load_settings(scripted, {"ladder": "{}", "teacher": "best-of-4"})
+    assert taught.ladder.rungs == ("few-shot", "sft", "distillation", "rejection-sampling", "expert-iteration")
+    assert "distillation" not in load_settings(scripted, {"ladder": "{}"}).ladder.rungs
+    with pytest.raises(SettingsError, match=r"a teacher is set, but ladder\.rungs lacks distillation"):
+        load_settings(scripted, {"ladder.rungs": "[sft]", "teacher": "best-of-4"})
+
+
 def test_every_key_can_be_listed() -> None:
     keys = known_keys()
     assert keys["sampling.n"] == "8"

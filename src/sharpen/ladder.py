@@ -47,8 +47,9 @@ DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{
 
 
 class LadderSettings(Record, frozen=True, kw_only=True):
-    """``rungs`` in order; the bare model is always first. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling, and
-    beside distillation of a teacher of another lineage.
+    """``rungs`` in order; the bare model is always first. By default all of them, distillation only where the settings name a teacher (``TAUGHT``); each is
+    refused where it would be useless. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling, and beside distillation
+    of a teacher of another lineage.
 
     ``delta`` is the smallest gain of interest in pass@1, ``alpha`` the chance of keeping something no better, shared among all tries of the
     ladder and all looks at each. ``panel`` are tasks outside the run's own, all of whose splits every rung is also evaluated on: a rung that is
@@ -68,7 +69,7 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.
     """
 
-    rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling")
+    rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration")
     rounds: int = 3
     control: bool = True
     retries: int = 2
@@ -132,6 +133,10 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     def level(self, looks: int, passed_on: float = 0.0) -> float:
         """At which a gain is judged, at each of so many looks."""
         return 1 - self.share(passed_on) / looks
+
+
+# The default rungs of settings with a teacher: its behaviour first, since rounds of one's own tries start from what stands then.
+TAUGHT: tuple[advisor.Method, ...] = ("few-shot", "sft", "distillation", "rejection-sampling", "expert-iteration")
 
 
 class _Unvouched(Refused):

@@ -17,7 +17,7 @@ from sharpen.agents.harness import Harness
 from sharpen.agents.teacher import Teacher, in_words
 from sharpen.errors import SettingsError, nearest
 from sharpen.evaluation import EvaluationSettings
-from sharpen.ladder import LadderSettings
+from sharpen.ladder import TAUGHT, LadderSettings
 from sharpen.methods.base import Distillation, FewShot, Hints
 from sharpen.policies.choose import Auto, Engine
 from sharpen.policies.meter import Spending
@@ -120,6 +120,9 @@ def convert(data: Mapping[str, Any], where: str) -> RunSettings:
         data["teacher"] = in_words(taught)
     elif isinstance(taught, dict) and "" in taught:  # a word, and settings beside it
         data["teacher"] = in_words(str(taught[""])) | {key: value for key, value in taught.items() if key}
+    ladder = data.get("ladder") or {}
+    if taught is not None and isinstance(ladder, dict) and "rungs" not in ladder:
+        data["ladder"] = ladder | {"rungs": list(TAUGHT)}
     try:
         return msgspec.convert(_spread(data, RunSettings, ""), RunSettings)
     except SettingsError as error:

@@ -222,7 +222,8 @@ class Ladder:
         assert decision is not None
         self.passed_on = alpha if decision.outcome == "keep" else 0.0
         true = worlds.truth(self.world, proposal) - worlds.truth(self.world, self.model)
-        self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, looks])
+        judged = worlds.apparent(self.world, proposal) - worlds.apparent(self.world, self.model)
+        self.row["gains"].append([gain.printed.value, gain.printed.low, gain.printed.high, true, looks, judged])
         ways = advisor.variants(seen, self.settings)
         how = ways[0][0] if action == "retry" and ways else ""
         method = {"retry": "expert-iteration", "round": "expert-iteration"}.get(action, action)
@@ -538,6 +539,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         first, last = sum(_holds(*gain[4][0], gain[3]) for gain in gains), sum(_holds(*gain[1:4]) for gain in gains)
         yield f"95 % intervals of gains that hold the true gain, {says}, at the first look: {ci(first, len(gains))}"
         yield f"  as printed in the end, where it was looked again while undecided: {ci(last, len(gains))}"
+        judged = sum(_holds(*gain[1:3], gain[5]) for gain in gains)
+        yield f"  as printed in the end, that hold the gain by the verifier's word: {ci(judged, len(gains))}"
     for action in ("all", *advisor.FITTED):
         told = [one for row in rows for one in row["forecasts"] if action in ("all", one[0])]
         wide = np.mean([one[3] - one[2] for one in told]) if told else math.nan

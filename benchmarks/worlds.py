@@ -165,6 +165,12 @@ def truth(world: World, model: Standing) -> float:
     return float((1 - world.never) * (_WEIGHTS @ (1 / (1 + np.exp(-at)))))
 
 
+def apparent(world: World, model: Standing) -> float:
+    """The same by the verifier's word: what a run's pass rates are estimates of."""
+    true = truth(world, model)
+    return world.tpr * true + model.fpr * (1 - true)
+
+
 def teacher(world: World) -> Standing:
     assert world.taught is not None
     return _moved(start(world), world.taught, 0.0, ("teacher",))

@@ -16,7 +16,7 @@ from sharpen import Session, Training, api, load_model, load_tasks
 from sharpen.errors import Refused
 from sharpen.labels import content, copy_of, write_label
 from sharpen.policies.scripted import scripted_model
-from sharpen.records import Label, Model
+from sharpen.records import Label, Model, Task, Trajectory, Verdict
 from sharpen.sampling import SamplingSettings
 from sharpen.tasks.base import Splits
 from sharpen.tasks.reasoning_gym import ReasoningGym
@@ -200,6 +200,21 @@ def test_verifying_without_a_verifier_is_refused(quiet: Session, tmp_path: Path)
     candidate = sharpen.sample(scripted(tmp_path), next(iter(bare)))
     with pytest.raises(Refused, match="no verifier"):
         sharpen.verify(candidate)
+
+
+def test_a_verdict_that_was_an_error_is_asked_for_again(quiet: Session, tmp_path: Path) -> None:
+    class Flaky:
+        name, exact, asked = "flaky", True, 0
+
+        def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
+            self.asked += 1
+            if self.asked == 1:
+                raise OSError("the disk was away")
+            return Verdict(key=trajectory.key, outcome="pass", verifier=self.name)
+
+    tasks, verifier = load_tasks(sums(1)), Flaky()
+    candidate = sharpen.sample(scripted(tmp_path), next(iter(sharpen.TaskSet("once", tasks.tasks, tasks.environment, verifier))))
+    assert [sharpen.verify(candidate).outcome for _ in range(3)] == ["error", "pass", "pass"] and verifier.asked == 2
 
 
 def test_the_public_face_is_exactly_this() -> None:

@@ -38,7 +38,7 @@ from sharpen.tasks.base import BoundTask, TaskSet
 from sharpen.terms import TermsSettings, maker_of, with_terms
 from sharpen.training.base import Training
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import charge, risks
+from sharpen.verifiers.base import charge, risks, stands
 from sharpen.verifiers.run import judge
 
 
@@ -123,7 +123,7 @@ class Session:
             raise Refused(f"task set {candidate.bound.tasks.name!r} has no verifier: without filtering this is SFT on average behaviour")
         trajectory = candidate.trajectory
         known = self._verdicts.records.get(trajectory.key)
-        if known is not None and known.verifier == verifier.name:
+        if stands(known, verifier):
             return known
         charge(verifier, self.meter, "verify")
         verdict = judge(candidate.bound.task, trajectory, verifier, self.sampling.verifier_timeout_s)

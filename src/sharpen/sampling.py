@@ -27,7 +27,7 @@ from sharpen.records import Cost, Record, SampleKey, Spent, Task, Trajectory, Ve
 from sharpen.stats import level_text
 from sharpen.store.files import digest, read_json, write_blob
 from sharpen.store.segments import Segments
-from sharpen.verifiers.base import Verifier
+from sharpen.verifiers.base import Verifier, stands
 from sharpen.verifiers.run import judge
 
 ATTEMPTS = 2  # a try is made again once where infrastructure broke, then recorded as an error
@@ -249,7 +249,7 @@ async def collect(
     async def judged(task: Task, trajectory: Trajectory, fresh: bool) -> Verdict | None:
         if verifier is None:
             return None
-        if (known := verdicts.records.get(trajectory.key)) is not None and known.verifier == verifier.name and known.outcome != "error":
+        if stands(known := verdicts.records.get(trajectory.key), verifier):
             return known
         if judging is not None and not fresh:
             judging.meter.check()

@@ -51,7 +51,7 @@ from sharpen.tasks.load import load_tasks
 from sharpen.tasks.recorded import Finder, opening
 from sharpen.terms import TermsSettings, brought, gate, merged, settle, whose, with_terms, written
 from sharpen.training.load import trainer_for
-from sharpen.verifiers.base import asking, charge, close, risks
+from sharpen.verifiers.base import asking, charge, close, risks, stands
 from sharpen.verifiers.remembered import OPINIONS, remembered
 from sharpen.verifiers.run import judge_many
 
@@ -211,16 +211,16 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
         counts = dict.fromkeys(("pass", "fail", "error"), 0)
         tolerance = Tolerance("verify", len(trajectories.records), settings.sampling.max_errors)
 
-        stands: set[SampleKey] = set()
+        done: set[SampleKey] = set()
         for key in trajectories.records if paid else ():
             known = verdicts.records.get(key)
-            if known is not None and known.verifier == verifier.name and known.outcome != "error":
-                stands.add(key)
+            if stands(known, verifier):
+                done.add(key)
                 counts[known.outcome] += 1
 
         def tries() -> Iterator[tuple[Task, Trajectory]]:
             for key, trajectory in trajectories.records.items():
-                if key in stands:
+                if key in done:
                     continue
                 meter.check()
                 if key.task not in by_key:
@@ -229,7 +229,7 @@ def verify(settings: RunSettings, work: Path, *, watch: Watcher = UNWATCHED) -> 
 
         timeout_s, at_once = settings.sampling.verifier_timeout_s, settings.sampling.concurrency
         try:
-            for number, (trajectory, verdict) in enumerate(judge_many(tries(), verifier, timeout_s, at_once), 1 + len(stands)):
+            for number, (trajectory, verdict) in enumerate(judge_many(tries(), verifier, timeout_s, at_once), 1 + len(done)):
                 verdicts.append(verdict)
                 counts[verdict.outcome] += 1
                 if trajectory.stop != "error":  # which was no fault of the verifier's

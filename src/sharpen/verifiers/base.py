@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import msgspec
 
@@ -41,6 +41,11 @@ class Verifier(Protocol):
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         """Never raises for a bad trajectory: that is a fail. Raising means that the verifier is broken: an error."""
         ...
+
+
+def stands(known: Verdict | None, verifier: Verifier) -> TypeGuard[Verdict]:
+    """Whether a stored verdict is given again: ``verifier`` made it, and it is no error, which asking again may mend."""
+    return known is not None and known.verifier == verifier.name and known.outcome != "error"
 
 
 def close(verifier: Verifier | None) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sharpen.records import SampleKey, Task, Trajectory, Verdict
 from sharpen.store.files import digest
 from sharpen.store.segments import Segments
-from sharpen.verifiers.base import Verifier, asking, close
+from sharpen.verifiers.base import Verifier, asking, close, stands
 
 OPINIONS = "opinions"  # the folder of a run, or of work, where they lie
 
@@ -36,7 +36,7 @@ class Remembered:
     def verify(self, task: Task, trajectory: Trajectory) -> Verdict:
         key = SampleKey(model="", task=task.key, environment="", sampling=digest([task, self._content(trajectory)]), index=0)
         known = self._kept.records.get(key)
-        if known is None or known.verifier != self.name or known.outcome == "error":
+        if not stands(known, self):
             (verifier,) = self.members
             known = verifier.verify(task, trajectory)
             self._kept.append(replace(known, key=key))

@@ -35,12 +35,13 @@ from sharpen.chat.scripted import END_ID, ScriptedTemplate
 from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
 from sharpen.environments.tools import Functions, ToolProblem
-from sharpen.errors import ModelError, PolicyError, Refused, RunError, SettingsError, TooManyErrors
+from sharpen.errors import ModelError, PolicyError, Refused, RunError, SettingsError, Stopped, TooManyErrors
 from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over
 from sharpen.handoff.grpo import Scores, _Played, _reward, _rewards, parts
 from sharpen.handoff.justify import Headroom, justify
 from sharpen.handoff.taskset import play, rows
 from sharpen.policies.base import Conversation, Sampling
+from sharpen.policies.meter import Bill, Meter, Spending
 from sharpen.policies.scripted import ScriptedPolicy, scripted_model
 from sharpen.records import (
     Decision,
@@ -62,8 +63,12 @@ from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.stats import pass_interval
 from sharpen.store.files import read_json, write_json
+from sharpen.store.run import Run
+from sharpen.verifiers.judge import LLMJudge
 from sharpen.verifiers.run import judge
 from test_choose import GOAL, PLATEAU, SAMPLED, WORKED, round_
+from test_judge import PASS, answering
+from test_paid_judge import THREE
 
 
 def interval(value: float, low: float, high: float) -> Interval:
@@ -412,6 +417,24 @@ def test_what_trl_samples_is_judged_as_the_run_judged(run: Path) -> None:
 
     assert played.form == "reward" and judged(str(task.reference)) == "pass"
     assert judged("no idea") == "fail" and judged(str(task.reference), ended=False) == "fail"
+
+
+def test_what_a_judge_costs_the_script_is_counted_and_capped(run: Path, tmp_path: Path) -> None:
+    policy = answering(PASS)
+    hand = given(run / "rl")
+    hand = dataclasses.replace(hand, tasks=dataclasses.replace(hand.tasks, verifier=LLMJudge(THREE, policy)))
+    some = hand.lines(["all"])[:1]
+    played = _Played(hand, some, ScriptedTemplate(), "pass", Meter(Spending(max_calls=7), tmp_path / "spent.json"))
+    task = played.tasks[some[0].task]
+    tries = [played.as_trajectory(task, [{"role": "assistant", "content": text}], [*text.encode(), END_ID], None) for text in "abc"]
+    with pytest.raises(Stopped, match=r"max_calls"):
+        played.judged([task] * 3, tries)
+    assert read_json(tmp_path / "spent.json", Bill).stages["grpo/judge"].calls == len(policy.asked) in (3, 6)
+
+
+def test_the_scripts_caps_are_those_that_the_run_was_last_asked_for(run: Path) -> None:
+    Run(run).note({"event": "asked", "goal": None, "spending": {"max_dollars": 2.5}})
+    assert given(run / "rl").settings.spending == Spending(max_dollars=2.5)
 
 
 @dataclass

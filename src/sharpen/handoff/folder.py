@@ -55,10 +55,10 @@ from sharpen.records import (
 from sharpen.report.page import RungView, rate
 from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Waves
-from sharpen.settings import RunSettings, load_settings
+from sharpen.settings import RunSettings
 from sharpen.stats import clopper_pearson, cluster_bootstrap_mean, pass_at_k, pass_interval
 from sharpen.store.files import as_json, file_digest, read_if_there, read_json, write_atomic, write_json, writing
-from sharpen.store.run import MANIFEST, SETTINGS, Manifest, Run, check_rungs
+from sharpen.store.run import MANIFEST, Manifest, Run, check_rungs
 from sharpen.store.segments import Segments, order
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
@@ -610,7 +610,7 @@ def given(place: Path) -> Given:
     project = (place.parent / handoff.project).resolve()
     if project.is_dir():
         os.chdir(project)
-    settings = load_settings(place.parent / SETTINGS, {})
+    settings = as_last_wanted(Run(place.parent))
     return Given(place, settings, load_tasks(settings.tasks, settings.demonstrations), handoff)
 
 

@@ -41,11 +41,13 @@ from sharpen.models import save_pretrained
 from sharpen.plugins import load
 from sharpen.policies.base import Conversation, Sampling, Turn
 from sharpen.policies.futures import settle
+from sharpen.policies.meter import SPENT, Meter
 from sharpen.policies.tokens import prompt_of, turn_of
 from sharpen.records import Interval, Message, Record, SampleKey, Stop, Task, ToolCall, Trajectory, Verdict
 from sharpen.sampling import broken
 from sharpen.stats import cluster_bootstrap_mean
 from sharpen.store.files import digest, write_atomic, write_json
+from sharpen.verifiers.base import charge
 from sharpen.verifiers.run import judge_many
 
 Form = Literal["reward", "environment_factory", "rollout_func"]
@@ -159,7 +161,7 @@ def parts(place: Path, *, kinds: Sequence[str] = ("mixed",), pay: Pay = "pass", 
             f"{prompted.model.name} is a {prompted.model.kind} model, whose weights cannot be trained here; hand over a local model folder"
         )
     template = ChatTemplate.load(prompted.model.path)
-    played = _Played(hand, lines, template, pay)
+    played = _Played(hand, lines, template, pay, Meter(hand.settings.spending, out / SPENT))
     chosen = form or played.form
     scores = Scores(out)
 
@@ -236,11 +238,14 @@ class _Played:
     lines: list[Counted]
     template: ChatTemplate
     pay: Pay
+    meter: Meter = field(default_factory=Meter)
+    """What a verifier asks policies and servers is counted in it, and kept under its caps."""
 
     def __post_init__(self) -> None:
         taskset = self.hand.tasks
         assert taskset.verifier is not None
         self.verifier, self.environment = taskset.verifier, taskset.environment
+        self.paid = charge(self.verifier, self.meter, "grpo")
         self.timeout_s = self.hand.settings.sampling.verifier_timeout_s
         self.prompted = self.hand.prompted
         self.tasks = {task.key: task for task in taskset.tasks}
@@ -276,7 +281,12 @@ class _Played:
         return [{"role": message.role, "content": message.content, "task": line.task} for message in self.openings[line.task]]
 
     def judged(self, tasks: Sequence[Task], tries: Sequence[Trajectory]) -> list[Verdict]:
-        return [one for _, one in judge_many(zip(tasks, tries, strict=True), self.verifier, self.timeout_s)]
+        """Stopped where a cap is reached."""
+        try:
+            return [one for _, one in judge_many(zip(tasks, tries, strict=True), self.verifier, self.timeout_s)]
+        finally:
+            if self.paid is not None:
+                self.meter.write()
 
     # ------------------------------------------------------------ tries that TRL makes
 

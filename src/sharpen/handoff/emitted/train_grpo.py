@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from sharpen.errors import SharpenError
+from sharpen.errors import SharpenError, Stopped
 from sharpen.handoff.grpo import parts
 from sharpen.training.worker import precision
 
@@ -63,7 +63,10 @@ def main() -> None:
         rollout_func=given.rollout_func,
         environment_factory=given.environment_factory,
     )
-    trainer.train()
+    try:
+        trainer.train()
+    except (KeyboardInterrupt, Stopped) as early:  # Stopped: a cap of the run's settings, which a judge that is paid for keeps to
+        print(f"ended after {trainer.state.global_step} updates: {str(early) or 'interrupted'}")
     print(f"model: {given.save(trainer)}")
     print(f"curve: {given.scores.out / 'curve.svg'}")
 

@@ -76,9 +76,8 @@ def advise(settings: RunSettings, runs: Path) -> Told:
     said = [*found.said, *contradictions(settings)]
     if tasks.verifier is None:
         teacher = TeacherSeen(name=settings.teacher.model or "the teacher", terms="allowed") if settings.teacher is not None else None
-        seen = Measurements(
-            demonstrations=_unjudged(tasks), teacher=teacher, tried=found.tried, goal=settings.goal
-        )  # nobody can say how good it is
+        # Nobody can say how good any of it is.
+        seen = Measurements(demonstrations=_unjudged(tasks), teacher=teacher, tried=found.tried, goal=settings.goal)
     else:
         seen, cost = _look(settings, tasks, model, folder, found, _share(planned, settings, bought.planned))
         bought = Bought(tries=cost[0], tokens=cost[1], planned=bought.planned, run=whole)

@@ -79,9 +79,8 @@ def audit(
     if gone := len(tries.trajectories) - len(here):
         limits.append(f"{gone} tries are of no task of these settings and were left aside")
     asked.twice([(known[key.task], here[key]) for key in sorted(here, key=order)[:limit]])
-    plain = {
-        key: one for key, one in here.items() if one.hint is None
-    }  # what was shown the solution says nothing of how often a policy is right
+    # What was shown the solution says nothing of how often a policy is right.
+    plain = {key: one for key, one in here.items() if one.hint is None}
     verdicts = {key: tries.verdicts[key] for key in plain if key in tries.verdicts and tries.verdicts[key].verifier == verifier.name}
     by_labels = _by_labels(known, labels, asked)
     confusions = [by_labels] if by_labels.n or by_labels.unused else []

@@ -155,9 +155,8 @@ def next_wave(
     worth[[task in closed for task in order]] = 0.0
     worth[np.array([about.tries for about in tasks.values()])[:, None] + ahead >= budget.max_tries] = 0.0
     worth[worth < EVEN * worth[:, :1]] = 0.0
-    best = np.lexsort(
-        (np.tile(ahead, len(order)), -worth.ravel())
-    )  # where they are worth the same, each task's next before any task's next but one
+    # Where they are worth the same, each task's next before any task's next but one.
+    best = np.lexsort((np.tile(ahead, len(order)), -worth.ravel()))
     return Wave(tasks=tuple(order[at // len(ahead)] for at in best[:size] if worth.flat[at] > 0))
 
 

@@ -361,9 +361,8 @@ def takes(worked: Worked) -> tuple[str, str, str, str, str]:
     def number(value: float) -> str:
         return "-" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
-    if (
-        not worked.prompt_tokens and not worked.sampled_tokens
-    ):  # no model answers without either: tries from a file that says nothing of them
+    # No model answers without either: tries from a file that says nothing of them.
+    if not worked.prompt_tokens and not worked.sampled_tokens:
         return number(worked.turns), "-", "-", number(worked.seconds), "-"
     price = "unknown" if math.isnan(worked.dollars) else dollars(worked.dollars)
     return number(worked.turns), number(worked.prompt_tokens), number(worked.sampled_tokens), number(worked.seconds), price

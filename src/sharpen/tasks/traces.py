@@ -74,9 +74,8 @@ def load(settings: Traces) -> TaskSet:
 
 
 def _task(settings: Traces, key: str, prompt: tuple[Message, ...], tries: list[Trajectory]) -> Task:
-    family = digest(question(Task(key="", family="", prompt=prompt)))[
-        :12
-    ]  # those that ask the same but for case and spacing go to one split
+    # Those that ask the same but for case and spacing go to one split.
+    family = digest(question(Task(key="", family="", prompt=prompt)))[:12]
     if not settings.gold:
         return Task(key=key, family=family, prompt=prompt)
     answers = [[message for message in trace.messages[len(prompt) :] if message.role == "assistant"] for trace in tries]

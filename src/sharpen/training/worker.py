@@ -179,9 +179,8 @@ def make_trainer(job: Job, chosen: Literal["f32", "bf16"], progress: Path) -> tu
         micro_tokens(job.settings),
         model=model,
         args=config,
-        train_dataset=Dataset.from_dict(
-            {"input_ids": [first.input_ids], "labels": [first.labels]}
-        ),  # TRL asks for one; the plan replaces it
+        # TRL asks for one; the plan replaces it.
+        train_dataset=Dataset.from_dict({"input_ids": [first.input_ids], "labels": [first.labels]}),
         processing_class=AutoTokenizer.from_pretrained(job.model),
         peft_config=adapter,
         callbacks=[Teller(len(sizes), lambda step: sum(sizes[:step]), progress)],

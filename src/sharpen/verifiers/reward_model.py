@@ -88,10 +88,8 @@ class RewardModelVerifier:
                 raise SettingsError(f"{self._model.name} is a {self._model.kind} model; a reward model is a folder or hub id")
             config = read_config(self._model.path)
             self._multiple = config.get("problem_type") == "multi_label_classification"
-            names = config.get("id2label") or {
-                "0": "LABEL_0",
-                "1": "LABEL_1",
-            }  # two are transformers' default, which it does not write down
+            # Two labels are transformers' default, which it does not write down.
+            names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
             self._at: int | None = _label(settings.label, [names[key] for key in sorted(names, key=int)], self._model.name)
         else:
             self._at = settings.label if isinstance(settings.label, int) else None

@@ -55,6 +55,7 @@ from sharpen.records import (
     SampleKey,
     Task,
     TaskResult,
+    Trajectory,
     Tried,
     Verdict,
 )
@@ -64,6 +65,7 @@ from sharpen.settings import load_settings
 from sharpen.stats import pass_interval
 from sharpen.store.files import read_json, write_json
 from sharpen.store.run import Run
+from sharpen.store.segments import Segments
 from sharpen.verifiers.judge import LLMJudge
 from sharpen.verifiers.run import judge
 from test_choose import GOAL, PLATEAU, SAMPLED, WORKED, round_
@@ -241,6 +243,27 @@ def test_without_a_sampling_stage_the_tasks_are_unmeasured_and_dev_does_not_trai
     assert handoff.tasks == {"solved": 0, "mixed": 0, "never-solved": 0, "unmeasured": TRAIN}
     assert "has not plateaued" in handoff.justification.reason
     assert {line.split for line in lines(run, "dev")} == {"dev"} and len(lines(run, "dev")) == 10
+
+
+def test_the_tasks_can_be_split_by_the_model_that_is_handed_over(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling" / "sampling")
+    measured = hand_over(run, measure=True)
+    assert measured.tasks["unmeasured"] == 0 and sum(measured.tasks.values()) == TRAIN
+    assert measured.headroom.by == "" and {line.tries for kind in KINDS for line in lines(run, kind)} == {4}
+    place = run / "rl" / measured.start.rung / "sampling"
+    keys = Segments(place / "trajectories", Trajectory).records.keys()
+    assert len(keys) == len({(key.task, key.index) for key in keys}) == 4 * TRAIN
+    monkeypatch.setattr(ScriptedPolicy, "complete", None)  # nothing is asked again, nor by who does not ask for it
+    assert hand_over(run, measure=True) == hand_over(run) == measured
+
+
+def test_measuring_stops_at_a_cap_and_leaves_the_hand_over_as_it_was(run: Path) -> None:
+    Run(run).note({"event": "asked", "goal": None, "spending": {"max_calls": 1}})
+    before = (run / "rl" / "handoff.json").read_bytes()
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling" / "sampling")
+    with pytest.raises(Stopped, match="max_calls"):
+        hand_over(run, measure=True)
+    assert (run / "rl" / "handoff.json").read_bytes() == before
 
 
 def test_a_users_own_verifier_that_nobody_audited_is_said_to_be_that(tmp_path: Path) -> None:

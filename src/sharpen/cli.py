@@ -264,6 +264,11 @@ def make_parser() -> argparse.ArgumentParser:
         "sharpen handoff runs/quickstart && python runs/quickstart/rl/train_grpo.py --steps 20", settings=False,
     )  # fmt: skip
     handed.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
+    handed.add_argument(
+        "--measure",
+        action="store_true",
+        help="first make sampling.n tries of every train task by the model that is handed over, and split the tasks by them",
+    )
 
     report = verb(
         "report",
@@ -567,7 +572,7 @@ def _terms(arguments: argparse.Namespace) -> None:
 def _handoff(arguments: argparse.Namespace) -> None:
     from sharpen.handoff.folder import FOLDER, hand_over
 
-    handoff = hand_over(arguments.run)
+    handoff = hand_over(arguments.run, measure=arguments.measure)
     print(handoff.justification.paragraph)
     for limit in handoff.limits:
         print(f"note:  {limit}")

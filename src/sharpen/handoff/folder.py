@@ -28,10 +28,11 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec.structs import replace
 
-from sharpen import advisor
+from sharpen import advisor, loop
 from sharpen.advisor import purity_line
 from sharpen.agents.base import with_shots
 from sharpen.audit import AUDIT
+from sharpen.budget import Uniform
 from sharpen.errors import ModelError, RunError, SharpenError
 from sharpen.handoff.justify import Headroom, Justification, justify
 from sharpen.measurements import Found, as_last_wanted, measured, open_bench
@@ -52,6 +53,7 @@ from sharpen.records import (
     Trajectory,
     Verdict,
 )
+from sharpen.report.live import Live
 from sharpen.report.page import RungView, rate
 from sharpen.report.read import read_run
 from sharpen.sampling import WAVES, Waves
@@ -154,6 +156,13 @@ class _Measured:
     """How many tries of a task were fixed beforehand; None for all of them."""
     manifest: Manifest
 
+    @classmethod
+    def read(cls, place: Path, rung: str, by: str, shots: tuple[Message, ...] | None, manifest: Manifest) -> _Measured:
+        """What lies in the stage ``place``."""
+        tries, verdicts = Segments(place / "trajectories", Trajectory).records, Segments(place / "verdicts", Verdict).records
+        waves = read_if_there(place / WAVES, Waves)
+        return cls(rung, by, shots, tries, verdicts, waves.budget.first if waves is not None else None, manifest)
+
     @cached_property
     def tries(self) -> dict[str, list[SampleKey]]:
         """The tries of each task, in order."""
@@ -163,10 +172,12 @@ class _Measured:
         return by_task
 
 
-def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
+def hand_over(folder: Path, tasks: TaskSet | None = None, *, measure: bool = False) -> Handoff:
     """Write ``rl/`` into the run in ``folder``. What lies there under other names stays. ``tasks`` saves loading the run's own again.
 
-    RunError where there is no run, another process works on it, or none of its rungs has been evaluated.
+    ``measure`` first makes ``sampling.n`` tries of every train task by the model that is handed over, as RL will play them: single ones, in the tasks' own
+    environment, without waves. Those that were made are not made again.
+    RunError where there is no run, another process works on it, or none of its rungs has been evaluated. Stopped where ``measure`` reaches a cap.
     """
     view = read_run(folder, samples=0)
     folder = folder.resolve()
@@ -200,14 +211,18 @@ def hand_over(folder: Path, tasks: TaskSet | None = None) -> Handoff:
             candidates=candidates,
             why=_why(chosen.name, candidates, k),
         )
-        made = _measured(folder, view.rungs, model, proposals)
+        own = f"{FOLDER}/{chosen.name}/sampling"
+        if measure:
+            _measure(run, settings, tasks, model, own)
+        made = _of(folder / own, model) or _measured(folder, view.rungs, model, proposals)
         counted = [_counted(task, made) for task in tasks.split("train").tasks]
         verifier = _vouched(folder, tasks, view.rungs, view.banners)
         assert chosen.dev is not None
         headroom = _headroom(chosen.dev, k, settings, counted, made, verifier)
         if made is not None and made.by:
             limits.append(
-                f"the tasks are split by tries of {made.by}, made in {made.rung}: the model of {chosen.name} has made none at them"
+                f"the tasks are split by tries of {made.by}, made in {made.rung}: the model of {chosen.name} has made none at them; "
+                "sharpen handoff --measure makes them"
             )
         handoff = Handoff(
             run=view.name,
@@ -336,6 +351,21 @@ def _with_prompt(path: Path, base: Path, standing: Prompted) -> Prompted | None:
 # ---------------------------------------------------------------- which tasks
 
 
+def _measure(run: Run, settings: RunSettings, tasks: TaskSet, model: Prompted, stage: str) -> None:
+    settings = replace(settings, agent=None, harness=None, sampling=replace(settings.sampling, budget=Uniform()))
+    base = load_model(settings.model, settings.template)
+    with Live() as live, loop.interruptible(live.say) as asked, open_bench(settings, run, tasks, base, live, asked) as bench:
+        bench.sample(stage, model, tasks.split("train").tasks, bench.sampling)
+
+
+def _of(place: Path, model: Prompted) -> _Measured | None:
+    """The tries that ``model`` made in the stage ``place`` for the hand-over alone. None where they are not there, or another's."""
+    manifest = read_if_there(place / MANIFEST, Manifest)
+    if manifest is None or manifest.inputs["agent"] != model.fingerprint:
+        return None
+    return _Measured.read(place, FOLDER, "", model.shots, manifest)
+
+
 def _measured(folder: Path, rungs: Sequence[RungView], chosen: Prompted, proposals: Mapping[str, Prompted]) -> _Measured | None:
     """The last tries at train tasks that the chosen model made; else the last that any did; None where the run has none."""
     makers = {proposal.fingerprint: (rung, proposal.shots) for rung, proposal in reversed(list(proposals.items()))}
@@ -352,17 +382,8 @@ def _measured(folder: Path, rungs: Sequence[RungView], chosen: Prompted, proposa
         own = maker == chosen.fingerprint
         if last is not None and not own:
             continue
-        waves = read_if_there(place / WAVES, Waves)
-        name, shots = (chosen.model.name, chosen.shots) if own else makers.get(maker, ("another model", None))
-        last = _Measured(
-            rung=rung.name,
-            by="" if own else name,
-            shots=shots,
-            trajectories=Segments(place / "trajectories", Trajectory).records,
-            verdicts=Segments(place / "verdicts", Verdict).records,
-            first=waves.budget.first if waves is not None else None,
-            manifest=manifest,
-        )
+        by, shots = ("", chosen.shots) if own else makers.get(maker, ("another model", None))
+        last = _Measured.read(place, rung.name, by, shots, manifest)
         if own:
             return last
     return last

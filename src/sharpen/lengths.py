@@ -21,8 +21,11 @@ from sharpen.records import Message, Model, Task, Trajectory
 from sharpen.tasks.base import TaskSet
 
 SPREAD, LONGEST = 12, 4  # tasks that are opened: spread over the set, and those with the longest prompts
-OPENING_S, CLOSING_S = 20.0, 10.0  # for all of them, and to put away what is open then
+OPENING_S, CLOSING_S = 60.0, 10.0  # for all of them, and to put away what is open then
 AROUND = 16  # tokens around a message, in any template
+SHARE = (
+    0.25  # of the longest answer of a tool that one is expected to have where none was seen: ours, between a calculator's and a search's
+)
 CALL = 3  # tokens of a call of a tool, at least, in any template: ``f(),``
 
 
@@ -48,7 +51,9 @@ def measure(tasks: TaskSet, model: Model, harness: Harness | None, turn: int, ma
     tries that are there. What does not open, or not in time, is said and done without."""
     environment, (count, tokens) = tasks.environment, _counting(model)
     evenly = spread(tasks, SPREAD)
-    chosen = {task.key: task for task in (*evenly, *heapq.nlargest(LONGEST, tasks.tasks, key=_characters))}
+    chosen = {task.key: task for task in evenly}
+    others = (task for task in tasks.tasks if task.key not in chosen)
+    chosen |= {task.key: task for task in heapq.nlargest(LONGEST, others, key=_characters)}
     opened: dict[str, Conversation] = {}
     failed: list[str] = []
     if harness is not None:  # it writes its prompts itself
@@ -73,7 +78,12 @@ def measure(tasks: TaskSet, model: Model, harness: Harness | None, turn: int, ma
     heard = [text for one in (*recorded, *made) for text in _heard(one)]
     first = [len(conversation.messages[-1].content) for conversation in known.values()]
     trusted = max([*map(len, heard), *first], default=0)
-    usual = sum(map(len, heard)) / len(heard) if heard else sum(first) / len(first) if first else 0.0
+    if heard:
+        usual = sum(map(len, heard)) / len(heard)
+    elif isinstance(environment, ToolEnvironment):
+        usual = SHARE * environment.limits.max_chars
+    else:
+        usual = sum(first) / max(len(first), 1)
 
     def answers(calls: int) -> float:
         """To a turn with so many calls, and around both, at most."""
@@ -124,12 +134,10 @@ def _said(
         yield f"bounded: no prompt is longer than the model's window, {found.window:.0f} tokens"
     if not found.answered:
         return
-    usual = {
-        "tries": "",
-        "demonstrations": f"; expected, {found.answer:.0f}, the mean in demonstrations",
-        "": f"; expected, {found.answer:.0f}, what a task opens with",
-    }[heard]
-    if isinstance(environment := tasks.environment, ToolEnvironment):
+    environment = tasks.environment
+    guess = f"one answer of {SHARE:.0%} of that length" if isinstance(environment, ToolEnvironment) else "as much as a task opens with"
+    usual = "" if heard == "tries" else f"; expected, {found.answer:.0f}, {'the mean in demonstrations' if heard else guess}"
+    if isinstance(environment, ToolEnvironment):
         yield (
             f"bounded: what tools answer to a turn, {found.answered} tokens: as many calls as fit into a turn, each answered with max_chars "
             f"({environment.limits.max_chars}) characters{usual}"

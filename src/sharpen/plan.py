@@ -488,7 +488,10 @@ def _said(typical: Typical, source: str, price: Price | None, settings: RunSetti
             f"minutes: {typical.rate:.0f} sampled tokens a second, as measured on its first tries; training is taken to pass as many "
             "tokens of rows; loading engines is not in them"
         )
-    yield f"kept: as many of the tries pass as of those measured, {typical.passes:.0%}; sampling from a better rung keeps more"
+    if typical.tries:
+        yield f"kept: as many of the tries pass as of those measured, {typical.passes:.0%}; sampling from a better rung keeps more"
+    else:
+        yield "kept: every try is taken to pass"
     by_token = (
         f"; {price.prompt:g} and {price.sampled:g} dollars for a million prompt and sampled tokens" if price and price.dollars(1, 1) else ""
     )

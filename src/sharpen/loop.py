@@ -45,11 +45,14 @@ def submit(work: Coroutine[Any, Any, T], on: str = MAIN) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(work, _loop(on))
 
 
-def run(work: Coroutine[Any, Any, T], on: str = MAIN) -> T:
-    """Wait for ``work``. An interrupt cancels it and waits until it has put everything away."""
+def run(work: Coroutine[Any, Any, T], on: str = MAIN, timeout_s: float | None = None) -> T:
+    """Wait for ``work``. An interrupt cancels it and waits until it has put everything away. TimeoutError after ``timeout_s``: it is cancelled and left."""
     future = submit(work, on)
     try:
-        return future.result()
+        return future.result(timeout_s)
+    except TimeoutError:
+        future.cancel()
+        raise
     except KeyboardInterrupt:
         future.cancel()
         done = threading.Event()

@@ -1,7 +1,7 @@
 """What a run will cost, before it is paid for: ``sharpen run SETTINGS --plan``.
 
-Counted exactly: stages and tries. Going by tries that were made (of this run, and kept for it): what one takes, and how fast the engine is. Assumed:
-the rest, and said.
+Counted exactly: stages and tries. Going by tries that were made (of this run, and kept for it): what one takes, and how fast the engine is. Where none is,
+by openings of the tasks (``lengths``), every turn to its last token. At most: by openings and stated limits. Assumed: the rest, and said.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from sharpen.agents.choose import load_members, most_turns, playing
 from sharpen.audit import gate_tries
 from sharpen.budget import Adaptive
 from sharpen.ladder import too_small
+from sharpen.lengths import Lengths
+from sharpen.lengths import measure as measure_lengths
 from sharpen.measurements import FIRST, open_bench
 from sharpen.methods.base import CHECKS, Prompted
 from sharpen.methods.distillation import uncontrolled
@@ -80,13 +82,22 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Plan:
-    """``expected`` for each stage in order, ``most`` for all, with its tokens of rows, and what both rest on."""
+    """For each stage in order what it is expected to take, and with its tokens of rows; ``bounds``, at most, for those ahead; what both rest on."""
 
     stages: tuple[tuple[Ahead, Spent, float], ...]
-    most: Spent
-    most_trained: float
+    bounds: tuple[tuple[Ahead, Spent, float], ...]
     priced: bool
     said: tuple[str, ...] = ()
+
+    @property
+    def most(self) -> Spent:
+        """All that is still ahead, at most."""
+        return total(*(spent for _, spent, _ in self.bounds))
+
+    @property
+    def most_trained(self) -> float:
+        """Tokens of rows, at most."""
+        return sum(trained for _, _, trained in self.bounds)
 
     @property
     def expected(self) -> Spent:
@@ -112,30 +123,43 @@ def plan(settings: RunSettings, runs: Path, measure: int | None = None, given: t
     judging = _Judging.of(settings, tasks)
     if judging.remote and settings.agent is not None and settings.agent.by == "verifier":
         measure = 0  # to choose among tries is to judge them
-    typical = _measured(settings, tasks, model, folder, measure, judged=not judging.remote)
+    lengths, typical = _measured(settings, tasks, model, folder, measure, judged=not judging.remote)
+    aside = measure_lengths(panel, model, settings.harness, _longest_turn(settings)) if panel is not None else None
     judging = judging.seen(folder)
-    stages = [
-        replace(stage, done=read_if_there(folder / stage.name / MANIFEST, Manifest)) for stage in ahead(settings, tasks, panel, typical)
-    ]
     taught, whence = _teachers_price(settings, price)
     prices = {False: price, True: taught}
     turns = {False: most_turns(tasks.environment, settings.harness)}
     turns[True] = turns[False] if settings.teacher is None else most_turns(tasks.environment, settings.teacher.harness or settings.harness)
-    told: list[tuple[Ahead, Spent, float]] = []
-    most: list[tuple[Spent, float]] = []
-    for stage in judging.beside(stages, settings, tasks):
-        if stage.judged is not None:
-            expected, longest = judging.takes(stage, typical)
-            told.append((stage, stage.done.judging if stage.done is not None else expected, 0.0))
-            bound = longest, 0.0
-        else:
-            told.append((stage, *_takes(stage, typical, prices[stage.taught], settings)))
-            bound = _at_most(stage, typical, prices[stage.taught], settings, turns[stage.taught])
-        most += [bound] if stage.done is None else []
-    priced = None not in prices.values() and judging.priced
-    found = Plan(tuple(told), total(*(spent for spent, _ in most)), sum(trained for _, trained in most), priced)
+    beside = [(aside, most_turns(panel.environment, settings.harness))] if panel is not None and aside is not None else []
+
+    def staged(typical: Typical) -> Iterator[Ahead]:
+        stages = (
+            replace(one, done=read_if_there(folder / one.name / MANIFEST, Manifest)) for one in ahead(settings, tasks, panel, typical)
+        )
+        return judging.beside(list(stages), settings, tasks)
+
+    def expected(stage: Ahead) -> tuple[Spent, float]:
+        if stage.judged is None:
+            return _takes(stage, typical, lengths, prices[stage.taught], settings)
+        return (stage.done.judging if stage.done is not None else judging.takes(stage, typical)[0]), 0.0
+
+    def at_most(stage: Ahead) -> tuple[Spent, float]:
+        places = [] if stage.name.endswith("/panel") else [(lengths, turns[stage.taught])]
+        if not places or not stage.tries or stage.judged is not None:  # what is only at most, and verdicts, may be of either
+            places += beside
+        if stage.judged is None:
+            found = (_at_most(stage, *place, typical.rate, prices[stage.taught], settings) for place in places)
+            return max(found, key=lambda one: one[0].tokens + one[1])
+        row = max(_longest_row(*place, settings) for place in places)
+        return judging.takes(stage, replace(typical, row=row))[1], 0.0
+
+    told = tuple((stage, *expected(stage)) for stage in staged(typical))
+    bounds = tuple((stage, *at_most(stage)) for stage in staged(replace(typical, passes=1.0)) if stage.done is None)
+    found = Plan(told, bounds, None not in prices.values() and judging.priced)
     said = [
         *_said(typical, source, price, settings),
+        *lengths.said,
+        *(f"panel: {line}" for line in (aside.said if aside is not None else ())),
         whence,
         *judging.said(typical),
         too_small(settings.ladder, settings.evaluation, tasks),
@@ -327,8 +351,8 @@ def _scaled(spent: Spent, times: float) -> Spent:
 # ---------------------------------------------------------------- what one try takes
 
 
-def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int, judged: bool) -> Typical:
-    """From the tries of the run's first stage that are there, after ``measure`` were made where it is not done."""
+def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int, judged: bool) -> tuple[Lengths, Typical]:
+    """From the tries of the run's first stage that are there, after ``measure`` were made where it is not done; else from how tasks open."""
     place = folder / FIRST
     if (done := read_if_there(place / MANIFEST, Manifest)) is not None:
         rate = done.sampled_tokens / done.inside_s if done.inside_s else math.nan
@@ -337,14 +361,15 @@ def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path,
         if measure and math.isnan(rate):
             rate = _make(settings, tasks, model, folder, measure, judged)
     made = list(Segments(place / "trajectories", Trajectory).records.values())
+    lengths = measure_lengths(tasks, model, settings.harness, _longest_turn(settings), made)
     if not made:
-        turns = most_turns(tasks.environment, settings.harness, playing(settings.agent, "evaluation"))
-        opening = sum(len(message.content) for task in tasks.tasks for message in task.prompt) / CHARACTERS / len(tasks.tasks)
-        longest = settings.evaluation.max_tokens
-        return Typical(0, turns, turns * (opening + (turns - 1) / 2 * longest), turns * longest, opening + turns * longest, 1.0, math.nan)
+        turns, longest = most_turns(tasks.environment, settings.harness), settings.evaluation.max_tokens
+        calls, row = turns * _several(Ahead(FIRST), settings), lengths.opening + turns * longest + (turns - 1) * lengths.answer
+        prompt = min(lengths.opening + (turns - 1) / 2 * (longest + lengths.answer), lengths.window)
+        return lengths, Typical(0, calls, calls * prompt, calls * longest, min(row, lengths.window), 1.0, math.nan)
     verdicts = Segments(place / "verdicts", Verdict).records.values()
     mean = 1 / len(made)
-    return Typical(
+    return lengths, Typical(
         tries=len(made),
         calls=mean * sum(one.cost.turns for one in made),
         prompt=mean * sum(one.cost.prompt_tokens for one in made),
@@ -379,13 +404,14 @@ def _row(trajectory: Trajectory) -> float:
     return sum(len(message.content) for message in trajectory.messages) / CHARACTERS
 
 
-def _takes(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings) -> tuple[Spent, float]:
+def _takes(stage: Ahead, typical: Typical, lengths: Lengths, price: Price | None, settings: RunSettings) -> tuple[Spent, float]:
     """What a stage is expected to take, or took; and how many tokens of rows it trains on."""
     if stage.done is not None:
         return msgspec.structs.replace(stage.done.spent, seconds=stage.done.seconds), 0.0
     trained = stage.rows * typical.row * settings.training.epochs
     tries = stage.tries * _several(stage, settings) / _several(Ahead(FIRST), settings)  # of as many models' tries as those measured
-    prompt = tries * (typical.prompt + typical.calls * stage.shots * typical.row)
+    example = min(typical.row, lengths.demonstration or math.inf)
+    prompt = tries * (typical.prompt + typical.calls * stage.shots * example)
     sampled = tries * typical.sampled
     return _spent(tries * typical.calls, prompt, sampled, (sampled + trained) / typical.rate, price, settings), trained
 
@@ -398,16 +424,40 @@ def _several(stage: Ahead, settings: RunSettings) -> int:
     return several.tries if several is not None else 1
 
 
-def _at_most(stage: Ahead, typical: Typical, price: Price | None, settings: RunSettings, turns: int) -> tuple[Spent, float]:
-    """Every try to its last turn, every turn to its last token, every look; and tokens of rows."""
+def _at_most(stage: Ahead, lengths: Lengths, turns: int, rate: float, price: Price | None, settings: RunSettings) -> tuple[Spent, float]:
+    """Every try to its last turn, every turn to its last token and answered at length, every prompt as the longest that was opened, every look; and
+    tokens of rows."""
     longest = settings.sampling.max_tokens if stage.name.endswith("/sampling") else settings.evaluation.max_tokens
     if stage.taught and settings.teacher is not None and settings.teacher.max_tokens is not None:
         longest = settings.teacher.max_tokens
     tries = stage.tries + stage.more
     calls = tries * turns * _several(stage, settings)
-    each = typical.prompt / typical.calls + stage.shots * typical.row + (turns - 1) / 2 * longest
-    trained = (stage.rows + stage.more_rows) * typical.row * settings.training.epochs
-    return _spent(calls, calls * each, calls * longest, (calls * longest + trained) / typical.rate, price, settings), trained
+    row = _longest_row(lengths, turns, settings)
+    example, shots, hint = lengths.demonstration or row, stage.shots, 0.0
+    sampled = stage.name.endswith("/sampling")
+    if (
+        "few-shot" in settings.ladder.climbs
+        and not stage.name.startswith(BASE)
+        and (stage.taught or sampled or stage.name.endswith("/test"))
+    ):
+        shots = settings.few_shot.shots  # what stands then may be a prompt with examples
+    if sampled and not stage.tries and "hints" in settings.ladder.ways:
+        hint = len(settings.hints.wording) + example
+    each = lengths.longest + shots * example + hint + (turns - 1) / 2 * (longest + lengths.answered)
+    each = each if stage.taught else min(each, lengths.window)
+    trained = (stage.rows + stage.more_rows) * row * settings.training.epochs
+    return _spent(calls, calls * each, calls * longest, (calls * longest + trained) / rate, price, settings), trained
+
+
+def _longest_row(lengths: Lengths, turns: int, settings: RunSettings) -> float:
+    """Tokens of the row that a try or a demonstration would make, at most."""
+    return max(lengths.demonstration, lengths.longest + turns * _longest_turn(settings) + (turns - 1) * lengths.answered)
+
+
+def _longest_turn(settings: RunSettings) -> int:
+    """Tokens of a turn, at most, whoever takes it."""
+    taught = settings.teacher.max_tokens if settings.teacher is not None else None
+    return max(settings.evaluation.max_tokens, settings.sampling.max_tokens, taught or 0)
 
 
 def _spent(calls: float, prompt: float, sampled: float, seconds: float, price: Price | None, settings: RunSettings) -> Spent:
@@ -421,19 +471,27 @@ def _spent(calls: float, prompt: float, sampled: float, seconds: float, price: P
 
 def _said(typical: Typical, source: str, price: Price | None, settings: RunSettings) -> Iterator[str]:
     if typical.tries:
-        yield f"what a try takes: the mean of {typical.tries} tries of the base, kept for the run; trained rungs and another temperature may differ"
+        yield (
+            f"measured: what a try takes, the mean of {typical.tries} tries of the base, kept for the run; trained rungs and another temperature may differ"
+        )
     else:
         yield (
             f"nothing is measured yet, so every try is taken to its last turn and token, and minutes are unknown: --measure {MEASURED} makes so many "
-            "of the run's first tries, which it then finds made; prompts are counted by the tasks' own words, without template, tools and what environments "
-            "say, so there are more tokens of them"
+            "of the run's first tries, which it then finds made"
         )
+    yield (
+        "at most: every try goes to its last turn, every turn to its last token, every prompt opens like the longest that was opened, and every try "
+        "passes and trains; tries that broke and are made again are in no figure"
+    )
     if typical.rate == typical.rate:
         yield (
             f"minutes: {typical.rate:.0f} sampled tokens a second, as measured on its first tries; training is taken to pass as many "
             "tokens of rows; loading engines is not in them"
         )
-    yield f"kept: as many of the tries pass as of those measured, {typical.passes:.0%}; sampling from a better rung keeps more"
+    if typical.tries:
+        yield f"kept: as many of the tries pass as of those measured, {typical.passes:.0%}; sampling from a better rung keeps more"
+    else:
+        yield "kept: every try is taken to pass"
     by_token = (
         f"; {price.prompt:g} and {price.sampled:g} dollars for a million prompt and sampled tokens" if price and price.dollars(1, 1) else ""
     )

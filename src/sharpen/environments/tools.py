@@ -23,6 +23,8 @@ from sharpen.store.files import digest
 
 WORDING = 1  # raise it when what the policy is told changes: samples of other words are other samples
 MOST_CALLS = 16  # of one turn
+TOO_MANY = f"only {MOST_CALLS} calls in one turn are made"
+CUT = "\n[{} more characters cut]"
 STUCK = 8  # calls that never came back before the tools are called broken: each holds a thread for good
 
 Caller = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -88,6 +90,11 @@ class ToolEnvironment:
             await stack.aclose()
             raise EnvironmentFault(f"task {task.key!r}: the tools did not start: {_what(error)}") from error
         return ToolEpisode(box, self.limits, stack), messages
+
+    def most_answered(self, calls: int) -> int:
+        """Characters, at most, of what a turn with so many calls is answered with."""
+        whole = min(calls, MOST_CALLS) * (self.limits.max_chars + len(CUT) + 20)  # whatever number stands in it
+        return whole + max(calls - MOST_CALLS, 0) * len(f"error: {TOO_MANY}")
 
     def expert(self, task: Task) -> tuple[str | Message, ...] | None:
         if self._expert is None:
@@ -160,7 +167,7 @@ class ToolEpisode:
 
     async def _call(self, call: ToolCall, at: int) -> Any:
         if at >= MOST_CALLS:
-            raise ToolProblem(f"only {MOST_CALLS} calls in one turn are made")
+            raise ToolProblem(TOO_MANY)
         caller = self._box.callers.get(call.name)
         if caller is None:
             raise ToolProblem(f"there is no tool {call.name!r}{nearest(call.name, self._box.callers)}")
@@ -299,7 +306,7 @@ def as_text(result: Any, limit: int) -> str:
             result = msgspec.json.encode(result).decode()
         except (TypeError, ValueError):
             result = str(result)
-    return result if len(result) <= limit else f"{result[:limit]}\n[{len(result) - limit} more characters cut]"
+    return result if len(result) <= limit else f"{result[:limit]}{CUT.format(len(result) - limit)}"
 
 
 def opening(task: Task, system: str, said: str) -> tuple[Message, ...]:

@@ -283,10 +283,15 @@ class Account:
             self.meter.release(most)
 
 
+def guessed(conversation: Conversation) -> int:
+    """Tokens of a prompt that nobody has counted, from its length."""
+    characters = sum(len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in conversation.messages)
+    return int((characters + len(str(conversation.tools or ""))) / CHARACTERS) + 8 * len(conversation.messages)
+
+
 def most(conversation: Conversation, sampling: Sampling, price: Price | None) -> Spent:
     """What a call takes at worst, with its prompt guessed from its length."""
-    characters = sum(len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in conversation.messages)
-    prompt = int((characters + len(str(conversation.tools or ""))) / CHARACTERS) + 8 * len(conversation.messages)
+    prompt = guessed(conversation)
     dollars = price.dollars(prompt, sampling.max_tokens) if price is not None else 0.0
     return Spent(calls=1, prompt_tokens=prompt, sampled_tokens=sampling.max_tokens, dollars=dollars)
 

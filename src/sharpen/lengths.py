@@ -23,9 +23,8 @@ from sharpen.tasks.base import TaskSet
 SPREAD, LONGEST = 12, 4  # tasks that are opened: spread over the set, and those with the longest prompts
 OPENING_S, CLOSING_S = 60.0, 10.0  # for all of them, and to put away what is open then
 AROUND = 16  # tokens around a message, in any template
-SHARE = (
-    0.25  # of the longest answer of a tool that one is expected to have where none was seen: ours, between a calculator's and a search's
-)
+# Of a tool's longest answer, what one is expected to have where none was seen: ours, between a calculator's and a search's.
+SHARE = 0.25
 CALL = 3  # tokens of a call of a tool, at least, in any template: ``f(),``
 
 

@@ -435,11 +435,8 @@ def _at_most(stage: Ahead, lengths: Lengths, turns: int, rate: float, price: Pri
     row = _longest_row(lengths, turns, settings)
     example, shots, hint = lengths.demonstration or row, stage.shots, 0.0
     sampled = stage.name.endswith("/sampling")
-    if (
-        "few-shot" in settings.ladder.climbs
-        and not stage.name.startswith(BASE)
-        and (stage.taught or sampled or stage.name.endswith("/test"))
-    ):
+    stands = not stage.name.startswith(BASE) and (stage.taught or sampled or stage.name.endswith("/test"))
+    if stands and "few-shot" in settings.ladder.climbs:
         shots = settings.few_shot.shots  # what stands then may be a prompt with examples
     if sampled and not stage.tries and "hints" in settings.ladder.ways:
         hint = len(settings.hints.wording) + example

@@ -35,6 +35,7 @@ from sharpen.records import (
     AtEqualRate,
     Lineage,
     Message,
+    RoundPurity,
     SameFault,
     SampleKey,
     Selection,
@@ -487,6 +488,22 @@ def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path
     assert main([*flags, "--trust-unaudited-verifier"]) == 0
     student = load_model("runs/mine/rungs/001-distillation/model")
     assert any("nobody audited" in banner for banner in student.lineage.banners)
+
+
+def test_the_teachers_own_answers_that_on_policy_mixes_in_go_through_the_same_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("v.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
+    rows = [{"prompt": f"Calculate {n} + {m}.", "reference": str(n + m)} for n in range(8) for m in range(8)]
+    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
+    scripted_model(tmp_path / "owl", skill=0.95, name="owl")
+    how = {"way": "on_policy", "on_policy": {"lmbda": 0.5}}
+    climb(taught(tmp_path, teacher=str(tmp_path / "owl"), terms=TERMS, distillation=how, tasks=source), tmp_path / "runs")
+    rung = rung_of(tmp_path / "runs/taught")
+    assert rung.decision is not None and rung.decision.outcome == "refuse" and rung.training is None
+    assert "neither exact nor audited" in rung.decision.reasons[0]
+    purity = read_json(tmp_path / "runs/taught/rungs/001-distillation/purity.json", RoundPurity)
+    assert len(purity.kept) == len({key.task for key in purity.kept}) > 20  # one answer a task is all that is mixed in
 
 
 # ---------------------------------------------------------------- recorded trajectories

@@ -45,13 +45,13 @@ def test_the_ladder_keeps_what_is_better_and_shows_what_the_verifier_was_worth(c
     assert "003-rejection-sampling-control" in page
     habits = by_name["002-sft"].transfer
     assert view.habits is not None and habits is not None and view.habits.measures["turns"].value == 1.0
-    assert (habits.teacher, habits.before.tries, habits.passes, habits.flags) == (
-        view.habits,
-        160,
-        "open",
-        (),
-    )  # other tasks: described, not compared
-    assert "How they go about it" in page and "What was transferred" in page and "was not measured on the student" in page
+    assert (habits.teacher, habits.before.tries, habits.after.tries, habits.trained) == (view.habits, 12, 12, 12)
+    assert habits.gain.printed.n == 12 and habits.before.pass_rate.value < habits.after.pass_rate.value == 1.0  # learned by heart
+    assert (
+        "How they go about it" in page
+        and "At 12 demonstrated tasks, all of which" in page
+        and "was not measured on the student" not in page
+    )
 
 
 def test_a_fork_shows_only_what_it_concluded_itself(ended: Ended) -> None:

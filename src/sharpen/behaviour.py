@@ -39,9 +39,11 @@ from sharpen.records import (
 )
 from sharpen.sampling import Pool
 from sharpen.stats import Weights, cluster_bootstrap_mean, cluster_divergence, paired_gain, pass_interval, relevel, shared_level
+from sharpen.verifiers.behaviour import Rules
 
 DESCRIBED = "behaviour.json"  # beside demonstrations, a Behaviour; beside a rung, a Transfer
 FAULTY = "faults.json"
+FILTERED = "filtered.json"
 CLOSE = 0.9  # the level of being alike: two one-sided tests at 5 % each (Schuirmann 1987)
 SPLITS = 10  # of an agent's tries into halves
 LISTED = 12  # tools or verbs
@@ -301,9 +303,20 @@ def _mean(seen: _Seen, value: Callable[[_Try], float], seed: int) -> Interval:
 def _over_families(
     seen: _Seen, by_task: Mapping[str, float], seed: int, level: float = 0.95, signed: bool = False, resamples: int = 2000
 ) -> Interval:
+    return _by_family(by_task, seen.family, seed, level, signed, resamples)
+
+
+def _by_family(
+    by_task: Mapping[str, float],
+    family: Callable[[str], str],
+    seed: int,
+    level: float = 0.95,
+    signed: bool = False,
+    resamples: int = 2000,
+) -> Interval:
     values: dict[str, list[float]] = defaultdict(list)
     for task, value in by_task.items():
-        values[seen.family(task)].append(value)
+        values[family(task)].append(value)
     most = max([1.0, *map(abs, by_task.values())])
     return cluster_bootstrap_mean(values, level, seed, resamples, span=(-most if signed else 0.0, most))
 
@@ -573,3 +586,30 @@ def _side_by_side(held: Mapping[str, _Seen], task: str, fault: str) -> NewFault:
             likeness = {"before": lambda one: one.passed}.get(role, lambda one: one.fault == fault)
             shown[role] = without_ids(seen.pool.trajectories[max(tries, key=likeness).key])
     return NewFault(task=task, fault=fault, counts=counts, trajectories=shown)
+
+
+# ---------------------------------------------------------------- known faults that are left out
+
+
+def kept_out(rules: Rules, tries: Mapping[str, Iterable[Trajectory]], families: Mapping[str, str], seed: int = 0) -> tuple[FaultRate, ...]:
+    """For each rule that is set, the share of each set of ``tries`` that breaks it, and the change from those called ``before`` to ``after``.
+
+    Means over tasks, with intervals over ``families`` (a task that has none is its own). Tries that broke are left out. () where no rule is set.
+    """
+    found: dict[str, dict[str, dict[str, list[bool]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for role, those in tries.items():
+        for one in those:
+            for rule, broken in rules.each(one).items() if one.stop not in ("error", "cancelled") else ():
+                found[rule][role][one.key.task].append(broken)
+
+    def rate(rule: str) -> FaultRate:
+        shares = {role: {task: sum(hits) / len(hits) for task, hits in found[rule][role].items()} for role in tries}
+        before, after = shares["before"], shares["after"]
+        change = {task: after[task] - before[task] for task in after if task in before}
+        return FaultRate(
+            fault=rule,
+            shares={role: _by_family(by_task, lambda task: families.get(task, task), seed) for role, by_task in shares.items()},
+            change=_by_family(change, lambda task: families.get(task, task), seed, signed=True),
+        )
+
+    return tuple(rate(rule) for rule in list(found))

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from sharpen import advisor
 from sharpen.audit import check
-from sharpen.behaviour import DESCRIBED, FAULTY, compare, describe, faults
+from sharpen.behaviour import DESCRIBED, FAULTY, FILTERED, compare, describe, faults, kept_out
 from sharpen.diversity import WRITTEN, Drops, diversity, off_task
 from sharpen.errors import Refused, SettingsError, Unsettled
 from sharpen.evaluation import EvaluationSettings, succeeded, weigh
@@ -21,6 +21,7 @@ from sharpen.methods.distillation import (
     Measured,
     check_tools,
     check_way,
+    copies_tries,
     distillation,
     exchange,
     gather_taught,
@@ -33,8 +34,8 @@ from sharpen.methods.expert_iteration import expert_iteration
 from sharpen.methods.hints import hintable
 from sharpen.methods.prompt import few_shot
 from sharpen.methods.rejection_sampling import Gathered, Round, as_set, gather, more_samples, rejection_sampling
-from sharpen.methods.sft import sft
-from sharpen.records import Decision, Evaluation, Gain, Measurements, Record, RoundPurity, SampleKey
+from sharpen.methods.sft import play_demonstrated, sft
+from sharpen.records import Decision, Evaluation, Filtered, Gain, Measurements, Record, RoundPurity, SampleKey
 from sharpen.sampling import Pool
 from sharpen.stats import families_needed, level_text, next_alpha, paired_gain, pass_interval, smallest_effect
 from sharpen.store.files import write_json
@@ -65,6 +66,9 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     gained ends where it does, 2505.22617). It is looked for in the tries that are there; ``collapse_n`` makes so many of each dev task where a round is to
     be kept (0: none).
 
+    ``demo_tries`` are so many tries of every demonstrated task, at most ``evaluation.n``, by the base before SFT and by the student after it: they show what
+    it copied of its demonstrators (0: not looked for). Nothing is decided by them.
+
     ``purity`` is the bar for what a verifier that is not exact keeps: the lower bound of the share that people call good must be at it or over.
     ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.
     """
@@ -84,6 +88,7 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     pass_k_drop: float = Drops().pass_k
     distinct_drop: float = Drops().distinct
     entropy_drop: float = Drops().entropy
+    demo_tries: int = 1
     purity: float = BAR
     trust_unaudited_verifier: bool = False
 
@@ -101,8 +106,9 @@ class LadderSettings(Record, frozen=True, kw_only=True):
         for name in ("panel_drop", "pass_k_drop", "distinct_drop", "entropy_drop"):
             if not 0 <= (drop := getattr(self, name)) < 1:
                 raise SettingsError(f"{name} is {drop}, but must be 0 or more and under 1")
-        if self.collapse_n < 0:
-            raise SettingsError(f"collapse_n is {self.collapse_n}, but must be 0 or more")
+        for name in ("collapse_n", "demo_tries"):
+            if (many := getattr(self, name)) < 0:
+                raise SettingsError(f"{name} is {many}, but must be 0 or more")
         if not 0 < self.purity < 1:
             raise SettingsError(f"purity is {self.purity}, but must be between 0 and 1")
 
@@ -268,8 +274,12 @@ class Ladder:
             awaits = isinstance(refusal, Unsettled | _Unvouched)
             refused = Decision(outcome="refuse", action=f"leave out {method}", reasons=(str(refusal),), awaits=awaits)
             return self._add(Rung(name, method, None, refused, variant=way))
+        before = self.standing
         rung = self._decide(Rung(name, method, attempt.proposal, decision, variant=way))
         self._add(rung)
+        self._filtered(before, rung, attempt)
+        if method == "sft":
+            self._habits(rung, attempt)
         if rung.decision.outcome == "keep":
             self.survivors = attempt.survivors if method == "expert-iteration" else (*self.survivors, *attempt.survivors)
             self._had = None
@@ -338,6 +348,7 @@ class Ladder:
         if method == "few-shot":
             return few_shot(bench, name, standing)
         if method == "sft":
+            play_demonstrated(bench, self.rungs[0].name, Prompted(bench.base), self.settings.demo_tries)  # while the base may be open
             return sft(bench, name, standing)
         if method == "distillation":
             return self._distil(name, standing)
@@ -380,7 +391,7 @@ class Ladder:
         bench.say(f"{name.removeprefix('rungs/')}: {decision.reasons[0]}")
         same_tools(measured.name, measured.pool, mine)
         found = None
-        if bench.distillation.way == "trajectories":
+        if copies_tries(bench.distillation):
             found = gather_taught(bench, name, standing, self.survivors)
             self._worth("distillation", name, found)
         why = uncontrolled(bench.teacher, bench.distillation)
@@ -455,8 +466,6 @@ class Ladder:
             rung.decision = advisor.judge_forgetting(rung.decision, forgotten, self.settings.panel_drop)
         self._watch(before, rung, forgotten)
         self._passed_on = self.settings.share(self._passed_on) if rung.decision.outcome == "keep" else 0.0
-        if rung.method == "sft":
-            self._habits(before, rung)
         return rung
 
     def _watch(self, before: Rung, rung: Rung, forgotten: Gain | None) -> None:
@@ -491,12 +500,37 @@ class Ladder:
         assert rung.agent is not None and rung.dev is not None
         return self.bench.tries(rung.name, rung.agent, "dev", max((one.samples for one in rung.dev.tasks), default=None))
 
-    def _habits(self, before: Rung, after: Rung) -> None:
-        """What the student does as its demonstrators do, beside what it did before: imitation copies shortcuts and mistakes too."""
-        assert before.agent is not None and after.agent is not None and after.dev is not None
-        n = after.dev.tasks[0].samples if after.dev.tasks else None
-        was, now = (self.bench.tries(rung.name, rung.agent, "dev", n) for rung in (before, after) if rung.agent is not None)
-        write_json(self.bench.run.folder / after.name / DESCRIBED, compare(self.bench.demonstrations(), was, now, self.bench.seed))
+    def _habits(self, rung: Rung, attempt: Attempt) -> None:
+        """What the student does as its demonstrators do at the tasks that they showed it, beside the base that it was trained from."""
+        bench, n = self.bench, self.settings.demo_tries
+        assert attempt.selection is not None
+        was = play_demonstrated(bench, self.rungs[0].name, Prompted(bench.base), n)
+        now = play_demonstrated(bench, rung.name, attempt.proposal, n)
+        if was is None or now is None:
+            return
+        shown = bench.demonstrations()
+        theirs = dataclasses.replace(shown, tasks=now.tasks, wanted=tuple(key for key in shown.wanted if key.task in now.tasks))
+        trained = len(now.tasks.keys() & {key.task for key in attempt.selection.kept})
+        folder = bench.run.folder / rung.name
+        write_json(folder / DESCRIBED, replace(compare(theirs, was, now, bench.seed), trained=trained))
+        write_json(folder / FAULTY, faults(theirs, was, now, seed=bench.seed))
+
+    def _filtered(self, before: Rung, rung: Rung, attempt: Attempt) -> None:
+        """What leaving known faults out came to: how much of them there was to choose from, what trains, and what the student does of it."""
+        bench, rules = self.bench, self.bench.selection.behaviour
+        if rules is None or attempt.pool is None or attempt.selection is None:
+            return
+        pool, dropped = attempt.pool, {one.key for one in attempt.selection.left_out}
+        was, now = self._tries(before), self._tries(rung)
+        tries = {
+            "sampled": [pool.trajectories[key] for key in pool.first_wave.wanted],
+            "passing": [pool.trajectories[key] for key in pool.wanted if pool.verdicts[key]],
+            "trains": [one for _, one in attempt.trains if one.key not in dropped],
+            "before": [was.trajectories[key] for key in was.wanted],
+            "after": [now.trajectories[key] for key in now.wanted],
+        }
+        if rates := kept_out(rules, tries, {task.key: task.family for task in bench.tasks.tasks}, bench.seed):
+            write_json(bench.run.folder / rung.name / FILTERED, Filtered(base=before.name, other=rung.name, rates=rates))
 
     def _control(self, real: Rung, attempt: Attempt) -> None:
         """Evaluate the control against the same rung as the real arm. It never stands, whatever it gains."""

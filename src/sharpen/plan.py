@@ -29,7 +29,8 @@ from sharpen.lengths import Lengths
 from sharpen.lengths import measure as measure_lengths
 from sharpen.measurements import FIRST, open_bench
 from sharpen.methods.base import CHECKS, Prompted
-from sharpen.methods.distillation import uncontrolled
+from sharpen.methods.distillation import copies_tries, uncontrolled
+from sharpen.methods.sft import demonstrated
 from sharpen.models import load_model
 from sharpen.policies.meter import CHARACTERS, JUDGE, SPENT, Bill, Meter, total
 from sharpen.policies.prices import FREE, Price, price_of
@@ -175,6 +176,7 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
     sizes = {split: len(tasks.split(split).tasks) for split in ("demo", "train", "dev", "test")}
     looks, sampling = settings.evaluation.looks, settings.sampling
     demonstrations = sizes["demo"] if tasks.recorded is None else len(tasks.recorded.trajectories)
+    copied = demonstrated(tasks) * settings.ladder.demo_tries
     earlier = 0.0
 
     def evaluated(name: str, split: str, shots: int = 0) -> Iterator[Ahead]:
@@ -189,7 +191,7 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
         yield Ahead(f"{name}/teacher/dev", sizes["dev"] * looks[0], taught=True)
         how, on_policy = settings.distillation, settings.distillation.on_policy
         if how.way == "on_policy":
-            if on_policy.lmbda < 1:
+            if copies_tries(how):
                 yield Ahead(f"{name}/sampling", how.n * sizes["train"], taught=True)
             yield Ahead(name, rows=on_policy.steps * on_policy.batch_size / settings.training.epochs)
             return
@@ -206,9 +208,13 @@ def ahead(settings: RunSettings, tasks: TaskSet, panel: TaskSet | None, typical:
             yield Ahead(f"{name}/sampling", sampling.n * sizes["train"])
             passing = sampling.n * typical.passes
             earlier += sizes["train"] * min(passing, settings.selection.limit or passing)
+        if method == "sft" and copied and method not in settings.ladder.climbs[: number - 1]:
+            yield Ahead(f"{BASE}/demo", copied)
         if method not in ("few-shot", "distillation"):
             yield Ahead(name, rows=demonstrations + (0.0 if method == "sft" else earlier))
         yield from evaluated(name, "dev", settings.few_shot.shots if method == "few-shot" else 0)
+        if method == "sft" and copied:
+            yield Ahead(f"{name}/demo", copied)
         beside = settings.ladder.control and (
             method == "rejection-sampling" or (method == "distillation" and not uncontrolled(settings.teacher, settings.distillation))
         )

@@ -777,6 +777,9 @@ class Transfer(Record, frozen=True, kw_only=True):
     ``gain`` is the student's pass@1 after training less the teacher's, on the tasks that both played; it is decided at 90 %, for the test of being alike.
     ``apart`` compares the teacher with the student after training, ``apart_before`` with it before. ``passes`` and ``behaves`` say whether the student is
     like its teacher, ``flags`` what a reader must not overlook, ``rule`` how it is told.
+
+    ``trained`` is None where the tasks are dev tasks. Where the teacher are demonstrations it counts the tasks, of those played, whose demonstrations
+    trained the student: then this says what was copied, not how well it generalises.
     """
 
     teacher: Behaviour
@@ -790,6 +793,7 @@ class Transfer(Record, frozen=True, kw_only=True):
     behaves: Alike
     flags: tuple[str, ...]
     rule: str
+    trained: int | None = None
 
 
 class FaultRate(Record, frozen=True, kw_only=True):
@@ -850,6 +854,18 @@ class Faults(Record, frozen=True, kw_only=True):
     same: tuple[SameFault, ...]
     new: tuple[NewFault, ...]
     many: int
+
+
+class Filtered(Record, frozen=True, kw_only=True):
+    """``filtered.json`` of a rung: what leaving known faults out (``selection.behaviour``) came to, one rate for each rule that is set.
+
+    Shares are of tries that break the rule: ``sampled`` of all that there was to choose from (of an adaptive budget, the first wave), ``passing`` of what
+    passes among it, ``trains`` of what trains, at other tasks than ``before`` and ``after``: what stood (``base``) and the rung (``other``) on dev.
+    """
+
+    base: str
+    other: str
+    rates: tuple[FaultRate, ...]
 
 
 Facet = Literal["pass@k", "distinct", "solutions", "tokens", "off-task"]

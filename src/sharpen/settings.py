@@ -77,6 +77,11 @@ class RunSettings(Record, frozen=True, kw_only=True):
             raise SettingsError(
                 "a teacher is set, but ladder.rungs lacks distillation, so nothing would ask it; add the rung, or take it out"
             )
+        if self.ladder.demo_tries > self.evaluation.n:
+            raise SettingsError(
+                f"ladder.demo_tries is {self.ladder.demo_tries}, but tries are made as in evaluation, which makes {self.evaluation.n} of a task; "
+                "lower it, or raise evaluation.n"
+            )
         if self.goal is not None:
             if not 0 < self.goal.value <= 1:
                 raise SettingsError(f"goal.value is {self.goal.value}, but must be over 0 and at most 1")

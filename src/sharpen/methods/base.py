@@ -116,7 +116,7 @@ class Cast:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a method made of one rung."""
+    """What a method made of one rung. ``pool`` is what there was to choose from, ``trains`` what went into rows where their masks could be proved."""
 
     proposal: Prompted
     selection: Selection | None = None
@@ -124,6 +124,7 @@ class Attempt:
     pool: Pool | None = None
     survivors: tuple[Sourced, ...] = ()
     control: Attempt | None = None
+    trains: tuple[Sourced, ...] = ()
 
 
 class FewShot(Record, frozen=True, kw_only=True):

@@ -54,19 +54,20 @@ def distillation(
     that was looked at before.
     """
     if bench.distillation.way == "on_policy":
-        return _on_policy(bench, rung, standing)
+        return _on_policy(bench, rung, standing, found)
     found = found or gather_taught(bench, rung, standing, earlier)
     how, template = as_set(bench), load_template(bench.base)
     shown, demos = demonstrations(bench, bench.demonstrations())
     start, mixed = how.begins(bench, standing), [*demos, *how.mixed_back(earlier)]
 
     def imitate(name: str, of: Gathered, teacher: str = "", token_budget: int | None = None) -> Attempt:
-        rows, selection = build_rows(merge([shown, of.selection]), [*mixed, *of.survivors], template, bench.training.max_length)
+        trains = (*mixed, *of.survivors)
+        rows, selection = build_rows(merge([shown, of.selection]), trains, template, bench.training.max_length)
         if (kept := set(of.selection.kept)) and not kept & set(selection.kept):
             why = ", ".join(sorted({item.reason for item in selection.left_out if item.key in kept}))
             raise Refused(f"none of the {len(kept)} tries that are kept can be a row of the student's: {why}")
         model, report = bench.train(name, start, rows, selection, token_budget=token_budget, teacher=teacher)
-        return Attempt(Prompted(model), selection, report, of.pool, survivors=of.survivors)
+        return Attempt(Prompted(model), selection, report, of.pool, survivors=of.survivors, trains=trains)
 
     if bench.teacher is not None and not bench.teacher.itself:  # else it read what the student will read
         found = replace(found, survivors=tuple((source, as_read(one, template)) for source, one in found.survivors))
@@ -91,13 +92,21 @@ def uncontrolled(teacher: Teacher | None, how: Distillation) -> str:
 
 
 def gather_taught(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Sourced] = ()) -> Gathered:
-    """The teacher's judged tries of every training task, and what is kept of them beside ``earlier`` survivors."""
-    return keep(bench, _teach(bench, rung, standing), standing, earlier, "taught")
+    """The teacher's judged tries of every training task, and what is kept of them beside ``earlier`` survivors; in ``on_policy`` one a task, beside none."""
+    pool = _teach(bench, rung, standing)
+    if bench.distillation.way == "on_policy":
+        return keep(bench, pool, standing, (), "taught", msgspec.structs.replace(bench.selection, weighting="log_pass_rate"))
+    return keep(bench, pool, standing, earlier, "taught")
 
 
 def _teach(bench: Bench, rung: str, standing: Prompted) -> Pool:
     teacher, cast = bench.teacher_of(standing)
     return bench.sample(f"{rung}/sampling", teacher, bench.tasks.split("train").tasks, bench.teaching, cast=cast)
+
+
+def copies_tries(how: Distillation) -> bool:
+    """Whether tries of the teacher train at all: in ``on_policy`` only where it is not the student alone that answers."""
+    return how.way == "trajectories" or how.on_policy.lmbda < 1
 
 
 def as_read(trajectory: Trajectory, template: Template) -> Trajectory:
@@ -116,14 +125,14 @@ def as_read(trajectory: Trajectory, template: Template) -> Trajectory:
     return trajectory if asked is not None and asked == trajectory.turns[0].prompt else without_ids(trajectory)
 
 
-def _on_policy(bench: Bench, rung: str, standing: Prompted) -> Attempt:
+def _on_policy(bench: Bench, rung: str, standing: Prompted, found: Gathered | None) -> Attempt:
     """The student samples, and one model whose weights are here scores its tokens. See ``check_way``."""
     teacher, _ = bench.teacher_of(standing)
     check_way(bench, standing)
     prompts = openings(bench.tasks.split("train"))
-    if bench.distillation.on_policy.lmbda < 1:
-        shown = _teach(bench, rung, standing)
-        said = {key.task: shown.trajectories[key].messages[-1].content for key in reversed(shown.wanted) if shown.verdicts[key]}
+    if copies_tries(bench.distillation):
+        found = found or gather_taught(bench, rung, standing)
+        said = {key.task: one.messages[-1].content for key, one in found.tries.items()}
         prompts = tuple(msgspec.structs.replace(prompt, answer=said.get(prompt.key, "")) for prompt in prompts)
     model, report = bench.train_on_policy(rung, as_set(bench).begins(bench, standing), teacher.model, prompts)
     return Attempt(Prompted(model), training=report)

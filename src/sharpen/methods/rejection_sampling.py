@@ -24,7 +24,7 @@ from sharpen.methods.sft import demonstrations
 from sharpen.pairs import NO_PAIR, pair, preferred
 from sharpen.records import Model, SampleKey, Selection, Trajectory
 from sharpen.sampling import Pool, SamplingSettings
-from sharpen.selection import build_rows, ignore_verdicts, merge, select
+from sharpen.selection import SelectionSettings, build_rows, ignore_verdicts, merge, select
 from sharpen.store.rungs import CONTROL
 
 
@@ -91,9 +91,10 @@ def rejection_sampling(
     start, mixed = how.begins(bench, standing), [*demos, *how.mixed_back(earlier)]
 
     def imitate(name: str, chosen: Selection, own: Sequence[Sourced], token_budget: int | None = None) -> Attempt:
-        rows, selection = build_rows(merge([taught, chosen]), [*mixed, *own], load_template(bench.base), bench.training.max_length)
+        trains = (*mixed, *own)
+        rows, selection = build_rows(merge([taught, chosen]), trains, load_template(bench.base), bench.training.max_length)
         model, report = bench.train(name, start, rows, selection, token_budget=token_budget)
-        return Attempt(Prompted(model), selection, report, found.pool, survivors=tuple(own))
+        return Attempt(Prompted(model), selection, report, found.pool, survivors=tuple(own), trains=trains)
 
     attempt = imitate(rung, found.selection, found.survivors)
     if not control or attempt.training is None:
@@ -125,9 +126,11 @@ def gather(bench: Bench, rung: str, standing: Prompted, earlier: Sequence[Source
     return Gathered(pool, merge([own.selection, more.selection]), (*own.survivors, *more.survivors), tries)
 
 
-def keep(bench: Bench, pool: Pool, standing: Prompted, earlier: Sequence[Sourced], source: str = "sampled") -> Gathered:
-    """What the bench's selection keeps of ``pool``, tries from ``source``, beside ``earlier`` survivors."""
-    chosen = select(pool, bench.selection, bench.seed, _solutions(earlier))
+def keep(
+    bench: Bench, pool: Pool, standing: Prompted, earlier: Sequence[Sourced], source: str = "sampled", how: SelectionSettings | None = None
+) -> Gathered:
+    """What the bench's selection, or ``how``, keeps of ``pool``, tries from ``source``, beside ``earlier`` survivors."""
+    chosen = select(pool, how or bench.selection, bench.seed, _solutions(earlier))
     return Gathered(pool, chosen, _sourced(pool, chosen, standing, source), {key: pool.trajectories[key] for key in chosen.kept})
 
 
@@ -145,7 +148,7 @@ def _prefer(bench: Bench, rung: str, standing: Prompted, found: Gathered) -> Att
     model, report = bench.prefer(rung, standing.model, pairs, pairing, selection)
     chosen = set(selection.kept)
     survivors = tuple(one for one in found.survivors if one[1].key in chosen)
-    return Attempt(Prompted(model), selection, report, found.pool, survivors=survivors)
+    return Attempt(Prompted(model), selection, report, found.pool, survivors=survivors, trains=survivors)
 
 
 def _solutions(earlier: Sequence[Sourced]) -> frozenset[tuple[str, tuple[str, ...]]]:

@@ -25,7 +25,9 @@ from sharpen.records import (
     Distilled,
     Diversity,
     Evaluation,
+    FaultRate,
     Faults,
+    Filtered,
     Gain,
     Interval,
     Pairing,
@@ -57,8 +59,8 @@ class RungView(Record, frozen=True, kw_only=True):
     became of an adaptive one. ``sampling`` is what making tries to train on cost, which gave ``kept`` trajectories and ``newly_solved`` tasks, that no
     rung before had solved; ``taken`` are tries that a rung before it had made and paid. ``purity`` is by labels on what a rung
     that samples would keep. ``teacher`` is how good a rung's teacher is on dev, ``distilled`` what became of copying it, ``transfer`` and ``faults`` how
-    it went about tasks, and failed, beside its teacher, ``diversity`` what it did to how many ways there are. ``pairing`` is
-    what it learnt to prefer, where it learnt from fails too."""
+    it went about tasks, and failed, beside its teacher or demonstrators, ``filtered`` what leaving known faults out came to, ``diversity`` what it did to how
+    many ways there are. ``pairing`` is what it learnt to prefer, where it learnt from fails too."""
 
     name: str
     method: str
@@ -87,6 +89,7 @@ class RungView(Record, frozen=True, kw_only=True):
     distilled: Distilled | None = None
     transfer: Transfer | None = None
     faults: Faults | None = None
+    filtered: Filtered | None = None
     diversity: Diversity | None = None
     pairing: Pairing | None = None
     samples: tuple[SampleView, ...] = ()
@@ -139,6 +142,7 @@ def _page() -> Template:
         "copied": copied,
         "takes": takes,
         "facets": facets,
+        "became": became,
         "level": level_text,
     }
     return environment.get_template("page.html.j2")
@@ -261,6 +265,16 @@ def _said(change: Change) -> tuple[str, str]:
     if too_lossy(change):
         return "worse", "lost"
     return ("", "less, as much as is let pass") if d.high < 0 else ("keep", "more") if d.low > 0 else ("", "not surely changed")
+
+
+def became(row: FaultRate) -> tuple[str, str]:
+    """What became of a fault that was left out of training, in a tag's class and in words."""
+    if not any(row.shares[role].value > 0 for role in ("before", "after")):
+        return "", "never seen in the student"
+    change = row.change
+    if math.isnan(change.low):
+        return "", "too few families to tell"
+    return ("keep", "surely less") if change.high < 0 else ("worse", "surely more") if change.low > 0 else ("", "not surely changed")
 
 
 def beside(agents: Sequence[Behaviour]) -> list[tuple[str, list[str]]]:
@@ -480,8 +494,8 @@ def plot(rungs: tuple[RungView, ...]) -> Plot:
 
 
 def _teachers(rungs: tuple[RungView, ...]) -> dict[str, Interval]:
-    """The pass rate of every teacher that was measured on its student's tasks."""
-    found = [rung.transfer for rung in rungs if rung.transfer and rung.transfer.gain.printed.n]
+    """The pass rate of every teacher that was measured on its student's dev tasks."""
+    found = [rung.transfer for rung in rungs if rung.transfer and rung.transfer.gain.printed.n and rung.transfer.trained is None]
     return {one.teacher.agent: one.teacher.pass_rate for one in found if not math.isnan(one.teacher.pass_rate.value)}
 
 

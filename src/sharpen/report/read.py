@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sharpen.audit import AUDIT
-from sharpen.behaviour import DESCRIBED, FAULTY
+from sharpen.behaviour import DESCRIBED, FAULTY, FILTERED
 from sharpen.chat.load import load_template
 from sharpen.chat.masks import pieces
 from sharpen.diversity import WRITTEN
@@ -28,6 +28,7 @@ from sharpen.records import (
     Diversity,
     Evaluation,
     Faults,
+    Filtered,
     Pairing,
     RoundPurity,
     Row,
@@ -150,6 +151,7 @@ def _rung(path: Path, folder: Path, samples: int) -> RungView:
         budget=waves.says if waves is not None else "",
         transfer=read_if_there(path / DESCRIBED, Transfer),
         faults=read_if_there(path / FAULTY, Faults),
+        filtered=read_if_there(path / FILTERED, Filtered),
         diversity=read_if_there(path / WRITTEN, Diversity),
         purity=round_.purity if (round_ := read_if_there(path / "purity.json", RoundPurity)) is not None else None,
         teacher=read_if_there(path / "teacher.json", Evaluation),

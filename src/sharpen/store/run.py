@@ -32,6 +32,7 @@ CONCLUSIONS = (
     "diversity.json",
     "behaviour.json",
     "faults.json",
+    "filtered.json",
     "advice.json",
     "checks.json",
     "rl",

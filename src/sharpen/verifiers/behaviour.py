@@ -31,6 +31,10 @@ class Rules(Record, frozen=True, kw_only=True):
 
     def broken(self, trajectory: Trajectory) -> str:
         """The first rule that the try breaks, in words that can be counted; "" where it keeps to all."""
+        return next((rule for rule, broken in self.each(trajectory).items() if broken), "")
+
+    def each(self, trajectory: Trajectory) -> dict[str, bool]:
+        """Whether the try breaks each rule that is set, by the rule in words."""
         done = acts(trajectory)
         said = turns(trajectory)
         rules = (
@@ -41,7 +45,7 @@ class Rules(Record, frozen=True, kw_only=True):
             ("an act that went wrong", self.errors, sum(bool(act.trouble) for act in done)),
             ("a turn", self.turns, len(said)),
         )
-        return next((f"{what}, more than {most} times" for what, most, many in rules if most is not None and many > most), "")
+        return {f"{what}, more than {most} times": many > most for what, most, many in rules if most is not None}
 
 
 class Behaved(Rules, frozen=True, kw_only=True, tag_field="verifier", tag="behaviour"):

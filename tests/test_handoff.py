@@ -36,7 +36,7 @@ from sharpen.environments.load import load_environment
 from sharpen.environments.object import Object
 from sharpen.environments.tools import Functions, ToolProblem
 from sharpen.errors import ModelError, PolicyError, Refused, RunError, SettingsError, Stopped, TooManyErrors
-from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over
+from sharpen.handoff.folder import KINDS, Counted, Given, choose, given, hand_over, try_to_hand_over
 from sharpen.handoff.grpo import Scores, _Played, _reward, _rewards, parts
 from sharpen.handoff.justify import Headroom, justify
 from sharpen.handoff.taskset import play, rows
@@ -60,12 +60,14 @@ from sharpen.records import (
     Verdict,
 )
 from sharpen.report.page import RungView
+from sharpen.report.read import read_run
 from sharpen.run import climb
 from sharpen.settings import load_settings
 from sharpen.stats import pass_interval
 from sharpen.store.files import read_json, write_json
 from sharpen.store.run import Run
 from sharpen.store.segments import Segments
+from sharpen.tasks.load import load_tasks
 from sharpen.verifiers.judge import LLMJudge
 from sharpen.verifiers.run import judge
 from test_choose import GOAL, PLATEAU, SAMPLED, WORKED, round_
@@ -210,7 +212,7 @@ def test_weights_that_are_gone_are_not_handed_over_as_another_models(run: Path) 
 def test_a_run_half_done_is_handed_over_as_far_as_it_is_and_says_so(run: Path) -> None:
     (run / "rungs" / "003-rejection-sampling" / "decision.json").unlink()
     handoff = hand_over(run)
-    assert "the run has not ended: rejection-sampling was not tried" in handoff.limits
+    assert "the run has not ended; still to try: rejection-sampling" in handoff.limits
     assert handoff.start.rung in ("000-base", "001-few-shot", "002-sft")
     for path in (run / "rungs").glob("*/evaluation.json"):
         path.unlink()
@@ -257,11 +259,41 @@ def test_the_tasks_can_be_split_by_the_model_that_is_handed_over(run: Path, monk
     assert hand_over(run, measure=True) == hand_over(run) == measured
 
 
+def test_nothing_is_measured_that_the_run_has(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handoff = hand_over(run)
+    rung = run / "rungs" / "003-rejection-sampling" / "sampling" / "stage.json"
+    manifest = json.loads(rung.read_text())
+    manifest["inputs"]["agent"] = given(run / "rl").prompted.fingerprint  # as where the last round was rolled back
+    rung.write_text(json.dumps(manifest))
+    monkeypatch.setattr(ScriptedPolicy, "complete", None)
+    assert hand_over(run, measure=True).headroom.by == "" and not list((run / "rl").glob("*/sampling"))
+    assert handoff.tasks == hand_over(run).tasks
+
+
+@pytest.mark.parametrize("harm", ["no agent", "no verdicts", "a verdict less"])
+def test_a_measurement_that_is_damaged_is_done_without(harm: str, run: Path) -> None:
+    shutil.rmtree(run / "rungs" / "003-rejection-sampling" / "sampling")
+    place = run / "rl" / hand_over(run, measure=True).start.rung / "sampling"
+    [verdicts] = [path for path in (place / "verdicts").iterdir() if path.stat().st_size]
+    if harm == "no agent":
+        (place / "stage.json").write_text('{"stage":"x","inputs":{},"settings":"s","outputs":{},"seconds":1}')
+    elif harm == "no verdicts":
+        verdicts.unlink()
+    else:
+        verdicts.write_bytes(b"".join(verdicts.read_bytes().splitlines(keepends=True)[1:]))
+    handoff = hand_over(run)
+    assert handoff.tasks["unmeasured"] == TRAIN and "sharpen handoff --measure makes them" in handoff.limits[-1]
+    (place / "stage.json").write_text("garbage")
+    assert read_run(run).rungs and try_to_hand_over(run, load_tasks(load_settings(run / "run.yaml", {}).tasks)).startswith(
+        "rl:    not written"
+    )
+
+
 def test_measuring_stops_at_a_cap_and_leaves_the_hand_over_as_it_was(run: Path) -> None:
     Run(run).note({"event": "asked", "goal": None, "spending": {"max_calls": 1}})
     before = (run / "rl" / "handoff.json").read_bytes()
     shutil.rmtree(run / "rungs" / "003-rejection-sampling" / "sampling")
-    with pytest.raises(Stopped, match="max_calls"):
+    with pytest.raises(Stopped, match=r"max_calls.*those that sharpen run was last given"):
         hand_over(run, measure=True)
     assert (run / "rl" / "handoff.json").read_bytes() == before
 

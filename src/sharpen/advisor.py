@@ -981,7 +981,7 @@ def _others_first(case: Case) -> Reason | None:
     else:
         options = [option for option in case.said if option.action in first]
     left = [option.action for option in options if option.standing in ("advised", "open")]
-    return _when(bool(left), "supervision has not plateaued", f"left to try or to settle: {', '.join(left)}", "none")
+    return _when(bool(left), "supervision has not plateaued", f"left to try or to settle: {', '.join(left)}", "nothing left")
 
 
 def _no_plateau(case: Case) -> Reason | None:

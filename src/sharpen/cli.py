@@ -267,7 +267,8 @@ def make_parser() -> argparse.ArgumentParser:
     handed.add_argument(
         "--measure",
         action="store_true",
-        help="first make sampling.n tries of every train task by the model that is handed over, and split the tasks by them",
+        help="split the tasks by tries of the model that is handed over: where it has made none, sampling.n of every train task are made first, under the "
+        "run's caps",
     )
 
     report = verb(

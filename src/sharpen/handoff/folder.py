@@ -33,7 +33,7 @@ from sharpen.advisor import purity_line
 from sharpen.agents.base import with_shots
 from sharpen.audit import AUDIT
 from sharpen.budget import Uniform
-from sharpen.errors import ModelError, RunError, SharpenError
+from sharpen.errors import ModelError, RunError, SharpenError, Stopped
 from sharpen.handoff.justify import Headroom, Justification, justify
 from sharpen.measurements import Found, as_last_wanted, measured, open_bench
 from sharpen.methods.base import Prompted, required
@@ -176,7 +176,7 @@ def hand_over(folder: Path, tasks: TaskSet | None = None, *, measure: bool = Fal
     """Write ``rl/`` into the run in ``folder``. What lies there under other names stays. ``tasks`` saves loading the run's own again.
 
     ``measure`` first makes ``sampling.n`` tries of every train task by the model that is handed over, as RL will play them: single ones, in the tasks' own
-    environment, without waves. Those that were made are not made again.
+    environment, without waves. Where the run has such tries of it, none are made.
     RunError where there is no run, another process works on it, or none of its rungs has been evaluated. Stopped where ``measure`` reaches a cap.
     """
     view = read_run(folder, samples=0)
@@ -192,7 +192,7 @@ def hand_over(folder: Path, tasks: TaskSet | None = None, *, measure: bool = Fal
         if not evaluated:
             raise RunError(f"no rung of {folder} has been evaluated, so there is no model to hand over; let sharpen run go on first")
         if missing := [m for m in dict.fromkeys(settings.ladder.rungs) if m.replace("-", " ") not in {rung.method for rung in view.rungs}]:
-            limits.append(f"the run has not ended: {', '.join(missing)} was not tried")
+            limits.append(f"the run has not ended; still to try: {', '.join(missing)}")
         chosen, candidates, k = choose(evaluated, settings.seed)
         model = proposals[chosen.name]
         if any(rung.dev is not None and rung.dev.played for rung in evaluated):
@@ -212,9 +212,11 @@ def hand_over(folder: Path, tasks: TaskSet | None = None, *, measure: bool = Fal
             why=_why(chosen.name, candidates, k),
         )
         own = f"{FOLDER}/{chosen.name}/sampling"
-        if measure:
-            _measure(run, settings, tasks, model, own)
         made = _of(folder / own, model) or _measured(folder, view.rungs, model, proposals)
+        single = settings.agent is None and settings.harness is None
+        if measure and (made is None or made.by or not (single or made.rung == FOLDER)):
+            _measure(run, settings, tasks, model, own)
+            made = _of(folder / own, model)
         counted = [_counted(task, made) for task in tasks.split("train").tasks]
         verifier = _vouched(folder, tasks, view.rungs, view.banners)
         assert chosen.dev is not None
@@ -224,6 +226,8 @@ def hand_over(folder: Path, tasks: TaskSet | None = None, *, measure: bool = Fal
                 f"the tasks are split by tries of {made.by}, made in {made.rung}: the model of {chosen.name} has made none at them; "
                 "sharpen handoff --measure makes them"
             )
+        if made is None:
+            limits.append("no model has made tries at the train tasks, so none is known to be mixed; sharpen handoff --measure makes them")
         handoff = Handoff(
             run=view.name,
             project=os.path.relpath(Path.cwd(), folder),
@@ -355,13 +359,18 @@ def _measure(run: Run, settings: RunSettings, tasks: TaskSet, model: Prompted, s
     settings = replace(settings, agent=None, harness=None, sampling=replace(settings.sampling, budget=Uniform()))
     base = load_model(settings.model, settings.template)
     with Live() as live, loop.interruptible(live.say) as asked, open_bench(settings, run, tasks, base, live, asked) as bench:
-        bench.sample(stage, model, tasks.split("train").tasks, bench.sampling)
+        try:
+            bench.sample(stage, model, tasks.split("train").tasks, bench.sampling)
+        except Stopped as stopped:
+            raise Stopped(f"{stopped} (the caps are those that sharpen run was last given)", asked=stopped.asked) from stopped
 
 
 def _of(place: Path, model: Prompted) -> _Measured | None:
-    """The tries that ``model`` made in the stage ``place`` for the hand-over alone. None where they are not there, or another's."""
+    """The tries that ``model`` made in the stage ``place`` for the hand-over alone. None where they are not there as they were written, or another's."""
     manifest = read_if_there(place / MANIFEST, Manifest)
-    if manifest is None or manifest.inputs["agent"] != model.fingerprint:
+    if manifest is None or manifest.inputs.get("agent") != model.fingerprint:
+        return None
+    if any(not (place / name).exists() or file_digest(place / name) != sha for name, sha in manifest.outputs.items()):
         return None
     return _Measured.read(place, FOLDER, "", model.shots, manifest)
 

@@ -70,7 +70,8 @@ def read_run(folder: Path, samples: int = 4) -> RunView:
             solved |= now
     kept = [rung.name for rung in rungs if not rung.control and rung.decision and rung.decision.outcome in ("baseline", "keep")]
     rungs = [msgspec.structs.replace(rung, shipped=bool(kept) and rung.name == kept[-1]) for rung in rungs]
-    stages = [stage for one in folder.rglob(MANIFEST) if (stage := read_if_there(one, Manifest))]
+    places = (one for room in ("demonstrations", "rungs") for one in (folder / room).rglob(MANIFEST))
+    stages = [stage for one in places if (stage := read_if_there(one, Manifest))]
     bill = read_if_there(folder / SPENT, Bill) or Bill()
     training = sum(stage.inside_s for stage in stages if stage.trained_tokens)
     sampling = sum(stage.inside_s for stage in stages if not stage.trained_tokens)

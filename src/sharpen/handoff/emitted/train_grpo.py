@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from sharpen.errors import SharpenError, Stopped
+from sharpen.errors import CapError, SharpenError, Stopped
 from sharpen.handoff.grpo import parts
 from sharpen.training.worker import precision
 
@@ -65,8 +65,11 @@ def main() -> None:
     )
     try:
         trainer.train()
-    except (KeyboardInterrupt, Stopped) as early:  # Stopped: a cap of the run's settings, which a judge that is paid for keeps to
-        print(f"ended after {trainer.state.global_step} updates: {str(early) or 'interrupted'}")
+    except (KeyboardInterrupt, Stopped, CapError) as early:  # a judge that is paid for keeps to the caps of the run's settings
+        why = str(early).partition(";")[0] or "interrupted"
+        print(f"ended after {trainer.state.global_step} updates: {why}; given again, it begins from the start")
+        if not trainer.state.global_step:
+            sys.exit("nothing was trained, so nothing is saved")
     print(f"model: {given.save(trainer)}")
     print(f"curve: {given.scores.out / 'curve.svg'}")
 

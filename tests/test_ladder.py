@@ -27,6 +27,15 @@ def results(folder: Path) -> dict[str, object]:
     return found
 
 
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(ended: Ended) -> None:
+    older = (ended.folder / "run.yaml").read_text()
+    assert older.count("  demo_tries: 1\n") == 1
+    (ended.folder / "run.yaml").write_text(older.replace("  demo_tries: 1\n", ""))
+    climb(load_settings(ended.settings, {}), ended.runs)
+    with pytest.raises(RunError, match=r"other settings(.|\n)*\+  demo_tries: 0"):
+        climb(load_settings(ended.settings, {"ladder.demo_tries": "0"}), ended.runs)
+
+
 def test_the_ladder_keeps_what_is_better_and_shows_what_the_verifier_was_worth(climbed: Ended) -> None:
     view = read_run(climbed.folder)
     by_name = {rung.name: rung for rung in view.rungs}

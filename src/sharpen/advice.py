@@ -32,7 +32,7 @@ from sharpen.records import (
 )
 from sharpen.report.live import Live
 from sharpen.report.page import count as many
-from sharpen.settings import RunSettings, to_yaml
+from sharpen.settings import RunSettings, resolved, to_yaml
 from sharpen.store.files import write_json
 from sharpen.store.run import Run
 from sharpen.store.rungs import RungName
@@ -127,7 +127,7 @@ def _look(
     settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, found: Found, share: tuple[int, int]
 ) -> tuple[Measurements, tuple[int, int]]:
     """What is there and, where nothing is, tries of so many dev and training tasks; with the calls and tokens that they took."""
-    run = Run.open(folder, to_yaml(settings))
+    run = Run.open(folder, to_yaml(settings), resolved)
     # Its waves are planned by what they bring: only the tries that are fixed beforehand tell how often the model succeeds.
     uniform = replace(settings, sampling=replace(settings.sampling, budget=Uniform()))
     try:

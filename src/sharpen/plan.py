@@ -37,7 +37,7 @@ from sharpen.policies.prices import FREE, Price, price_of
 from sharpen.records import Model, Spent, Trajectory, Verdict
 from sharpen.report.live import Live
 from sharpen.report.page import count, dollars, minutes
-from sharpen.settings import RunSettings, to_yaml
+from sharpen.settings import RunSettings, resolved, to_yaml
 from sharpen.store.files import read_if_there
 from sharpen.store.run import MANIFEST, Manifest, Run
 from sharpen.store.rungs import BASE, CONTROL, RungName
@@ -388,7 +388,7 @@ def _measured(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path,
 
 def _make(settings: RunSettings, tasks: TaskSet, model: Model, folder: Path, measure: int, judged: bool) -> float:
     """One try, which opens the engine, and then ``measure`` more at once: how many tokens these sample a second."""
-    run = Run.open(folder, to_yaml(settings))
+    run = Run.open(folder, to_yaml(settings), resolved)
     try:
         with Live() as live, loop.interruptible(live.say) as asked, open_bench(settings, run, tasks, model, live, asked) as bench:
             dev = tasks.split("dev").tasks

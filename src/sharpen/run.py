@@ -28,7 +28,7 @@ from sharpen.report.live import Live
 from sharpen.report.page import bought, paid
 from sharpen.report.read import read_run, write_page
 from sharpen.report.terminal import distillation_table, diversity_table, ladder_table
-from sharpen.settings import RunSettings, load_settings, to_yaml
+from sharpen.settings import RunSettings, load_settings, resolved, to_yaml
 from sharpen.store.run import ENDED, SETTINGS, Run, existing, fork
 from sharpen.tasks.base import TaskSet
 from sharpen.tasks.load import load_tasks
@@ -47,7 +47,7 @@ def climb(settings: RunSettings, runs: Path, fork_to: str | None = None, *, trus
         settings = replace(settings, name=fork_to)
         fork(folder, runs / fork_to, to_yaml(settings))
         folder = runs / fork_to
-    run = Run.open(folder, to_yaml(settings))
+    run = Run.open(folder, to_yaml(settings), resolved)
     started = time.monotonic()
     try:
         with Live() as live, loop.interruptible(live.say) as asked:

@@ -188,6 +188,14 @@ def to_yaml(settings: RunSettings) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
+def resolved(text: str) -> str:
+    """``to_yaml`` of settings that an earlier version wrote, with the defaults of what it did not know. The text itself where this one cannot read it."""
+    try:
+        return to_yaml(convert(yaml.safe_load(text), ""))
+    except (SettingsError, yaml.YAMLError):
+        return text
+
+
 def known_keys() -> dict[str, str]:
     """Every dotted key with its type and default, for ``sharpen run --help``."""
     return dict(_keys(RunSettings, ""))

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,8 +70,9 @@ class Run:
         self._lock: int | None = None
 
     @classmethod
-    def open(cls, folder: Path, settings: str) -> Run:
-        """Lock the folder; make it, or see that it was made with the same resolved ``settings`` (YAML text).
+    def open(cls, folder: Path, settings: str, resolve: Callable[[str], str] = str) -> Run:
+        """Lock the folder; make it, or see that it was made with the same resolved ``settings`` (YAML text). ``resolve`` adds what settings that an earlier
+        version wrote do not hold yet.
 
         RunError where another process holds it, or where the settings differ: the message carries the diff. Where no stage was ever
         finished, as after a mistake in the settings, the new ones take their place.
@@ -87,7 +88,7 @@ class Run:
                 if known is None and (folder / "rungs").exists():
                     raise RunError(f"{folder} holds rungs but no {SETTINGS}; restore that file, or choose another --name")
                 write_atomic(folder / SETTINGS, settings.encode())
-            elif known != settings:
+            elif known != settings and (known := resolve(known)) != settings:
                 diff = [
                     line
                     for line in difflib.unified_diff(known.splitlines(), settings.splitlines(), "the run", "now", n=0, lineterm="")

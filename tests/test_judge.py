@@ -184,6 +184,7 @@ def test_a_code_that_was_seen_before_opens_nothing() -> None:
         assert code != before
 
 
+@pytest.mark.real
 def test_no_control_token_comes_of_what_is_judged() -> None:
     """With a real tokenizer: as many of them as with an answer that holds no name of one, and as many names left over for a server as none."""
     pytest.importorskip("transformers")

@@ -63,6 +63,7 @@ async def told():
 """
 
 
+@pytest.mark.real
 async def test_games_are_the_same_in_every_process(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONHASHSEED": "12345", "SHARPEN_CACHE": str(tmp_path)}
     code = FINGERPRINT + "print(asyncio.run(told()))"

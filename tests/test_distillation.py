@@ -473,12 +473,17 @@ def test_on_policy_cannot_train_what_is_no_local_model_and_says_so_before_the_te
     assert not list((tmp_path / "runs").rglob("teacher"))
 
 
-def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def unaudited() -> dict[str, Any]:
+    """Sums in the working directory, judged by a function that nobody vouches for."""
     Path("v.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
     rows = [{"prompt": f"Calculate {n} + {m}.", "reference": str(n + m)} for n in range(8) for m in range(8)]
     Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
+    return {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
+
+
+def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = unaudited()
     path = settings_of(tmp_path, tasks=source)
     flags = ["distil", str(path), "--teacher", "best-of-8", "--name", "mine"]
     assert main(flags) == EXIT_REFUSED
@@ -492,10 +497,7 @@ def test_what_a_verifier_keeps_that_nobody_audited_does_not_teach(tmp_path: Path
 
 def test_the_teachers_own_answers_that_on_policy_mixes_in_go_through_the_same_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("v.py").write_text("def verify(answer, reference):\n    return answer.strip() == reference\n")
-    rows = [{"prompt": f"Calculate {n} + {m}.", "reference": str(n + m)} for n in range(8) for m in range(8)]
-    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"source": "jsonl", "path": "tasks.jsonl", "verifier": "v.py:verify", "splits": {"train": 32, "dev": 24}, "max_overlap": 1}
+    source = unaudited()
     scripted_model(tmp_path / "owl", skill=0.95, name="owl")
     how = {"way": "on_policy", "on_policy": {"lmbda": 0.5}}
     climb(taught(tmp_path, teacher=str(tmp_path / "owl"), terms=TERMS, distillation=how, tasks=source), tmp_path / "runs")

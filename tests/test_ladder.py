@@ -36,6 +36,13 @@ def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(ended: Ended) -> No
         climb(load_settings(ended.settings, {"ladder.demo_tries": "0"}), ended.runs)
 
 
+@pytest.mark.parametrize("text", ["", "garbage", "- a list\n", "a: [", "name: 3\n"])
+def test_settings_of_a_run_that_cannot_be_read_are_other_settings(text: str, ended: Ended) -> None:
+    (ended.folder / "run.yaml").write_text(text)
+    with pytest.raises(RunError, match="was made with other settings"):
+        climb(load_settings(ended.settings, {}), ended.runs)
+
+
 def test_the_ladder_keeps_what_is_better_and_shows_what_the_verifier_was_worth(climbed: Ended) -> None:
     view = read_run(climbed.folder)
     by_name = {rung.name: rung for rung in view.rungs}

@@ -602,14 +602,17 @@ def kept_out(rules: Rules, tries: Mapping[str, Iterable[Trajectory]], families: 
             for rule, broken in rules.each(one).items() if one.stop not in ("error", "cancelled") else ():
                 found[rule][role][one.key.task].append(broken)
 
+    def family(task: str) -> str:
+        return families.get(task, task)
+
     def rate(rule: str) -> FaultRate:
         shares = {role: {task: sum(hits) / len(hits) for task, hits in found[rule][role].items()} for role in tries}
         before, after = shares["before"], shares["after"]
         change = {task: after[task] - before[task] for task in after if task in before}
         return FaultRate(
             fault=rule,
-            shares={role: _by_family(by_task, lambda task: families.get(task, task), seed) for role, by_task in shares.items()},
-            change=_by_family(change, lambda task: families.get(task, task), seed, signed=True),
+            shares={role: _by_family(by_task, family, seed) for role, by_task in shares.items()},
+            change=_by_family(change, family, seed, signed=True),
         )
 
     return tuple(rate(rule) for rule in list(found))

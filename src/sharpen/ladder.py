@@ -47,6 +47,10 @@ from sharpen.verifiers.base import risks
 DEMONSTRATIONS, DEMONSTRATED = "demonstrations/quality.json", f"demonstrations/{DESCRIBED}"
 
 
+# The default rungs of settings with a teacher: its behaviour first, since rounds of one's own tries start from what stands then.
+TAUGHT: tuple[advisor.Method, ...] = ("few-shot", "sft", "distillation", "rejection-sampling", "expert-iteration")
+
+
 class LadderSettings(Record, frozen=True, kw_only=True):
     """``rungs`` in order; the bare model is always first. By default all of them, distillation only where the settings name a teacher (``TAUGHT``); each is
     refused where it would be useless. ``rounds`` bounds expert iteration; ``control`` puts a control beside rejection sampling, and beside distillation
@@ -73,7 +77,7 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     ``trust_unaudited_verifier`` goes on without, and everything made from there on says so.
     """
 
-    rungs: tuple[advisor.Method, ...] = ("few-shot", "sft", "rejection-sampling", "expert-iteration")
+    rungs: tuple[advisor.Method, ...] = tuple(method for method in TAUGHT if method != "distillation")
     rounds: int = 3
     control: bool = True
     retries: int = 2
@@ -139,10 +143,6 @@ class LadderSettings(Record, frozen=True, kw_only=True):
     def level(self, looks: int, passed_on: float = 0.0) -> float:
         """At which a gain is judged, at each of so many looks."""
         return 1 - self.share(passed_on) / looks
-
-
-# The default rungs of settings with a teacher: its behaviour first, since rounds of one's own tries start from what stands then.
-TAUGHT: tuple[advisor.Method, ...] = ("few-shot", "sft", "distillation", "rejection-sampling", "expert-iteration")
 
 
 class _Unvouched(Refused):

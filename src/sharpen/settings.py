@@ -191,7 +191,8 @@ def to_yaml(settings: RunSettings) -> str:
 def resolved(text: str) -> str:
     """``to_yaml`` of settings that an earlier version wrote, with the defaults of what it did not know. The text itself where this one cannot read it."""
     try:
-        return to_yaml(convert(yaml.safe_load(text), ""))
+        data = yaml.safe_load(text)
+        return to_yaml(convert(data, "")) if isinstance(data, dict) else text
     except (SettingsError, yaml.YAMLError):
         return text
 
